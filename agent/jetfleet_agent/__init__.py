@@ -1,0 +1,1 @@
+"""The device side of jetfleet: a supervisor (network, no devices) and pipelines (devices, no network)."""

@@ -1,0 +1,190 @@
+"""What supervisor and pipeline say to each other: JSON lines over a Unix socket, one pipeline process an app.
+
+The supervisor listens on ``<state>/run/supervisor.sock`` (mode 0600, peer credentials checked) and starts
+``python -m jetfleet_agent.pipeline --app APP --socket PATH``. The pipeline connects, says `Hello`, and is told what to
+run. Frames never cross this socket. Order of a swap:
+
+    Run(champion) ... Try(challenger) -> TrialResult -> Switch | Drop -> Switched
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from jetfleet_contract.bundle import ModelSpec
+from jetfleet_contract.errors import MalformedError
+from jetfleet_contract.messages import AppConfig, Message, Result, Series, Source, TrialPolicy
+from jetfleet_contract.policy import Candidate, TrialNumbers
+
+MAX_LINE_BYTES = 1 << 20
+
+
+class Model(Message, frozen=True):
+    """A verified model on disk: which bundle, which file, how to run it. `bundle` is the manifest's 64 hex digits."""
+
+    bundle: str
+    version: str
+    candidate: Candidate
+    path: str
+    spec: ModelSpec
+    threads: int = 0
+
+
+# --- supervisor -> pipeline -----------------------------------------------------------------------------------
+
+
+class Run(Message, frozen=True, tag="run"):
+    """Start, or restart from nothing, with this model, these sources, this config.
+
+    `feed` is the folder of Unix sockets for chained apps: an app with `input_from` listens on ``feed/APP.sock`` and
+    receives crops from the app that it names.
+    """
+
+    model: Model
+    config: AppConfig
+    sources: tuple[Source, ...] = ()
+    input_from: str = ""
+    feed_to: tuple[str, ...] = ()
+    feed: str = ""
+    window_s: float = 10.0
+
+
+class Configure(Message, frozen=True, tag="configure"):
+    """Change settings or sources of the running app; no model change, no trial."""
+
+    config: AppConfig
+    sources: tuple[Source, ...] = ()
+    feed_to: tuple[str, ...] = ()
+
+
+class Try(Message, frozen=True, tag="try"):
+    """Load the challenger beside the champion and run both on live frames until `policy.frames` were compared."""
+
+    model: Model
+    policy: TrialPolicy
+
+
+class Switch(Message, frozen=True, tag="switch"):
+    """Put the challenger in the champion's place between two frames; keep the old one loaded for `keep_s`."""
+
+    bundle: str
+    keep_s: float = 30.0
+
+
+class Drop(Message, frozen=True, tag="drop"):
+    """Unload the challenger; the champion never stopped."""
+
+    bundle: str
+
+
+class Back(Message, frozen=True, tag="back"):
+    """Put the previous model back, from memory while it is still loaded."""
+
+
+class Stop(Message, frozen=True, tag="stop"):
+    """Finish the frame in hand, close the sources, exit 0."""
+
+
+Order = Union[Run, Configure, Try, Switch, Drop, Back, Stop]
+
+
+# --- pipeline -> supervisor -----------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First line of a connection."""
+
+    app: str
+    pid: int
+
+
+class Running(Message, frozen=True, tag="running"):
+    """The model is loaded and its first frame has been answered (or no frame came within 5 s: `frames` is then 0)."""
+
+    bundle: str
+    candidate: str
+    provider: str = ""
+    frames: int = 0
+
+
+class TrialResult(Message, frozen=True, tag="trial"):
+    """The comparison on live frames is done, or the challenger failed to load or run (`code` is then set)."""
+
+    bundle: str
+    numbers: TrialNumbers
+    code: str = ""
+    detail: str = ""
+
+
+class Switched(Message, frozen=True, tag="switched"):
+    """The other model answers now. `gap_ms` is the time between the last result before and the first one after."""
+
+    bundle: str
+    candidate: str
+    gap_ms: float
+    frames_lost: int
+    steady_p99_gap_ms: float = 0.0
+
+
+class Window(Message, frozen=True, tag="window"):
+    """Counters and sketches since the last window."""
+
+    started: float
+    duration_s: float
+    series: tuple[Series, ...]
+    gauges: dict[str, float] = {}
+
+
+class Results(Message, frozen=True, tag="results"):
+    """Results for the MQTT sink. Bounded: the oldest are dropped, and counted as `sink`, when the socket is full."""
+
+    results: tuple[Result, ...]
+
+
+class SourceEvent(Message, frozen=True, tag="source"):
+    """A source came, went or ended; `code` is the typed cause. Never convicts a model."""
+
+    source: str
+    up: bool
+    code: str = ""
+    detail: str = ""
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """The running model failed; the process exits next. `code` is stable."""
+
+    bundle: str
+    code: str
+    detail: str
+
+
+Event = Union[Hello, Running, TrialResult, Switched, Window, Results, SourceEvent, Failed]
+
+_ENCODER = msgspec.json.Encoder()
+_ORDERS = msgspec.json.Decoder(Order)
+_EVENTS = msgspec.json.Decoder(Event)
+
+
+def to_line(message: msgspec.Struct) -> bytes:
+    """One JSON line, newline included."""
+    return _ENCODER.encode(message) + b"\n"
+
+
+def order_from(line: bytes) -> Order:
+    """Decode a line from the supervisor, or MalformedError `ipc.bad`."""
+    try:
+        return _ORDERS.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise MalformedError("ipc.bad", f"not an order: {error}") from None
+
+
+def event_from(line: bytes) -> Event:
+    """Decode a line from a pipeline, or MalformedError `ipc.bad`."""
+    if len(line) > MAX_LINE_BYTES:
+        raise MalformedError("ipc.large", f"a line of {len(line)} bytes is over the limit")
+    try:
+        return _EVENTS.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise MalformedError("ipc.bad", f"not an event: {error}") from None

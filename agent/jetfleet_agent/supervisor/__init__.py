@@ -1,0 +1,1 @@
+"""The network side: MQTT, trust, store, slots, telemetry. Touches no camera and no accelerator."""

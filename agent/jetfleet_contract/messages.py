@@ -1,0 +1,306 @@
+"""Every message between host and board, with one bounded decoder.
+
+Messages are frozen msgspec structs; unknown fields are refused in what is signed and ignored nowhere. `decode`
+gives a value or a MalformedError, never anything else. Times that travel are wall-clock seconds since 1970 (UTC).
+Signatures cover the exact bytes that travel (`Envelope.signed` stays raw), prefixed by the message's type so
+that a signed command can never pass for a deployment.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from .errors import MalformedError
+from .predictions import Detection
+from .sketch import Sketch
+
+MAX_MESSAGE_BYTES = 128 * 1024
+MAX_DEPTH = 24
+MAX_APPS = 32
+
+T = TypeVar("T")
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of what travels: frozen, no unknown fields."""
+
+
+class Instant(msgspec.Struct, frozen=True):
+    """One reading of the clocks: `mono` seconds since boot `boot_id`; `wall` seconds since 1970, trusted or not."""
+
+    mono: float
+    boot_id: str
+    wall: float
+    wall_trusted: bool
+
+
+# --- what a board should run -------------------------------------------------------------------------------
+
+
+class Source(Message, frozen=True):
+    """One camera, file or folder. `uri` has no credentials; ``local:NAME`` is looked up in the board's own config.
+
+    `fps` caps live sources and paces files (0: as fast as they come); `loop` starts a file again at its end.
+    """
+
+    name: str
+    uri: str
+    fps: float = 0.0
+    loop: bool = False
+
+
+class AppConfig(Message, frozen=True):
+    """An app's settings: signed with the deployment, versioned by itself, changed without a model trial."""
+
+    version: int = 1
+    options: dict[str, float | str | bool] = {}
+    publish_results: bool = True
+
+
+class TrialPolicy(Message, frozen=True):
+    """When a challenger may take over. Ratios are challenger over champion, measured on the same board and frames."""
+
+    frames: int = 30
+    min_agreement: float = 0.7
+    max_p99_ratio: float = 2.0
+    max_p99_ms: float = 0.0
+    probe_tolerance: float = 0.95
+    lease_s: float = 600.0
+    keep_s: float = 30.0
+
+
+class AppSpec(Message, frozen=True):
+    """One app of a deployment. `bundle` is the SHA-256 of the bundle's manifest, 64 hex digits."""
+
+    app: str
+    bundle: str
+    name: str
+    version: str
+    config: AppConfig = AppConfig()
+    sources: tuple[Source, ...] = ()
+    input_from: str = ""
+    runner: Literal["builtin", "exec"] = "builtin"
+    trial: TrialPolicy = TrialPolicy()
+
+
+class Deployment(Message, frozen=True, tag_field="type", tag="deployment"):
+    """All that one board should run. `seq` only ever grows per device; `expires` bounds replay."""
+
+    device: str
+    seq: int
+    expires: float
+    apps: tuple[AppSpec, ...]
+    rollout: str = ""
+    tags: dict[str, str] = {}
+
+
+class Command(Message, frozen=True, tag_field="type", tag="command"):
+    """A signed request to one board, answered on ``rsp/{seq}`` only."""
+
+    device: str
+    seq: int
+    expires: float
+    op: Literal["restart", "bench", "snapshot", "logs", "explain"]
+    args: dict[str, str] = {}
+
+
+# --- signatures --------------------------------------------------------------------------------------------
+
+
+class Signature(Message, frozen=True):
+    """An Ed25519 signature (RFC 8032) by key `keyid`, in hex."""
+
+    keyid: str
+    sig: str
+
+
+class Envelope(Message, frozen=True):
+    """A signed message. `signed` is kept as the exact JSON that travelled."""
+
+    type: str
+    signed: msgspec.Raw
+    signatures: tuple[Signature, ...]
+
+
+def signed_bytes(kind: str, body: bytes) -> bytes:
+    """What a signature covers: type and length first (as DSSE's pre-authentication encoding does)."""
+    return b"jetfleet/1 %d %s %d %s" % (len(kind), kind.encode(), len(body), body)
+
+
+# --- what a board says -------------------------------------------------------------------------------------
+
+
+class BackendInfo(Message, frozen=True):
+    """A runtime on a board: its version when usable, else the reason why not. `precisions` is what it can execute in."""
+
+    name: str
+    version: str = ""
+    missing: str = ""
+    precisions: tuple[str, ...] = ()
+
+
+class Capability(Message, frozen=True):
+    """What a board can do. `simulated` names the board file that was put over the real machine, for laptops."""
+
+    board: str
+    device_class: str
+    arch: str
+    cpu: str = ""
+    isa: tuple[str, ...] = ()
+    cores: int = 1
+    memory_mb: int = 0
+    backends: tuple[BackendInfo, ...] = ()
+    simulated: bool = False
+
+
+class AppState(Message, frozen=True):
+    """What one app runs now."""
+
+    app: str
+    bundle: str = ""
+    name: str = ""
+    version: str = ""
+    candidate: str = ""
+    phase: str = ""
+    reason: str = ""
+
+
+class Birth(Message, frozen=True):
+    """Retained inventory, device-signed. `key` is the board's Ed25519 public key in hex; `session` grows with every start."""
+
+    device: str
+    session: int
+    agent_version: str
+    contract: int
+    key: str
+    capability: Capability
+    apps: tuple[AppState, ...] = ()
+    seq: int = 0
+
+
+class DeviceState(Message, frozen=True):
+    """Retained online mark, and its own Will. A Will of an older session than the last birth is ignored."""
+
+    device: str
+    online: bool
+    session: int
+
+
+class Report(Message, frozen=True):
+    """Progress or outcome of one app's update, device-signed, repeated until acknowledged.
+
+    `phase` is the slot machine's; `outcome` is empty while under way. `code` is an error's stable code.
+    `metrics`: agreement, probe_agreement, champion_p99_ms, challenger_p99_ms, frames_lost, gap_ms, bytes ...
+    """
+
+    device: str
+    id: int
+    seq: int
+    app: str
+    at: float
+    phase: str
+    bundle: str = ""
+    version: str = ""
+    from_version: str = ""
+    outcome: Literal["", "committed", "refused", "rolled_back", "failed"] = ""
+    code: str = ""
+    detail: str = ""
+    candidate: str = ""
+    metrics: dict[str, float] = {}
+    rollout: str = ""
+
+
+class Ack(Message, frozen=True):
+    """The host has stored report `id` of this device."""
+
+    id: int
+
+
+class Series(Message, frozen=True):
+    """One (app, bundle, variant, source)'s part of a telemetry window.
+
+    `stages` are sketches in milliseconds: wait, capture, pre, infer, decode, sink, total (capture end to result),
+    age (frame's own time to result). `seen` = `done` + sum of `dropped` + what is still under way.
+    """
+
+    app: str
+    bundle: str
+    version: str
+    candidate: str
+    source: str
+    seen: int
+    done: int
+    dropped: dict[str, int] = {}
+    stages: dict[str, Sketch] = {}
+
+
+class Telemetry(Message, frozen=True):
+    """One numbered window. `window` grows by one per session, so that gaps and duplicates show."""
+
+    device: str
+    session: int
+    window: int
+    started: float
+    duration_s: float
+    series: tuple[Series, ...] = ()
+    gauges: dict[str, float] = {}
+
+
+class Result(Message, frozen=True):
+    """What one app saw on one frame. `frame` counts frames of the source from 0 over the pipeline's life."""
+
+    app: str
+    source: str
+    frame: int
+    at: float
+    age_ms: float
+    version: str
+    candidate: str
+    detections: tuple[Detection, ...] = ()
+    position: int = -1  # index inside the file or folder; -1 for live sources
+
+
+# --- codec -------------------------------------------------------------------------------------------------
+
+_ENCODER = msgspec.json.Encoder(order="sorted")
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """JSON with sorted keys: the same message is always the same bytes."""
+    return _ENCODER.encode(message)
+
+
+def decode(data: bytes, kind: type[T], *, limit: int = MAX_MESSAGE_BYTES) -> T:
+    """Decode one message.
+
+    Args:
+        limit: largest accepted size in bytes.
+
+    Raises:
+        MalformedError: `message.large`, `message.deep` or `message.bad`.
+    """
+    if len(data) > limit:
+        raise MalformedError("message.large", f"{kind.__name__} of {len(data)} bytes is over the limit of {limit}")
+    if _depth_over(data, MAX_DEPTH):
+        raise MalformedError("message.deep", f"{kind.__name__} is nested deeper than {MAX_DEPTH}")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise MalformedError("message.bad", f"not a valid {kind.__name__}: {error}") from None
+
+
+def _depth_over(data: bytes, limit: int) -> bool:
+    """True when brackets nest deeper than `limit`. Counts brackets inside strings too: stricter, never laxer."""
+    if data.count(b"[") + data.count(b"{") <= limit:
+        return False
+    depth = 0
+    for byte in data:
+        if byte in b"[{":
+            depth += 1
+            if depth > limit:
+                return True
+        elif byte in b"]}":
+            depth -= 1
+    return False

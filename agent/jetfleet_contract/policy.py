@@ -1,0 +1,237 @@
+"""Decisions that are plain arithmetic: which candidate a board runs, what a trial's numbers mean, when to try again.
+
+Choice of variant, in this order: what the board supports, the accuracy bound of the signed evaluation, the memory
+budget, then a measurement on the board itself. Every candidate keeps its row and its reason, so that `explain` can
+print the whole table.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .bundle import Evaluation, EvaluationRow, ModelSpec, Variant
+from .messages import BackendInfo, Capability, Message, TrialPolicy
+
+# Execution precisions of a weight file on a backend, in the order a board should try them.
+PRECISIONS_OF = {
+    ("fp32", "onnxruntime"): ("fp32",),
+    ("fp32", "openvino"): ("bf16", "fp32"),
+    ("fp32", "tensorrt"): ("fp32",),
+    ("fp16", "onnxruntime"): ("fp16",),
+    ("fp16", "openvino"): ("fp16",),
+    ("fp16", "tensorrt"): ("fp16",),
+    ("int8", "onnxruntime"): ("int8",),
+    ("int8", "openvino"): ("int8",),
+    ("int8", "tensorrt"): ("int8",),
+    ("uint8", "onnxruntime"): ("int8",),
+    ("uint8", "openvino"): ("int8",),
+}
+
+
+class Candidate(Message, frozen=True):
+    """One way to run a model on a board. Its name, `variant@backend:precision`, is what telemetry is keyed by."""
+
+    variant: str
+    backend: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}@{self.backend}:{self.precision}"
+
+
+class Measurement(Message, frozen=True):
+    """What the board measured of one candidate: session ms and peak memory; `error` when it could not run."""
+
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    peak_rss_mb: float = 0.0
+    error: str = ""
+
+
+class ChoiceRow(Message, frozen=True):
+    """A candidate with the board's verdict: chosen, eligible (slower), or refused with the reason."""
+
+    candidate: Candidate
+    verdict: Literal["chosen", "eligible", "refused"]
+    reason: str
+    accuracy: float = 0.0
+    drop: float = 0.0
+    p50_ms: float = 0.0
+    origin: Literal["measured", "builder", "none"] = "none"
+
+
+class Choice(Message, frozen=True):
+    """The table behind a board's choice; `chosen` is None when nothing can run."""
+
+    rows: tuple[ChoiceRow, ...]
+    chosen: Candidate | None = None
+
+
+def candidates(spec: ModelSpec) -> tuple[Candidate, ...]:
+    """Every (variant, backend, precision) that the bundle could run as, in the bundle's order."""
+    return tuple(
+        Candidate(variant.name, backend, precision)
+        for variant in spec.variants
+        for backend in ("tensorrt", "openvino", "onnxruntime")
+        for precision in PRECISIONS_OF.get((variant.precision, backend), ())
+    )
+
+
+def worth_measuring(spec: ModelSpec, evaluation: Evaluation, capability: Capability, *, memory_mb: float = 0.0) -> tuple[Candidate, ...]:
+    """The candidates that pass every check that needs no measurement: what a board downloads and measures."""
+    table = choose(spec, evaluation, capability, {}, memory_mb=memory_mb)
+    return tuple(row.candidate for row in table.rows if row.verdict != "refused")
+
+
+def choose(
+    spec: ModelSpec,
+    evaluation: Evaluation,
+    capability: Capability,
+    measured: dict[str, Measurement],
+    *,
+    memory_mb: float = 0.0,
+) -> Choice:
+    """Choose the fastest candidate that the board supports and the evaluation accepts.
+
+    Args:
+        measured: by candidate name; a candidate without one is ranked behind all measured ones, by the builder's
+            figure.
+        memory_mb: budget for one model's process; 0 means none.
+
+    Returns:
+        The whole table, best first, refused rows last.
+    """
+    rows = [_judge(candidate, spec, evaluation, capability, measured.get(candidate.name), memory_mb)
+            for candidate in candidates(spec)]
+    eligible = sorted((row for row in rows if row.verdict == "eligible"), key=_rank)
+    refused = [row for row in rows if row.verdict == "refused"]
+    if not eligible:
+        return Choice(tuple(refused), None)
+    best, rest = eligible[0], eligible[1:]
+    chosen = ChoiceRow(best.candidate, "chosen", _why_chosen(best, rest), best.accuracy, best.drop, best.p50_ms, best.origin)
+    slower = [ChoiceRow(row.candidate, "eligible", _why_slower(row, best), row.accuracy, row.drop, row.p50_ms, row.origin)
+              for row in rest]
+    return Choice((chosen, *slower, *refused), best.candidate)
+
+
+def _rank(row: ChoiceRow) -> tuple[int, float, float]:
+    # An int8 file with a smaller drop wins a tie; a candidate nobody measured comes after those somebody did.
+    return ({"measured": 0, "builder": 1, "none": 2}[row.origin], row.p50_ms, row.drop)
+
+
+def _judge(
+    candidate: Candidate,
+    spec: ModelSpec,
+    evaluation: Evaluation,
+    capability: Capability,
+    measurement: Measurement | None,
+    memory_mb: float,
+) -> ChoiceRow:
+    variant = spec.variant(candidate.variant)
+    row = _evaluation_row(evaluation, candidate, variant)
+    accuracy, drop = (row.accuracy, row.drop) if row else (0.0, 0.0)
+
+    def refused(reason: str) -> ChoiceRow:
+        return ChoiceRow(candidate, "refused", reason, accuracy, drop)
+
+    unsupported = _why_unsupported(candidate, capability)
+    if unsupported:
+        return refused(unsupported)
+    if row is None:
+        return refused("the bundle's evaluation has no row for it")
+    if row.verdict != "accepted":
+        return refused(f"builder: {row.reason}")
+    if measurement and measurement.error:
+        return refused(f"does not run here: {measurement.error}")
+    if measurement and memory_mb and measurement.peak_rss_mb > memory_mb:
+        return refused(f"needs {measurement.peak_rss_mb:.0f} MB, the budget is {memory_mb:.0f} MB")
+    if measurement:
+        return ChoiceRow(candidate, "eligible", "", accuracy, drop, measurement.p50_ms, "measured")
+    if row.latency_p50_ms > 0:
+        return ChoiceRow(candidate, "eligible", "", accuracy, drop, row.latency_p50_ms, "builder")
+    return ChoiceRow(candidate, "eligible", "", accuracy, drop)
+
+
+def _why_unsupported(candidate: Candidate, capability: Capability) -> str:
+    backend = next((b for b in capability.backends if b.name == candidate.backend), None)
+    if backend is None:
+        return f"board {capability.board} has no {candidate.backend}"
+    if backend.missing:
+        return f"{candidate.backend}: {backend.missing}"
+    if candidate.precision not in backend.precisions:
+        return f"{candidate.backend} does not run {candidate.precision} on {capability.board}"
+    return ""
+
+
+def _evaluation_row(evaluation: Evaluation, candidate: Candidate, variant: Variant) -> EvaluationRow | None:
+    """The row that speaks for the candidate: its own, else the worst one of the same variant.
+
+    TensorRT cannot be measured by the builder; the accuracy of the same weights in the same precision elsewhere is
+    the best signed bound there is, and the board's own trial decides the rest.
+    """
+    same = [row for row in evaluation.rows if row.variant == variant.name]
+    exact = next((r for r in same if r.backend == candidate.backend and r.precision == candidate.precision), None)
+    if exact:
+        return exact
+    if candidate.backend != "tensorrt" or not same:
+        return None
+    worst = max(same, key=lambda row: row.drop)
+    return EvaluationRow(worst.variant, "tensorrt", candidate.precision, worst.metric, worst.accuracy, worst.drop,
+                         worst.agreement, worst.samples, 0.0, 0.0, worst.size, worst.verdict, worst.reason, "simulated")
+
+
+def _why_chosen(best: ChoiceRow, rest: list[ChoiceRow]) -> str:
+    source = {"measured": "measured here", "builder": "by the builder's figure", "none": "not measured"}[best.origin]
+    if not rest:
+        return f"the only candidate that fits: {best.p50_ms:.2f} ms {source}, drop {best.drop:.2f} points"
+    return f"fastest of {len(rest) + 1} that fit: {best.p50_ms:.2f} ms {source}, drop {best.drop:.2f} points"
+
+
+def _why_slower(row: ChoiceRow, best: ChoiceRow) -> str:
+    if row.origin == "none" or not best.p50_ms:
+        return "fits, not measured"
+    return f"fits, {row.p50_ms:.2f} ms is {row.p50_ms / best.p50_ms:.2f}x the chosen"
+
+
+class TrialNumbers(Message, frozen=True):
+    """What a trial saw. Champion fields are 0 when there is no champion (first install)."""
+
+    probe_agreement: float = 1.0
+    live_frames: int = 0
+    live_agreement: float = 1.0
+    champion_p99_ms: float = 0.0
+    challenger_p99_ms: float = 0.0
+
+
+def judge_trial(policy: TrialPolicy, numbers: TrialNumbers) -> tuple[bool, str, str]:
+    """Whether the challenger may take over.
+
+    Returns:
+        (passed, code, sentence): code is empty when it passed.
+    """
+    if numbers.probe_agreement < policy.probe_tolerance:
+        return False, "trial.probe", (
+            f"probe set: agreement {numbers.probe_agreement:.3f} is under {policy.probe_tolerance:.3f}")
+    if policy.max_p99_ms and numbers.challenger_p99_ms > policy.max_p99_ms:
+        return False, "trial.latency", f"p99 {numbers.challenger_p99_ms:.1f} ms is over {policy.max_p99_ms:.1f} ms"
+    if not numbers.live_frames or not numbers.champion_p99_ms:
+        return True, "", "probe set passed; no champion to compare with"
+    if numbers.live_agreement < policy.min_agreement:
+        return False, "trial.agreement", (
+            f"live frames: agreement with the running model {numbers.live_agreement:.3f} is under {policy.min_agreement:.3f}")
+    ratio = numbers.challenger_p99_ms / numbers.champion_p99_ms
+    if ratio > policy.max_p99_ratio:
+        return False, "trial.latency", f"p99 is {ratio:.2f}x the running model's, the limit is {policy.max_p99_ratio:.2f}x"
+    return True, "", (
+        f"agreement {numbers.live_agreement:.3f} over {numbers.live_frames} frames, p99 {ratio:.2f}x the running model's")
+
+
+def backoff(attempt: int, unit: float, *, base_s: float = 1.0, cap_s: float = 60.0) -> float:
+    """Seconds to wait before try `attempt` (0 first): full jitter, uniform in [base, min(cap, base * 2**attempt)].
+
+    Args:
+        unit: a random number in 0..1, the caller's.
+    """
+    ceiling = min(cap_s, base_s * 2.0 ** min(attempt, 32))
+    return base_s + unit * max(ceiling - base_s, 0.0)
