@@ -1,0 +1,59 @@
+# jetfleet: two commands do all the set-up on a fresh Debian or Ubuntu machine with Python >= 3.11.
+#
+#   make demo        the whole loop on this machine, on real frames (about three minutes the first time)
+#   make test        lint, types, layering and the test suite
+#   make test-slow   the slow suites (whole demo, kill tables, long property runs)
+#   make bench       every benchmark; writes benchmarks/results/*.json
+#   make check       ruff, mypy, import-linter only
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell .ci/find-python)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
+SECONDS_ ?= 60
+
+.PHONY: demo test test-slow test-board check bench clean
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; install python3.11 or newer, or set PYTHON=" >&2; exit 1; }
+	@.ci/need --venv $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "make: installing jetfleet with its demo extra into $(VENV)"
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "make: installing jetfleet with its dev extra into $(VENV)"
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/jetfleet demo --out demo-out $(DEMO_ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	@.ci/need mosquitto:mosquitto
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.dev
+	@.ci/need mosquitto:mosquitto postgres:postgresql
+	$(BIN)/pytest -m 'slow and not gpu and not jetson' --timeout=900 $(PYTEST_ARGS)
+
+# On a board, or on a machine with an NVIDIA GPU.
+test-board: $(VENV)/.dev
+	$(BIN)/pytest -m 'gpu or jetson' --timeout=900 $(PYTEST_ARGS)
+
+bench: $(VENV)/.dev
+	@.ci/need mosquitto:mosquitto nginx:nginx-light curl:curl
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache
