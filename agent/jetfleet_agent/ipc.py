@@ -175,7 +175,8 @@ def to_line(message: msgspec.Struct) -> bytes:
 def order_from(line: bytes) -> Order:
     """Decode a line from the supervisor, or MalformedError `ipc.bad`."""
     try:
-        return _ORDERS.decode(line)
+        order: Order = _ORDERS.decode(line)
+        return order
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MalformedError("ipc.bad", f"not an order: {error}") from None
 
@@ -185,6 +186,7 @@ def event_from(line: bytes) -> Event:
     if len(line) > MAX_LINE_BYTES:
         raise MalformedError("ipc.large", f"a line of {len(line)} bytes is over the limit")
     try:
-        return _EVENTS.decode(line)
+        event: Event = _EVENTS.decode(line)
+        return event
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MalformedError("ipc.bad", f"not an event: {error}") from None
