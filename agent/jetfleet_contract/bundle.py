@@ -22,6 +22,7 @@ import msgspec
 from .errors import MalformedError
 from .messages import MAX_MESSAGE_BYTES, Message, decode
 from .predictions import Detection
+from .topics import check_name
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -225,3 +226,43 @@ def check_descriptor(descriptor: Descriptor) -> None:
         raise MalformedError("bundle.descriptor", f"digest {descriptor.digest[:80]!r} is not a sha256")
     if not 0 <= descriptor.size <= MAX_BLOB_BYTES:
         raise MalformedError("bundle.descriptor", f"size {descriptor.size} is out of bounds")
+
+
+def check_contents(manifest: Manifest, spec: ModelSpec, evaluation: Evaluation, probe: ProbeSet) -> None:
+    """The parts of a bundle belong together: every named file is a layer of the right type and size, and no other is there.
+
+    Raises:
+        MalformedError: `name.bad`, `bundle.variant` (names twice, or an evaluation of none of them), `bundle.layers` (a named
+            file is no layer, or of another size or type), `bundle.extra` (a layer that nothing names), `bundle.path`.
+    """
+    check_name("model", spec.name)
+    check_name("version", spec.version)
+    names = [check_name("variant", variant.name) for variant in spec.variants]
+    if not names or len(set(names)) != len(names):
+        raise MalformedError("bundle.variant", "the bundle has no variant, or two of one name")
+    for row in evaluation.rows:
+        spec.variant(row.variant)
+    weights = {variant.digest: variant.size for variant in spec.variants}
+    images = {item.image for item in probe.items}
+    for digest, size in weights.items():
+        layer = manifest.layer(digest)
+        if layer.media_type != WEIGHT or layer.size != size:
+            raise MalformedError("bundle.layers", f"layer {digest} is not the weight file that the model spec names")
+    for digest in images:
+        if manifest.layer(digest).media_type != PROBE_IMAGE:
+            raise MalformedError("bundle.layers", f"layer {digest} is not the probe image that the probe set names")
+    for layer in manifest.layers:
+        _check_expected(layer, weights.keys() | images)
+
+
+def _check_expected(layer: Descriptor, named: set[str]) -> None:
+    """A layer has a type we know, a harmless file path, and is named by somebody."""
+    path = layer.annotations.get(FILEPATH, "")
+    if path.startswith("/") or "\\" in path or "\0" in path or ".." in path.split("/") or len(path) > 255:
+        raise MalformedError("bundle.path", f"layer {layer.digest} wants to be stored as {path[:80]!r}")
+    if layer.media_type in (SPEC, EVALUATION, PROBE_INDEX, LICENCE):
+        return
+    if layer.media_type not in (WEIGHT, PROBE_IMAGE):
+        raise MalformedError("bundle.extra", f"layer {layer.digest} has the unknown type {layer.media_type[:80]!r}")
+    if layer.digest not in named:
+        raise MalformedError("bundle.extra", f"layer {layer.digest} is named by neither the model spec nor the probe set")
