@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from .bundle import Evaluation, EvaluationRow, ModelSpec, Variant
-from .messages import BackendInfo, Capability, Message, TrialPolicy
+from .messages import Capability, Message, TrialPolicy
 
 # Execution precisions of a weight file on a backend, in the order a board should try them.
 PRECISIONS_OF = {
