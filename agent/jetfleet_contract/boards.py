@@ -19,6 +19,7 @@ from .messages import Message
 from .topics import check_name
 
 MAX_BOARD_BYTES = 64 * 1024
+MAX_FIGURE = 1e9
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "nvfp4"]
 
@@ -160,28 +161,32 @@ def _leaves(path: str, value: object) -> Iterable[str]:
 
 
 def _problems(board: BoardFile, mapping: Mapping[str, Any]) -> Iterable[str]:
-    for what, names in (("backend", [r.name for r in board.backends]), ("power mode", [m.name for m in board.power_modes]),
-                        ("release", [r.name for r in board.releases])):
-        for name in names:
-            if names.count(name) > 1:
-                yield f"{what} {name!r} is listed twice"
+    yield from _repeats("backend", [str(rule.name) for rule in board.backends])
+    yield from _repeats("power mode", [mode.name for mode in board.power_modes])
+    yield from _repeats("release", [release.name for release in board.releases])
     if not board.backends:
         yield "no backend is listed, so nothing could ever run"
     for rule in board.backends:
-        for named, key in ((rule.pays, "pays"), (tuple(rule.needs_isa), "needs_isa")):
-            extra = [p for p in named if p not in rule.precisions]
-            if extra:
-                yield f"backend {rule.name}: {key} names {extra[0]!r}, which is not among its precisions"
-    figures = [("cores", board.cores), ("memory_mb", board.memory_mb), ("memory_gb_s", board.memory_gb_s)]
-    for mode in board.power_modes:
-        figures += [(f"{mode.name}: watts", mode.watts), (f"{mode.name}: memory_gb_s", mode.memory_gb_s)]
-        figures += [(f"{mode.name}: dense_tops.{name}", tops) for name, tops in mode.dense_tops.items()]
-    for name, figure in figures:
-        if figure is not None and not 0 < figure < 1e9:
+        for key, named in (("pays", rule.pays), ("needs_isa", tuple(rule.needs_isa))):
+            for precision in set(named).difference(rule.precisions):
+                yield f"backend {rule.name}: {key} names {precision!r}, which is not among its precisions"
+    for name, figure in _figures(board):
+        if figure is not None and not 0 < figure < MAX_FIGURE:
             yield f"{name} is {figure}; leave it out when it is not known"
     for path in board.sources:
         if not _names_something(path, mapping):
             yield f"sources names {path!r}, which the file does not hold"
+
+
+def _repeats(what: str, names: list[str]) -> Iterable[str]:
+    return (f"{what} {name!r} is listed twice" for name in dict.fromkeys(names) if names.count(name) > 1)
+
+
+def _figures(board: BoardFile) -> Iterable[tuple[str, float | None]]:
+    yield from (("cores", board.cores), ("memory_mb", board.memory_mb), ("memory_gb_s", board.memory_gb_s))
+    for mode in board.power_modes:
+        yield from ((f"{mode.name}: watts", mode.watts), (f"{mode.name}: memory_gb_s", mode.memory_gb_s))
+        yield from ((f"{mode.name}: dense_tops.{name}", tops) for name, tops in mode.dense_tops.items())
 
 
 def _names_something(path: str, mapping: Mapping[str, Any]) -> bool:

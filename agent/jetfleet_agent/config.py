@@ -1,0 +1,178 @@
+"""The agent's own config file: who this board is, where its broker and cameras are, how much it may use.
+
+One TOML file, read once at start. Every key has a type and a bound; an unknown key is an error that names the nearest
+valid one, because a mistyped limit that is silently ignored is worse than no start. Relative paths are relative to the
+file. Camera addresses may hold credentials: they stay on the board and are never printed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from jetfleet_contract.errors import InputError, MalformedError
+from jetfleet_contract.topics import check_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_CONFIG_BYTES = 64 * 1024
+MAX_SOURCES = 64
+
+EXAMPLE = """\
+# jetfleet agent. Every key is optional but device, root and [broker] host.
+device = "gate-7"                     # a-z 0-9 . _ -; unique in the fleet
+state_dir = "/var/lib/jetfleet"       # models, trust, journal
+root = "/etc/jetfleet/root.json"      # from `jetfleet init`: DIR/device/root.json
+board = "auto"                        # or a name that `jetfleet-agent probe --boards` lists
+simulate = false                      # true: put the board file over this machine (laptops)
+threads = 0                           # CPU threads a model may use; 0: the runtime decides
+memory_mb = 0                         # budget of one model's process; 0: none
+window_s = 10.0                       # telemetry window
+
+[broker]
+host = "broker.example.org"
+port = 8883
+username = ""
+password_file = ""
+ca = "/etc/jetfleet/ca.pem"           # set: TLS
+cert = ""                             # set with key: mutual TLS
+key = ""
+keepalive_s = 30
+
+[local_sources]                       # what `local:NAME` in a deployment means on this board
+front = "/dev/video0"
+
+[measure]                             # how candidates are measured before the choice
+runs = 30
+warmup = 5
+timeout_s = 120.0
+"""
+
+
+class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the broker is. `ca` set means TLS; `cert` and `key` mean mutual TLS. The password is read from a file."""
+
+    host: Annotated[str, Meta(min_length=1, max_length=253)]
+    port: Annotated[int, Meta(ge=1, le=65535)] = 1883
+    username: Annotated[str, Meta(max_length=256)] = ""
+    password_file: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+
+
+class MeasureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How candidates are measured. `lock` is a file that several agents on one machine share, so that they take turns."""
+
+    runs: Annotated[int, Meta(ge=3, le=1000)] = 30
+    warmup: Annotated[int, Meta(ge=1, le=100)] = 5
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0
+    images: Annotated[int, Meta(ge=1, le=64)] = 1
+    lock: str = ""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The checked config. `threads` and `memory_mb` 0 mean no limit; `window_s` is the telemetry window in seconds."""
+
+    device: str
+    root: Path
+    broker: BrokerConfig
+    state_dir: Path = Path("/var/lib/jetfleet")
+    board: str = "auto"
+    simulate: bool = False
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    memory_mb: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
+    window_s: Annotated[float, Meta(ge=0.2, le=3600)] = 10.0
+    local_sources: dict[str, str] = {}
+    measure: MeasureConfig = MeasureConfig()
+
+
+def load(path: Path) -> AgentConfig:
+    """Read and check a config file.
+
+    Raises:
+        InputError: `config.missing`, `config.syntax`, `config.unknown`, `config.bad` or `config.root`; each names the file,
+            the key and what to do.
+    """
+    config = parse(_read(path), path)
+    for what, file in (("password file", config.broker.password_file), ("CA certificate", config.broker.ca),
+                       ("client certificate", config.broker.cert), ("client key", config.broker.key)):
+        if file and not Path(file).is_file():
+            raise InputError("config.missing-file", f"the broker's {what} {file} does not exist", where=str(path))
+    if not config.root.is_file():
+        raise InputError("config.root", f"the pinned root metadata {config.root} does not exist", where=f"{path}, key root",
+                         remedy="copy device/root.json from the host's project folder (`jetfleet init` makes it) to that place")
+    return config
+
+
+def parse(text: str, path: Path) -> AgentConfig:
+    """Check a config's text; `path` is for errors and relative paths. Nothing on disk is looked at."""
+    try:
+        mapping = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("config.syntax", f"the config is not TOML: {error}", where=str(path)) from None
+    _refuse_unknown(mapping, AgentConfig, "", path)
+    try:
+        config = msgspec.convert(mapping, AgentConfig, dec_hook=_to_path)
+        check_name("device", config.device)
+        for name in config.local_sources:
+            check_name("local source", name)
+    except (msgspec.ValidationError, MalformedError) as error:
+        what = error.what if isinstance(error, MalformedError) else str(error)
+        raise InputError("config.bad", f"a value does not fit: {what}", where=str(path),
+                         remedy="`jetfleet-agent run --example` prints a config with every key") from None
+    if len(config.local_sources) > MAX_SOURCES:
+        raise InputError("config.bad", f"{len(config.local_sources)} local sources are over the limit of {MAX_SOURCES}", where=str(path))
+    return _absolute(config, path.resolve().parent)
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError("config.missing", f"the config {path} cannot be read: {error.strerror}",
+                         remedy="`jetfleet-agent run --example > agent.toml` writes one to begin with") from None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise InputError("config.bad", f"the config has {len(data)} bytes, the limit is {MAX_CONFIG_BYTES}", where=str(path))
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InputError("config.syntax", "the config is not UTF-8 text", where=str(path)) from None
+
+
+def _refuse_unknown(mapping: Mapping[str, Any], kind: type[msgspec.Struct], table: str, path: Path) -> None:
+    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in mapping.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {table}{near[0]}?" if near else f"valid keys: {', '.join(table + name for name in known)}"
+            raise InputError("config.unknown", f"unknown key {table + key!r}", where=str(path), remedy=hint)
+        inner = known[key]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, Mapping):
+            _refuse_unknown(value, inner, f"{table}{key}.", path)
+
+
+def _to_path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str) and value:
+        return Path(value)
+    raise ValueError(f"expected a path in quotes, got {value!r}")
+
+
+def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
+    def resolved(name: str) -> str:
+        return str(folder / name) if name else ""
+
+    broker = msgspec.structs.replace(config.broker, password_file=resolved(config.broker.password_file), ca=resolved(config.broker.ca),
+                                     cert=resolved(config.broker.cert), key=resolved(config.broker.key))
+    return msgspec.structs.replace(config, broker=broker, root=folder / config.root, state_dir=folder / config.state_dir,
+                                   measure=msgspec.structs.replace(config.measure, lock=resolved(config.measure.lock)))
