@@ -89,5 +89,5 @@ class SourceError(JetfleetError):
     exit_code = 9
 
 
-class RuntimeFailure(JetfleetError):
+class RuntimeFailure(JetfleetError):  # noqa: N818 - RuntimeError is Python's own
     exit_code = 10

@@ -1,0 +1,81 @@
+"""Runs every benchmark, one process each, one after the other, and writes benchmarks/README.md.
+
+Each script compares with its peer in the same run, prints a markdown table on stdout and keeps its figures in
+benchmarks/results/. What a figure means, and every target that was missed with its reason, stands in
+benchmarks/notes/TOPIC.md and is put under the table, so that a new run never loses it.
+
+    python benchmarks/run.py                     all of them
+    python benchmarks/run.py --quick delivery    one, shorter
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TOPICS = {
+    "pipeline": "The pipeline against the bare loop",
+    "variants": "Variants: which file, which backend, which precision",
+    "swap": "Swapping models between two frames",
+    "delivery": "50 MB to eight receivers",
+    "supervisor": "The supervisor at rest",
+}
+
+
+def machine() -> str:
+    """Processor, cores, memory, kernel, Python: what the figures depend on."""
+    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    isa = [flag for flag in ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx2") if f" {flag}" in flags]
+    cores = len(__import__("os").sched_getaffinity(0))
+    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")).split()[1]
+    return (f"{model} ({', '.join(isa)}), {cores} cores, {int(memory) / 2**20:.0f} GiB, Linux {platform.release().split('-')[0]}, "
+            f"Python {platform.python_version()}")
+
+
+def section(topic: str, quick: bool) -> str:
+    """Run one benchmark and return its part of the page."""
+    command = [sys.executable, str(HERE / f"{topic}.py"), *(["--quick"] if quick else [])]
+    print(f"benchmarks: {topic} ...", file=sys.stderr, flush=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"benchmarks: {topic} failed:\n{done.stderr[-4000:]}")
+    notes = HERE / "notes" / f"{topic}.md"
+    shown = f"python benchmarks/{topic}.py{' --quick' if quick else ''}"
+    return "\n".join([
+        f"<!-- {topic} -->", f"## {TOPICS[topic]}", "", f"`{shown}`, {datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}, on {machine()}.", "",
+        done.stdout.strip(), "", notes.read_text().strip() if notes.exists() else "", "<!-- end -->", ""])
+
+
+def page(old: str, new: dict[str, str]) -> str:
+    """The page with the new sections in place of their old ones."""
+    intro = ("# Benchmarks\n\nWritten by `make bench`: every table is what its script printed, on the machine that it names, "
+             "peers in the same run and interleaved. A missed target stands under its table with the reason.\n")
+    sections = []
+    for topic in TOPICS:
+        begin = old.find(f"<!-- {topic} -->")
+        kept = old[begin:old.find("<!-- end -->", begin) + len("<!-- end -->")] + "\n" if begin >= 0 else ""
+        sections.append(new.get(topic, kept))
+    return intro + "\n" + "\n".join(part for part in sections if part)
+
+
+def main() -> None:
+    """Parse arguments, run, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("topics", nargs="*", choices=[*TOPICS, []], help="which (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: for a look, not for the record")
+    arguments = parser.parse_args()
+    target = HERE / "README.md"
+    for topic in arguments.topics or list(TOPICS):
+        text = section(topic, arguments.quick)
+        target.write_text(page(target.read_text() if target.exists() else "", {topic: text}))
+    print(target.read_text())
+
+
+if __name__ == "__main__":
+    main()
