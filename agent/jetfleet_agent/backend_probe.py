@@ -1,0 +1,89 @@
+"""What one runtime says about itself, asked in a process of its own: ``python -m jetfleet_agent.backend_probe NAME``.
+
+Importing a vendor's runtime costs tens of megabytes and can end the process (a missing driver has been seen to end in a
+segmentation fault), so the supervisor never does it: it starts this program and reads one JSON line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+
+class BackendFacts(msgspec.Struct, frozen=True):
+    """`version` when usable, else `missing` says why not. `precisions`: what the runtime itself reports, empty when it does not say."""
+
+    version: str = ""
+    missing: str = ""
+    precisions: tuple[str, ...] = ()
+
+
+def facts_of(name: str) -> BackendFacts:
+    """Import the runtime and ask it. Never raises: what goes wrong is the answer."""
+    asked = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _tensorrt}.get(name)
+    if asked is None:
+        return BackendFacts(missing=f"this agent knows no backend {name!r}")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return BackendFacts(missing=_how_to_install(name))
+        return BackendFacts(missing=f"its import needs {error.name}, which is not installed")
+    except Exception as error:  # noqa: BLE001 - a vendor's import may raise anything; the reason is the result
+        return BackendFacts(missing=f"its import fails: {_one_line(error)}")
+    return _asked(asked, module)
+
+
+def _asked(ask: Callable[[Any], BackendFacts], module: object) -> BackendFacts:
+    try:
+        return ask(module)
+    except Exception as error:  # noqa: BLE001 - same: the reason is the result
+        return BackendFacts(missing=f"imports, but does not answer: {_one_line(error)}")
+
+
+def _onnxruntime(module: Any) -> BackendFacts:
+    providers = module.get_available_providers()
+    if "CPUExecutionProvider" not in providers:
+        return BackendFacts(missing=f"has no CPU provider, only {', '.join(providers)}")
+    return BackendFacts(version=module.__version__)
+
+
+def _openvino(module: Any) -> BackendFacts:
+    core = module.Core()
+    if "CPU" not in core.available_devices:
+        return BackendFacts(missing=f"sees no CPU device, only {', '.join(core.available_devices) or 'nothing'}")
+    names = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16", "INT8": "int8"}
+    reported = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return BackendFacts(version=module.__version__.partition("-")[0], precisions=tuple(names[r] for r in reported if r in names))
+
+
+def _tensorrt(module: Any) -> BackendFacts:
+    # The driver is asked first: a TensorRT builder without one has been seen to end the process.
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return BackendFacts(missing="TensorRT is installed, the NVIDIA driver (libcuda.so.1) is not")
+    status = cuda.cuInit(0)
+    if status != 0:
+        return BackendFacts(missing=f"the NVIDIA driver refuses to start (cuInit gives {status}): no GPU, or no access to it")
+    return BackendFacts(version=module.__version__)
+
+
+def _how_to_install(name: str) -> str:
+    if name == "tensorrt":
+        return "not installed (it comes with JetPack on a Jetson)"
+    return f"not installed (pip install {name})"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:300]
+
+
+if __name__ == "__main__":
+    print(msgspec.json.encode(facts_of(sys.argv[1])).decode())
