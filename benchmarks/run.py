@@ -11,7 +11,8 @@ benchmarks/notes/TOPIC.md and is put under the table, so that a new run never lo
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
+import os
 import platform
 import subprocess
 import sys
@@ -29,10 +30,11 @@ TOPICS = {
 
 def machine() -> str:
     """Processor, cores, memory, kernel, Python: what the figures depend on."""
-    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")), "?")
+    flags = next((line for line in cpuinfo if line.startswith("flags")), "")
     isa = [flag for flag in ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx2") if f" {flag}" in flags]
-    cores = len(__import__("os").sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")).split()[1]
     return (f"{model} ({', '.join(isa)}), {cores} cores, {int(memory) / 2**20:.0f} GiB, Linux {platform.release().split('-')[0]}, "
             f"Python {platform.python_version()}")
@@ -47,8 +49,9 @@ def section(topic: str, quick: bool) -> str:
         raise SystemExit(f"benchmarks: {topic} failed:\n{done.stderr[-4000:]}")
     notes = HERE / "notes" / f"{topic}.md"
     shown = f"python benchmarks/{topic}.py{' --quick' if quick else ''}"
+    today = dt.datetime.now(tz=dt.timezone.utc).date()
     return "\n".join([
-        f"<!-- {topic} -->", f"## {TOPICS[topic]}", "", f"`{shown}`, {datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}, on {machine()}.", "",
+        f"<!-- {topic} -->", f"## {TOPICS[topic]}", "", f"`{shown}`, {today}, on {machine()}.", "",
         done.stdout.strip(), "", notes.read_text().strip() if notes.exists() else "", "<!-- end -->", ""])
 
 
