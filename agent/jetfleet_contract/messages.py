@@ -269,7 +269,9 @@ _ENCODER = msgspec.json.Encoder(order="sorted")
 
 def encode(message: msgspec.Struct) -> bytes:
     """JSON with sorted keys: the same message is always the same bytes."""
-    return _ENCODER.encode(message)
+    if isinstance(message, Envelope):  # its raw part must travel as it is
+        return _ENCODER.encode(message)
+    return _ENCODER.encode(msgspec.to_builtins(message, str_keys=True))  # a sketch's buckets have int keys, JSON has none
 
 
 def decode(data: bytes, kind: type[T], *, limit: int = MAX_MESSAGE_BYTES) -> T:
