@@ -1,0 +1,328 @@
+"""What the A/B machine of `slots` remembers, hears and asks for: its state, its events, its effects. Only data.
+
+The state is stored as JSON. `schema` grows when its meaning changes; a stored state that this version does not know is
+read by `restore`, which then keeps the committed slot and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Union
+
+import msgspec
+
+from .messages import AppConfig, AppSpec, Message, Source, TrialPolicy
+from .policy import Candidate, TrialNumbers
+
+SCHEMA = 1
+
+Phase = Literal["idle", "fetching", "choosing", "probing", "trial", "keeping"]
+FetchStep = Literal["", "manifest", "parts", "weights"]
+Outcome = Literal["", "committed", "refused", "rolled_back", "failed"]
+PHASES: tuple[Phase, ...] = ("idle", "fetching", "choosing", "probing", "trial", "keeping")
+
+
+# --- state -------------------------------------------------------------------------------------------------
+
+
+class Setup(Message, frozen=True):
+    """What surrounds a model in a pipeline: config, sources, and the apps before and after it."""
+
+    config: AppConfig = AppConfig()
+    sources: tuple[Source, ...] = ()
+    input_from: str = ""
+    feed_to: tuple[str, ...] = ()
+
+
+class Target(Message, frozen=True):
+    """What a signed deployment wants of one app. `feed_to` are the apps that name this one as `input_from`."""
+
+    seq: int
+    spec: AppSpec
+    rollout: str = ""
+    feed_to: tuple[str, ...] = ()
+
+    @property
+    def setup(self) -> Setup:
+        return Setup(self.spec.config, self.spec.sources, self.spec.input_from, self.feed_to)
+
+
+class Slot(Message, frozen=True):
+    """One model on disk. `weights` is the blob of the chosen variant, `blobs` all that must not be collected."""
+
+    bundle: str
+    name: str = ""
+    version: str = ""
+    setup: Setup = Setup()
+    candidate: Candidate | None = None
+    weights: str = ""
+    blobs: tuple[str, ...] = ()
+
+
+class Progress(Message, frozen=True):
+    """What a report says: where an update is (`outcome` empty) or how it ended, `phase` being where."""
+
+    seq: int
+    phase: Phase
+    bundle: str = ""
+    version: str = ""
+    from_version: str = ""
+    outcome: Outcome = ""
+    code: str = ""
+    detail: str = ""
+    candidate: str = ""
+    metrics: dict[str, float] = {}
+    rollout: str = ""
+
+
+class AppSlots(Message, frozen=True):
+    """All that is remembered of one app. `spent_s` is the time in this phase up to clock reading (`mark`, `boot`)."""
+
+    app: str
+    schema: int = SCHEMA
+    phase: Phase = "idle"
+    seq: int = 0
+    target: Target | None = None
+    champion: Slot | None = None
+    challenger: Slot | None = None
+    previous: Slot | None = None
+    fetch_step: FetchStep = ""
+    attempt: int = 0
+    champion_crashes: int = 0
+    alone: bool = False
+    switched: bool = False
+    stores: int = 0
+    spent_s: float = 0.0
+    mark: float = 0.0
+    boot: str = ""
+    metrics: dict[str, float] = {}
+    last: Progress | None = None
+
+
+# --- reading it back ---------------------------------------------------------------
+
+
+def restore(app: str, data: bytes | None) -> AppSlots:
+    """Read a stored state. What cannot be understood maps to the safe state: idle with the committed slot, if that can be read.
+
+    The deployment number then is 0, so that the stored deployment is applied again from the beginning.
+    """
+    if data is None:
+        return AppSlots(app)
+    try:
+        state = msgspec.json.decode(data, type=AppSlots)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+        return _salvage(app, data)
+    if state.app != app or state.schema != SCHEMA or not _is_sound(state):
+        return AppSlots(app, champion=state.champion if state.app == app else None)
+    return state
+
+
+class _Salvaged(msgspec.Struct):
+    app: str
+    champion: Slot | None = None
+
+
+def _salvage(app: str, data: bytes) -> AppSlots:
+    try:
+        found = msgspec.json.decode(data, type=_Salvaged)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+        return AppSlots(app)
+    return AppSlots(app, champion=found.champion if found.app == app else None)
+
+
+def _is_sound(state: AppSlots) -> bool:
+    """The fields that a phase needs are there."""
+    if state.phase == "idle":
+        return state.challenger is None
+    if state.target is None or state.challenger is None:
+        return False
+    if state.phase == "trial" and not state.alone and state.champion is None:
+        return False
+    return state.phase not in ("probing", "trial", "keeping") or state.challenger.candidate is not None
+
+
+# --- events ------------------------------------------------------------------------------------------------
+
+
+class Resume(Message, frozen=True, tag="resume"):
+    """The supervisor has just started with this stored state."""
+
+
+class Deploy(Message, frozen=True, tag="deploy"):
+    """A verified deployment names this app."""
+
+    target: Target
+
+
+class Undeploy(Message, frozen=True, tag="undeploy"):
+    """A verified deployment does not name this app any more."""
+
+    seq: int
+
+
+class Fetched(Message, frozen=True, tag="fetched"):
+    """All blobs of a step are verified and on disk; `then` are those of the next step, as the content told."""
+
+    bundle: str
+    step: FetchStep
+    then: tuple[str, ...] = ()
+    received: int = 0
+
+
+class Chosen(Message, frozen=True, tag="chosen"):
+    """The board has measured its candidates and chose one; None when nothing can run, with the reason."""
+
+    bundle: str
+    candidate: Candidate | None
+    weights: str = ""
+    reason: str = ""
+
+
+class Probed(Message, frozen=True, tag="probed"):
+    """The throw-away process has answered the signed probe set; `code` is set when it could not run."""
+
+    bundle: str
+    agreement: float
+    code: str = ""
+    detail: str = ""
+
+
+class Compared(Message, frozen=True, tag="compared"):
+    """Challenger and champion have run on the same live frames; `code` is set when the challenger could not run."""
+
+    bundle: str
+    numbers: TrialNumbers
+    code: str = ""
+    detail: str = ""
+
+
+class Ran(Message, frozen=True, tag="ran"):
+    """The pipeline runs this model now, started from nothing."""
+
+    bundle: str
+
+
+class TookOver(Message, frozen=True, tag="took-over"):
+    """The pipeline has switched to this model between two frames."""
+
+    bundle: str
+    gap_ms: float = 0.0
+    frames_lost: int = 0
+    steady_gap_p99_ms: float = 0.0
+
+
+class Faulted(Message, frozen=True, tag="faulted"):
+    """Work on the challenger ended. `model`: it is the bundle's doing (malformed, unsigned), not the board's (disk full)."""
+
+    bundle: str
+    code: str
+    detail: str = ""
+    model: bool = False
+
+
+class Crashed(Message, frozen=True, tag="crashed"):
+    """The pipeline process ended. `bundle` is the model it blamed, empty when it could not say."""
+
+    bundle: str = ""
+    code: str = ""
+    detail: str = ""
+
+
+class Tick(Message, frozen=True, tag="tick"):
+    """Time has passed: see `next_tick`."""
+
+
+Event = Union[Resume, Deploy, Undeploy, Fetched, Chosen, Probed, Compared, Ran, TookOver, Faulted, Crashed, Tick]
+
+
+# --- effects -----------------------------------------------------------------------------------------------
+
+
+class Persist(Message, frozen=True, tag="persist"):
+    """Make this state durable; until that succeeded, run nothing that follows."""
+
+    state: AppSlots
+
+
+class Fetch(Message, frozen=True, tag="fetch"):
+    """Get these blobs into the store, then say `Fetched`."""
+
+    bundle: str
+    step: FetchStep
+    blobs: tuple[str, ...]
+
+
+class Choose(Message, frozen=True, tag="choose"):
+    """Measure the candidates, then say `Chosen`."""
+
+    bundle: str
+
+
+class Probe(Message, frozen=True, tag="probe"):
+    """Run the probe set in a throw-away process, then say `Probed`."""
+
+    slot: Slot
+
+
+class StartPipeline(Message, frozen=True, tag="start"):
+    """The app's pipeline runs this slot; started, or restarted with back-off, unless it already does."""
+
+    slot: Slot
+
+
+class Configure(Message, frozen=True, tag="configure"):
+    """The running pipeline has this setup."""
+
+    setup: Setup
+
+
+class Try(Message, frozen=True, tag="try"):
+    """The running pipeline compares this slot with its model, as soon as it runs."""
+
+    slot: Slot
+    policy: TrialPolicy
+
+
+class Switch(Message, frozen=True, tag="switch"):
+    """The running pipeline answers with this bundle; the old model stays loaded for `keep_s`."""
+
+    bundle: str
+    keep_s: float
+
+
+class DropChallenger(Message, frozen=True, tag="drop"):
+    """The running pipeline has no challenger loaded."""
+
+    bundle: str
+
+
+class Back(Message, frozen=True, tag="back"):
+    """The pipeline answers with this slot again: from memory when it still can, else started anew."""
+
+    slot: Slot
+
+
+class StopPipeline(Message, frozen=True, tag="stop"):
+    """The app has no pipeline."""
+
+
+class Abandon(Message, frozen=True, tag="abandon"):
+    """Nobody fetches, measures or probes for this bundle any more."""
+
+    bundle: str
+
+
+class SendReport(Message, frozen=True, tag="report"):
+    """The host learns this; the same `progress` is one report however often it is sent."""
+
+    progress: Progress
+
+
+class CollectGarbage(Message, frozen=True, tag="collect"):
+    """Blobs that no slot of any app holds may go."""
+
+
+Effect = Union[Persist, Fetch, Choose, Probe, StartPipeline, Configure, Try, Switch, DropChallenger, Back, StopPipeline, Abandon,
+               SendReport, CollectGarbage]
+Effects = tuple[Effect, ...]
+EVENTS: tuple[type, ...] = (Resume, Deploy, Undeploy, Fetched, Chosen, Probed, Compared, Ran, TookOver, Faulted, Crashed, Tick)
