@@ -302,6 +302,7 @@ class Host(RuleBasedStateMachine):
     def every_touched_board_was_issued_by_an_open_wave(self) -> None:
         for device, progress in getattr(self, "state", planned(plan(("x",)))).devices.items():
             assert (progress.status == "waiting") == (progress.wave > self.state.wave), device
+            assert (progress.status == "waiting") == (device not in self.issued), f"the issue to {device} was lost"
 
     @invariant()
     def a_breach_opens_no_further_wave(self) -> None:
