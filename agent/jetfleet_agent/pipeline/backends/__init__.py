@@ -1,0 +1,153 @@
+"""Runtimes behind one interface: activate, infer, deactivate. Buffers are allocated once, at activation.
+
+A backend owns a fixed number of **lanes**. A lane is everything one frame in flight needs: an input tensor that the
+pre-processing writes into, output tensors that the decoder reads, and the runtime's own binding between them. So no
+frame allocates, and an output stays valid until its lane is used again. The runtime's vendor library is imported
+inside the class that needs it: this package imports on any machine.
+
+    backend = open_backend("openvino", path, precision="bf16", threads=2, input_shape=(1, 3, 480, 640))
+    with backend:
+        backend.lanes[0].tensor[...] = ...
+        outputs = backend.infer(backend.lanes[0])
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jetfleet_contract.errors import IncompatibleError, InputError, OrderError
+
+Tensor = npt.NDArray[np.float32]
+Outputs = tuple[npt.NDArray[Any], ...]
+
+_CLASSES = {
+    "onnxruntime": ("onnxruntime", "OnnxRuntime"),
+    "openvino": ("openvino", "OpenVino"),
+    "tensorrt": ("tensorrt", "TensorRt"),
+}
+
+
+class Lane:
+    """One frame in flight: `tensor` is (1, 3, H, W) float32; `binding` is the runtime's own, `outputs` are its results."""
+
+    __slots__ = ("binding", "index", "outputs", "tensor")
+
+    def __init__(self, index: int, tensor: Tensor, binding: Any, outputs: Outputs = ()) -> None:
+        self.index = index
+        self.tensor = tensor
+        self.binding = binding
+        self.outputs = outputs
+
+
+class Backend(ABC):
+    """One model in one runtime.
+
+    Args:
+        path: the ONNX file (TensorRT: also a serialized ``.plan``).
+        precision: execution precision asked for: fp32, bf16, fp16 or int8.
+        threads: CPU threads for the session; 0 lets the runtime decide.
+        input_shape: (1, 3, H, W); fixes the dynamic axes of the file.
+        lanes: frames that may be in flight together.
+
+    After `activate`, `provider` is what the runtime really uses and `precision` what it really runs in.
+    """
+
+    name = ""
+    precisions: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1) -> None:
+        if precision not in self.precisions:
+            raise IncompatibleError("backend.precision", f"{self.name} does not run in {precision}",
+                                    remedy=f"use one of {', '.join(self.precisions)}")
+        self.path = path
+        self.requested = precision
+        self.precision = precision
+        self.threads = threads
+        self.input_shape = input_shape
+        self.provider = ""
+        self.versions: dict[str, str] = {}
+        self.lanes: tuple[Lane, ...] = ()
+        self._lane_count = lanes
+
+    def activate(self) -> None:
+        """Load the model and allocate every buffer.
+
+        Raises:
+            IncompatibleError: `backend.missing` when the runtime is not installed, `backend.input` when the model's
+                input cannot take `input_shape`.
+            RuntimeFailure: `backend.load` when the runtime refuses the model.
+        """
+        if self.lanes:
+            raise OrderError("backend.active", f"{self.name} was activated twice")
+        if not self.path.is_file():
+            raise InputError("model.missing", f"the model file {self.path.name} is not there", where=str(self.path))
+        self.lanes = self._load(self._lane_count)
+
+    def infer(self, lane: Lane) -> Outputs:
+        """Run the lane's tensor; the outputs are valid until the lane is run again.
+
+        Raises:
+            RuntimeFailure: `backend.run`.
+        """
+        if not self.lanes:
+            raise OrderError("backend.inactive", f"{self.name} was asked to infer before it was activated")
+        lane.outputs = self._run(lane)
+        return lane.outputs
+
+    def deactivate(self) -> None:
+        """Free the model and its buffers. Idempotent."""
+        for lane in self.lanes:
+            lane.binding = None
+            lane.outputs = ()
+        self.lanes = ()
+        self._unload()
+
+    def __enter__(self) -> Backend:
+        self.activate()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.deactivate()
+
+    @abstractmethod
+    def _load(self, count: int) -> tuple[Lane, ...]: ...
+
+    @abstractmethod
+    def _run(self, lane: Lane) -> Outputs: ...
+
+    @abstractmethod
+    def _unload(self) -> None: ...
+
+
+def open_backend(
+    name: str, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1,
+) -> Backend:
+    """The backend of that name, not yet activated.
+
+    Raises:
+        IncompatibleError: `backend.unknown` or `backend.precision`.
+    """
+    if name not in _CLASSES:
+        raise IncompatibleError("backend.unknown", f"there is no backend {name[:40]!r}", remedy=f"use one of {', '.join(_CLASSES)}")
+    module, kind = _CLASSES[name]
+    backend: type[Backend] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
+    return backend(path, precision=precision, threads=threads, input_shape=input_shape, lanes=lanes)
+
+
+def check_input_shape(model: str, declared: list[Any], wanted: tuple[int, ...]) -> None:
+    """Compare a model's declared input shape (names or -1 for free axes) with the tensor we make.
+
+    Raises:
+        IncompatibleError: `backend.input`.
+    """
+    fits = len(declared) == len(wanted) and all(
+        not isinstance(have, int) or have < 0 or have == want for have, want in zip(declared, wanted, strict=True))
+    if not fits:
+        raise IncompatibleError("backend.input", f"{model} takes {declared}, the bundle's input is {list(wanted)}",
+                                remedy="build the bundle again with the model's own width and height")

@@ -1,0 +1,157 @@
+"""Run one candidate over images, alone in this process: ``python -m jetfleet_agent.pipeline.evaluate JOB RESULT``.
+
+Reads an `EvaluationJob`, writes an `EvaluationResult` (contract.evaluation). A candidate that cannot run is an answer, not a
+failure: the exit code is 0 and `error` holds the code. Only a job that cannot be read, or a result that cannot be
+written, ends with an exit code other than 0. The result is written to a temporary file and renamed, so a reader never sees
+half of one; a process that died left none.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jetfleet_agent.pipeline.backends import Backend, open_backend
+from jetfleet_agent.pipeline.preprocess import Image
+from jetfleet_agent.pipeline.tasks import Task, load_task
+from jetfleet_contract.errors import InputError, JetfleetError, StorageError
+from jetfleet_contract.evaluation import MAX_RESULT_BYTES, EvaluationJob, EvaluationResult
+from jetfleet_contract.messages import decode, encode
+from jetfleet_contract.predictions import Prediction
+from jetfleet_contract.sketch import sketch_of
+
+MAX_WARMUP = 1000
+MAX_RUNS = 100_000
+
+
+def evaluate(job: EvaluationJob) -> EvaluationResult:
+    """Run the job; a JetfleetError becomes the result's `error` and `detail`."""
+    try:
+        return _run(job)
+    except JetfleetError as error:
+        detail = error.what + (f"; {error.remedy}" if error.remedy else "")
+        return EvaluationResult(job.backend, error=error.code, detail=detail, peak_rss_mb=_peak_rss_mb())
+    except MemoryError:
+        return EvaluationResult(job.backend, error="backend.memory", detail=f"{Path(job.model).name} does not fit into memory",
+                                peak_rss_mb=_peak_rss_mb())
+    except Exception as error:  # noqa: BLE001  last line of defence: a vendor's surprise is this candidate's answer
+        return EvaluationResult(job.backend, error="backend.crash", detail=f"{type(error).__name__}: {error}"[:300],
+                                peak_rss_mb=_peak_rss_mb())
+
+
+def _run(job: EvaluationJob) -> EvaluationResult:
+    if not 0 <= job.warmup <= MAX_WARMUP or not 0 <= job.latency_runs <= MAX_RUNS:
+        raise InputError("job.bad", f"warmup {job.warmup} or latency_runs {job.latency_runs} is out of bounds")
+    task = load_task(job.task)
+    backend = open_backend(job.backend, Path(job.model), precision=job.precision, threads=job.threads,
+                           input_shape=task.input_shape)
+    began = time.perf_counter()
+    with backend:
+        activate_ms = (time.perf_counter() - began) * 1e3
+        predictions, raw = _predict(job, task, backend)
+        latencies = _time_session(job, task, backend)
+        if job.raw_output:
+            _write_raw(Path(job.raw_output), raw)
+        return EvaluationResult(
+            backend=job.backend, provider=backend.provider, precision=backend.precision,
+            versions={**backend.versions, "numpy": np.__version__, "python": sys.version.split()[0]},
+            activate_ms=activate_ms, latency=sketch_of(latencies), latency_ms=tuple(latencies),
+            predictions=tuple(predictions), peak_rss_mb=_peak_rss_mb())
+
+
+def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[list[Prediction], list[tuple[npt.NDArray[Any], ...]]]:
+    lane = backend.lanes[0]
+    predictions, raw = [], []
+    for name in job.images:
+        geometry = task.prepare(read_image(Path(name)), lane.tensor)
+        outputs = backend.infer(lane)
+        predictions.append(task.decode(outputs, geometry))
+        if job.raw_output:
+            raw.append(tuple(output.copy() for output in outputs))
+    return predictions, raw
+
+
+def _time_session(job: EvaluationJob, task: Task, backend: Backend) -> list[float]:
+    """Milliseconds of the session alone, on the first image's tensor (a gray one without images)."""
+    lane = backend.lanes[0]
+    frame = read_image(Path(job.images[0])) if job.images else np.full((task.input_shape[2], task.input_shape[3], 3), 127, np.uint8)
+    task.prepare(frame, lane.tensor)
+    for _ in range(job.warmup):
+        backend.infer(lane)
+    latencies = []
+    for _ in range(job.latency_runs):
+        began = time.perf_counter()
+        backend.infer(lane)
+        latencies.append((time.perf_counter() - began) * 1e3)
+    return latencies
+
+
+def read_image(path: Path) -> Image:
+    """An image as (H, W, 3) uint8 BGR.
+
+    Raises:
+        InputError: `image.missing` or `image.unreadable`, naming the file.
+    """
+    import cv2
+
+    if not path.is_file():
+        raise InputError("image.missing", f"the image {path.name} is not there", where=str(path))
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InputError("image.unreadable", f"the image {path.name} cannot be decoded", where=str(path),
+                         remedy="remove it from the folder, or save it again as PNG or JPEG")
+    return np.asarray(image, np.uint8)
+
+
+def _write_raw(path: Path, raw: list[tuple[npt.NDArray[Any], ...]]) -> None:
+    """`output_J` holds the model's J-th output, stacked over images: (N, ...)."""
+    columns = {f"output_{j}": np.stack([outputs[j] for outputs in raw]) for j in range(len(raw[0]))} if raw else {}
+    try:
+        with path.open("wb") as file:
+            np.savez(file, **columns)  # type: ignore[arg-type]
+    except OSError as error:
+        raise StorageError("raw.write", f"cannot write {path.name}: {error.strerror}", where=str(path)) from None
+
+
+def _peak_rss_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def _write_result(path: Path, result: EvaluationResult) -> None:
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_bytes(encode(result))
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError("result.write", f"cannot write {path.name}: {error.strerror}", where=str(path)) from None
+
+
+def _read_job(path: Path) -> EvaluationJob:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError("job.unreadable", f"cannot read the job {path.name}: {error.strerror}", where=str(path)) from None
+    return decode(data, EvaluationJob, limit=MAX_RESULT_BYTES)
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0 also when the candidate could not run (the result says why)."""
+    if len(arguments) != 2:
+        print("usage: python -m jetfleet_agent.pipeline.evaluate JOB RESULT", file=sys.stderr)
+        return 2
+    try:
+        _write_result(Path(arguments[1]), evaluate(_read_job(Path(arguments[0]))))
+    except JetfleetError as error:
+        print(error.diagnostics(), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
