@@ -7,6 +7,7 @@ print the whole table.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from .bundle import Evaluation, EvaluationRow, ModelSpec, Variant
@@ -26,6 +27,13 @@ PRECISIONS_OF = {
     ("uint8", "onnxruntime"): ("int8",),
     ("uint8", "openvino"): ("int8",),
 }
+
+
+# A candidate that the builder, on the same architecture, saw this much slower than its fastest is not measured here: no
+# difference between two machines of one architecture that we have seen comes near it.
+SHORTLIST_RATIO = 2.5
+# Two medians nearer than this are within the noise of one run: they are measured again, in turns.
+TIE_RATIO = 1.10
 
 
 class Candidate(Message, frozen=True):
@@ -91,18 +99,22 @@ def choose(
     measured: dict[str, Measurement],
     *,
     memory_mb: float = 0.0,
+    skipped: Mapping[str, str] | None = None,
 ) -> Choice:
     """Choose the fastest candidate that the board supports and the evaluation accepts.
 
     Args:
         measured: by candidate name; a candidate without one is ranked behind all measured ones, by the builder's
             figure.
+        skipped: by candidate name, why it was left out (`slower_at_builder`); a measurement overrides it.
         memory_mb: budget for one model's process; 0 means none.
 
     Returns:
         The whole table, best first, refused rows last.
     """
-    rows = [_judge(candidate, spec, evaluation, capability, measured.get(candidate.name), memory_mb)
+    left_out = skipped or {}
+    rows = [_leave_out(_judge(candidate, spec, evaluation, capability, measured.get(candidate.name), memory_mb),
+                       "" if candidate.name in measured else left_out.get(candidate.name, ""))
             for candidate in candidates(spec)]
     eligible = sorted((row for row in rows if row.verdict == "eligible"), key=_rank)
     refused = [row for row in rows if row.verdict == "refused"]
@@ -113,6 +125,41 @@ def choose(
     slower = [ChoiceRow(row.candidate, "eligible", _why_slower(row, best), row.accuracy, row.drop, row.p50_ms, row.origin)
               for row in rest]
     return Choice((chosen, *slower, *refused), best.candidate)
+
+
+def slower_at_builder(spec: ModelSpec, evaluation: Evaluation, capability: Capability, *, memory_mb: float = 0.0,
+                      max_ratio: float = SHORTLIST_RATIO) -> dict[str, str]:
+    """The candidates that need no measurement here because the builder saw them far slower than its fastest.
+
+    Only figures that the builder measured on the board's own architecture count (`Evaluation.software["arch"]`): what
+    int8 costs on x86 says nothing about Arm. A candidate that the builder could not measure is never left out.
+
+    Returns:
+        The reason by candidate name.
+    """
+    if evaluation.software.get("arch", "") != capability.arch:
+        return {}
+    figures: dict[str, float] = {}
+    for candidate in worth_measuring(spec, evaluation, capability, memory_mb=memory_mb):
+        row = _evaluation_row(evaluation, candidate, spec.variant(candidate.variant))
+        if row is not None and row.origin == "measured" and row.latency_p50_ms > 0:
+            figures[candidate.name] = row.latency_p50_ms
+    fastest = min(figures.values(), default=0.0)
+    return {name: f"not measured here: the builder saw {ms:.2f} ms, {ms / fastest:.1f}x its fastest"
+            for name, ms in figures.items() if ms > max_ratio * fastest}
+
+
+def contenders(choice: Choice, *, within: float = TIE_RATIO) -> tuple[Candidate, ...]:
+    """The measured candidates whose median is within that ratio of the best one's; empty when nobody is that near."""
+    measured = [row for row in choice.rows if row.origin == "measured" and row.verdict != "refused"]
+    near = tuple(row.candidate for row in measured if row.p50_ms <= within * measured[0].p50_ms)
+    return near if len(near) > 1 else ()
+
+
+def _leave_out(row: ChoiceRow, reason: str) -> ChoiceRow:
+    if not reason or row.verdict == "refused":
+        return row
+    return ChoiceRow(row.candidate, "refused", reason, row.accuracy, row.drop, row.p50_ms, row.origin)
 
 
 def _rank(row: ChoiceRow) -> tuple[int, float, float]:

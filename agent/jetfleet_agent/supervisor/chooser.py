@@ -1,0 +1,251 @@
+"""Chooses how a board runs a model: asks the policy what is worth trying, measures it here, and keeps the table.
+
+Measurements run one at a time in processes of their own, in a worker thread, at low priority. Where the best ones are
+too near to call, they are measured again in turns, so that a disturbance hits them alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from jetfleet_agent.config import MeasureConfig
+from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
+from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
+from jetfleet_contract.messages import Capability
+from jetfleet_contract.policy import (
+    Candidate,
+    Choice,
+    ChoiceRow,
+    Measurement,
+    candidates,
+    choose,
+    contenders,
+    slower_at_builder,
+    worth_measuring,
+)
+from jetfleet_contract.predictions import agreement
+
+from .evaluation_process import PROGRAM, EvaluationProcess
+from .measurements import ChoiceRecord, MeasurementStore, measurement_key
+
+log = logging.getLogger(__name__)
+
+TIE_ROUNDS = 2
+PROBE_RUNS = 10
+LOCK_POLL_S = 0.2
+
+Progress = Callable[[str, Measurement], None]
+
+
+class Chooser:
+    """See the module. All methods return at once; `done` callbacks come from the worker thread.
+
+    Args:
+        capability: what this board can do.
+        folder: for measurements, choices and jobs in hand (below the agent's state folder).
+        threads: CPU threads given to a runtime; 0: its own choice.
+        memory_mb: budget of one model's process; 0: none.
+        program: the evaluate program, to which two paths are appended.
+        progress: told of each new measurement, from the worker thread.
+    """
+
+    def __init__(
+        self,
+        capability: Capability,
+        folder: Path,
+        *,
+        threads: int = 0,
+        memory_mb: float = 0.0,
+        measure: MeasureConfig | None = None,
+        program: Sequence[str] = PROGRAM,
+        progress: Progress | None = None,
+    ) -> None:
+        self._capability = capability
+        self._threads = threads
+        self._memory_mb = memory_mb
+        self._measure = measure or MeasureConfig()
+        self._process = EvaluationProcess(folder / "jobs", self._measure.timeout_s, program)
+        self._store = MeasurementStore(folder)
+        self._progress = progress
+        self._stopping = threading.Event()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name="chooser", daemon=True)
+        self._worker.start()
+
+    @property
+    def capability(self) -> Capability:
+        """What the choices are bounded by."""
+        return self._capability
+
+    def wanted(self, spec: ModelSpec, evaluation: Evaluation) -> tuple[Candidate, ...]:
+        """The candidates worth downloading and measuring here."""
+        slow = slower_at_builder(spec, evaluation, self._capability, memory_mb=self._memory_mb)
+        fitting = worth_measuring(spec, evaluation, self._capability, memory_mb=self._memory_mb)
+        return tuple(candidate for candidate in fitting if candidate.name not in slow)
+
+    def choose(self, spec: ModelSpec, evaluation: Evaluation, paths: Mapping[str, Path], images: tuple[Path, ...],
+               done: Callable[[Choice], None]) -> None:
+        """Measure what is wanted and choose.
+
+        Args:
+            paths: weight files on disk, by variant name; a variant without one is refused with that reason.
+            images: sample inputs.
+            done: gets the table, always, unless `stop` came first.
+        """
+        self._tasks.put(lambda: done(self._choose_safely(spec, evaluation, dict(paths), images)))
+
+    def probe_model(self, model_path: Path, candidate: Candidate, task: TaskSpec, probe: ProbeSet, images: tuple[Path, ...],
+                    done: Callable[[EvaluationResult, float], None]) -> None:
+        """Run the signed probe set in a throw-away process.
+
+        Args:
+            images: the probe set's images on disk, in its order.
+            done: gets the result and the agreement with the reference's answers, 0..1 (0 when it could not run).
+        """
+        self._tasks.put(lambda: done(*self._probe(model_path, candidate, task, probe, images)))
+
+    def stop(self) -> None:
+        """Kill the measurement in hand; callbacks that have not come will not come."""
+        self._stopping.set()
+        self._tasks.put(None)
+        self._process.stop()
+        self._worker.join(timeout=5.0)
+
+    # --- worker thread ------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            if self._stopping.is_set():
+                return
+            try:
+                task()
+            except Exception:
+                log.exception("a callback of the chooser failed")
+
+    def _choose_safely(self, spec: ModelSpec, evaluation: Evaluation, paths: dict[str, Path], images: tuple[Path, ...]) -> Choice:
+        try:
+            with self._turn():
+                choice = self._measured_choice(spec, evaluation, paths, images)
+        except Exception as error:
+            log.exception("choosing for %s %s failed", spec.name, spec.version)
+            return Choice(tuple(ChoiceRow(candidate, "refused", f"could not be measured: {error}") for candidate in candidates(spec)))
+        try:
+            self._store.keep_choice(ChoiceRecord(spec.name, spec.version, time.time(), self._capability, choice))
+        except OSError as error:  # a full disk must not lose the choice: it is made again at the next start
+            log.warning("the choice for %s %s is not kept: %s", spec.name, spec.version, error)
+        return choice
+
+    def _measured_choice(self, spec: ModelSpec, evaluation: Evaluation, paths: dict[str, Path], images: tuple[Path, ...]) -> Choice:
+        slow = slower_at_builder(spec, evaluation, self._capability, memory_mb=self._memory_mb)
+        table = _Table(spec, evaluation, self._capability, self._memory_mb, slow)
+        wanted = self.wanted(spec, evaluation)
+        fresh = [self._measure_once(candidate, table, paths, images) for candidate in wanted]
+        if table.choice().chosen is None:  # what looked best runs badly here: try also what looked slow
+            rest = [c for c in worth_measuring(spec, evaluation, self._capability, memory_mb=self._memory_mb)
+                    if c.name in slow and c.variant in paths]
+            fresh += [self._measure_once(candidate, table, paths, images) for candidate in rest]
+        if any(fresh):
+            self._settle_ties(table, paths, images)
+        return table.choice()
+
+    def _measure_once(self, candidate: Candidate, table: _Table, paths: dict[str, Path], images: tuple[Path, ...]) -> bool:
+        """Take the kept measurement, or make one. True when it was made."""
+        path = paths.get(candidate.variant)
+        if path is None:
+            table.put(candidate, Measurement(error="its weights are not on this board"))
+            return False
+        kept = self._store.measurement(self._key(candidate, table.spec))
+        if kept is not None and not kept.error:
+            table.put(candidate, kept)
+            return False
+        self._measure_fresh(candidate, table, path, images)
+        return True
+
+    def _measure_fresh(self, candidate: Candidate, table: _Table, path: Path, images: tuple[Path, ...]) -> None:
+        result = self._run(path, candidate, table.spec.task, images[:self._measure.images], self._measure.runs)
+        measurement = _measurement(result)
+        table.put(candidate, measurement)
+        if self._progress:
+            self._progress(candidate.name, measurement)
+        if not measurement.error:
+            with contextlib.suppress(OSError):
+                self._store.keep(self._key(candidate, table.spec), table.measured[candidate.name])
+
+    def _settle_ties(self, table: _Table, paths: dict[str, Path], images: tuple[Path, ...]) -> None:
+        for _ in range(TIE_ROUNDS):
+            for candidate in contenders(table.choice()):
+                self._measure_fresh(candidate, table, paths[candidate.variant], images)
+
+    def _run(self, path: Path, candidate: Candidate, task: TaskSpec, images: tuple[Path, ...], runs: int) -> EvaluationResult:
+        backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt']", candidate.backend)
+        return self._process.run(EvaluationJob(
+            model=str(path), task=task, backend=backend, precision=candidate.precision, threads=self._threads,
+            images=tuple(str(image) for image in images), warmup=self._measure.warmup, latency_runs=runs))
+
+    def _probe(self, model_path: Path, candidate: Candidate, task: TaskSpec, probe: ProbeSet,
+               images: tuple[Path, ...]) -> tuple[EvaluationResult, float]:
+        result = self._run(model_path, candidate, task, images, PROBE_RUNS)
+        if result.error:
+            return result, 0.0
+        expected = [item.expected for item in probe.items]
+        if len(result.predictions) != len(expected):
+            detail = f"{len(result.predictions)} answers for {len(expected)} probe images"
+            return EvaluationResult(candidate.backend, error="evaluate.result", detail=detail), 0.0
+        return result, agreement(expected, result.predictions)
+
+    def _key(self, candidate: Candidate, spec: ModelSpec) -> str:
+        backend = next(b for b in self._capability.backends if b.name == candidate.backend)
+        return measurement_key(spec.variant(candidate.variant).digest, candidate, backend, self._capability, self._threads)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the lock file that agents on one machine share, so that they do not measure each other."""
+        if not self._measure.lock:
+            yield
+            return
+        with Path(self._measure.lock).open("w") as file:
+            while not self._stopping.is_set():
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    self._stopping.wait(LOCK_POLL_S)
+            yield
+
+
+class _Table:
+    """The measurements of one choice under way. Of several measurements of a candidate the fastest counts: disturbances only add."""
+
+    def __init__(self, spec: ModelSpec, evaluation: Evaluation, capability: Capability, memory_mb: float, slow: Mapping[str, str]) -> None:
+        self.spec = spec
+        self.measured: dict[str, Measurement] = {}
+        self._evaluation = evaluation
+        self._capability = capability
+        self._memory_mb = memory_mb
+        self._slow = slow
+
+    def put(self, candidate: Candidate, measurement: Measurement) -> None:
+        before = self.measured.get(candidate.name)
+        if before is None or before.error or (not measurement.error and measurement.p50_ms < before.p50_ms):
+            self.measured[candidate.name] = measurement
+
+    def choice(self) -> Choice:
+        return choose(self.spec, self._evaluation, self._capability, self.measured, memory_mb=self._memory_mb, skipped=self._slow)
+
+
+def _measurement(result: EvaluationResult) -> Measurement:
+    if result.error:
+        return Measurement(error=f"{result.detail or 'no reason given'} [{result.error}]")
+    if not result.latency_ms:
+        return Measurement(error="the measurement holds no latency [evaluate.result]")
+    ordered = sorted(result.latency_ms)
+    return Measurement(p50_ms=statistics.median(ordered), p99_ms=ordered[int(0.99 * (len(ordered) - 1))], peak_rss_mb=result.peak_rss_mb)

@@ -1,0 +1,125 @@
+"""Runs one evaluation job in a process of its own; whatever happens to that process, the answer is a result.
+
+A vendor's runtime may crash, hang or eat the memory. The supervisor must outlive all of it, so a crash, a time-out or
+an unreadable answer becomes `EvaluationResult.error` with its reason, never an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from jetfleet_contract.errors import MalformedError
+from jetfleet_contract.evaluation import MAX_RESULT_BYTES, EvaluationJob, EvaluationResult
+from jetfleet_contract.messages import decode, encode
+
+PROGRAM = (sys.executable, "-m", "jetfleet_agent.pipeline.evaluate")
+NICE = 10  # the running model keeps its cores: a measurement beside it is a guest
+STDERR_TAIL = 400
+
+
+class EvaluationProcess:
+    """Runs jobs one after another; `stop` may come from another thread.
+
+    Args:
+        folder: where jobs and results are written while they run.
+        timeout_s: how long one job may take, start of Python included.
+        command: the program, to which the two paths are appended.
+    """
+
+    def __init__(self, folder: Path, timeout_s: float, command: Sequence[str] = PROGRAM) -> None:
+        self._folder = folder
+        self._timeout_s = timeout_s
+        self._command = tuple(command)
+        self._guard = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def run(self, job: EvaluationJob) -> EvaluationResult:
+        """The result, or one whose `error` is `evaluate.crash`, `.timeout`, `.exit`, `.result`, `.disk` or `.stopped`."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix="job-") as folder:
+                return self._run_in(Path(folder), job)
+        except OSError as error:
+            return _failed(job, "evaluate.disk", f"the job could not be written or started: {error.strerror or error}")
+
+    def stop(self) -> None:
+        """Kill the job in hand and refuse later ones."""
+        with self._guard:
+            self._stopped = True
+            if self._running is not None:
+                _kill(self._running)
+
+    def _run_in(self, folder: Path, job: EvaluationJob) -> EvaluationResult:
+        (folder / "job.json").write_bytes(encode(job))
+        with (folder / "stderr").open("wb") as stderr:
+            process = self._start((*self._command, str(folder / "job.json"), str(folder / "result.json")), stderr.fileno())
+        if process is None:
+            return _failed(job, "evaluate.stopped", "the agent is stopping")
+        try:
+            process.wait(self._timeout_s)
+        except subprocess.TimeoutExpired:
+            return _failed(job, "evaluate.timeout", f"no answer within {self._timeout_s:.0f} s")
+        finally:
+            _kill(process)  # also what a crashed runtime may have left behind in its process group
+            process.wait()
+            with self._guard:
+                self._running = None
+        return self._answer(folder, job, process.returncode)
+
+    def _start(self, command: tuple[str, ...], stderr: int) -> subprocess.Popen[bytes] | None:
+        with self._guard:
+            if self._stopped:
+                return None
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
+            self._running = process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+        return process
+
+    def _answer(self, folder: Path, job: EvaluationJob, code: int) -> EvaluationResult:
+        if self._stopped:
+            return _failed(job, "evaluate.stopped", "the agent is stopping")
+        if code < 0:
+            return _failed(job, "evaluate.crash", f"the runtime crashed ({_signal_name(-code)})")
+        if code > 0:
+            said = _tail(folder / "stderr")
+            return _failed(job, "evaluate.exit", f"the measurement ended with exit code {code}" + (f": {said}" if said else ""))
+        try:
+            with (folder / "result.json").open("rb") as file:
+                return decode(file.read(MAX_RESULT_BYTES + 1), EvaluationResult, limit=MAX_RESULT_BYTES)
+        except FileNotFoundError:
+            return _failed(job, "evaluate.result", "the measurement ended without a result")
+        except MalformedError as error:
+            return _failed(job, "evaluate.result", error.what[:STDERR_TAIL])
+
+
+def _failed(job: EvaluationJob, code: str, detail: str) -> EvaluationResult:
+    return EvaluationResult(job.backend, error=code, detail=detail)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - STDERR_TAIL))
+        text = file.read(STDERR_TAIL).decode(errors="replace")
+    return " ".join(text.split())

@@ -1,0 +1,96 @@
+"""Measurements and choices of this board, kept over restarts.
+
+A measurement is keyed by everything that it depends on: weights, runtime and version, execution precision, threads and
+CPU. A file that cannot be read is no measurement; it is made again. Errors are not kept: a time-out under load must not
+condemn a candidate for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from jetfleet_contract.errors import MalformedError
+from jetfleet_contract.messages import BackendInfo, Capability, Message, decode, encode
+from jetfleet_contract.policy import Candidate, Choice, Measurement
+
+MAX_RECORD_BYTES = 1 << 20
+MAX_CHOICES = 64
+
+
+class ChoiceRecord(Message, frozen=True):
+    """One choice as `explain` prints it: for which model, when (seconds since 1970), and what the board could do then."""
+
+    name: str
+    version: str
+    at: float
+    capability: Capability
+    choice: Choice
+
+
+class MeasurementStore:
+    """Durable records below one folder: `measurements/` and `choices/`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._measurements = folder / "measurements"
+        self._choices = folder / "choices"
+
+    def measurement(self, key: str) -> Measurement | None:
+        """The kept measurement of that key, or None."""
+        try:
+            data = (self._measurements / f"{key}.json").read_bytes()
+            return decode(data, Measurement, limit=MAX_RECORD_BYTES)
+        except (OSError, MalformedError):
+            return None
+
+    def keep(self, key: str, measurement: Measurement) -> None:
+        """Keep a measurement durably; StorageError-like OSErrors are the caller's to ignore: it can be made again."""
+        _write(self._measurements / f"{key}.json", encode(measurement))
+
+    def keep_choice(self, record: ChoiceRecord) -> None:
+        """Keep the last choice for that model and version; the oldest go when there are many."""
+        _write(self._choices / f"{_digest(record.name, record.version)}.json", encode(record))
+        for old in sorted(self._choices.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)[MAX_CHOICES:]:
+            old.unlink(missing_ok=True)
+
+    def choices(self) -> tuple[ChoiceRecord, ...]:
+        """All kept choices, the latest first."""
+        found = []
+        for path in sorted(self._choices.glob("*.json")):
+            with contextlib.suppress(OSError, MalformedError):
+                found.append(decode(path.read_bytes(), ChoiceRecord, limit=MAX_RECORD_BYTES))
+        return tuple(sorted(found, key=lambda record: record.at, reverse=True))
+
+
+def measurement_key(digest: str, candidate: Candidate, backend: BackendInfo, capability: Capability, threads: int) -> str:
+    """64 hex digits that name a measurement's circumstances.
+
+    Args:
+        digest: of the weight file.
+        threads: CPU threads given to the runtime; 0: its own choice.
+    """
+    return _digest(digest, candidate.backend, candidate.precision, backend.version, capability.cpu, capability.arch,
+                   str(capability.cores), str(threads))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
