@@ -1,0 +1,244 @@
+"""The tables. Times are wall-clock seconds since 1970 (UTC); names and ids were checked before they came here.
+
+Change a table only together with a new file in `migrations/versions`: a test compares both.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_NAMING = {  # named constraints can be dropped by later migrations on every database
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+_SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only columns that are exactly INTEGER
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+    metadata = MetaData(naming_convention=_NAMING)
+
+
+class Device(Base):
+    """A board: its pinned key (hex, trusted at first use), its last birth, and how its windows arrived."""
+
+    __tablename__ = "devices"
+
+    device: Mapped[str] = mapped_column(String(63), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64))
+    board: Mapped[str] = mapped_column(String(63), default="")
+    device_class: Mapped[str] = mapped_column(String(63), default="")
+    agent_version: Mapped[str] = mapped_column(String(63), default="")
+    session: Mapped[int] = mapped_column(BigInteger, default=0)
+    seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    online: Mapped[bool] = mapped_column(Boolean, default=False)
+    birth: Mapped[str] = mapped_column(Text, default="")
+    first_seen: Mapped[float] = mapped_column(Float)
+    last_seen: Mapped[float] = mapped_column(Float)
+    window_session: Mapped[int] = mapped_column(BigInteger, default=-1)
+    last_window: Mapped[int] = mapped_column(BigInteger, default=-1)
+    windows: Mapped[int] = mapped_column(BigInteger, default=0)
+    gaps: Mapped[int] = mapped_column(BigInteger, default=0)
+    duplicates: Mapped[int] = mapped_column(BigInteger, default=0)
+    late: Mapped[int] = mapped_column(BigInteger, default=0)
+    gauges: Mapped[str] = mapped_column(Text, default="{}")
+
+
+class AppRow(Base):
+    """What one app of a board runs, by the board's last birth or report."""
+
+    __tablename__ = "app_states"
+
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device", ondelete="CASCADE"), primary_key=True)
+    app: Mapped[str] = mapped_column(String(63), primary_key=True)
+    bundle: Mapped[str] = mapped_column(String(64), default="")
+    name: Mapped[str] = mapped_column(String(63), default="")
+    version: Mapped[str] = mapped_column(String(63), default="")
+    candidate: Mapped[str] = mapped_column(String(200), default="")
+    phase: Mapped[str] = mapped_column(String(63), default="")
+    reason: Mapped[str] = mapped_column(Text, default="")
+    at: Mapped[float] = mapped_column(Float)
+
+
+class Desired(Base):
+    """The one deployment that is retained for a board: the signed bytes exactly as they travel, and their digest."""
+
+    __tablename__ = "desired"
+
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    rollout: Mapped[str] = mapped_column(String(63), default="")
+    at: Mapped[float] = mapped_column(Float)
+
+
+class ReportRow(Base):
+    """A verified report. (device, report) is the device's own numbering: a repeat is stored once."""
+
+    __tablename__ = "reports"
+    __table_args__ = (UniqueConstraint("device", "report"), Index("ix_reports_rollout_device", "rollout", "device"))
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device", ondelete="CASCADE"))
+    report: Mapped[int] = mapped_column(BigInteger)
+    received: Mapped[float] = mapped_column(Float, index=True)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    app: Mapped[str] = mapped_column(String(63))
+    at: Mapped[float] = mapped_column(Float)
+    phase: Mapped[str] = mapped_column(String(63))
+    bundle: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(63))
+    from_version: Mapped[str] = mapped_column(String(63))
+    outcome: Mapped[str] = mapped_column(String(20))
+    code: Mapped[str] = mapped_column(String(63))
+    detail: Mapped[str] = mapped_column(Text)
+    candidate: Mapped[str] = mapped_column(String(200))
+    metrics: Mapped[str] = mapped_column(Text)
+    rollout: Mapped[str] = mapped_column(String(63))
+
+
+class WindowRow(Base):
+    """One telemetry window, stored once by (device, session, number)."""
+
+    __tablename__ = "telemetry_windows"
+    __table_args__ = (UniqueConstraint("device", "session", "number"),)
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device", ondelete="CASCADE"))
+    session: Mapped[int] = mapped_column(BigInteger)
+    number: Mapped[int] = mapped_column(BigInteger)
+    started: Mapped[float] = mapped_column(Float)
+    duration_s: Mapped[float] = mapped_column(Float)
+    received: Mapped[float] = mapped_column(Float, index=True)
+    gauges: Mapped[str] = mapped_column(Text)
+
+
+class SeriesRow(Base):
+    """One (app, bundle, candidate, source) of a window. `stages`: msgpack map of stage to sketch, counts unmerged."""
+
+    __tablename__ = "telemetry_series"
+    __table_args__ = (Index("ix_telemetry_series_app_bundle_received", "app", "bundle", "received"),)
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    window_id: Mapped[int] = mapped_column(ForeignKey("telemetry_windows.id", ondelete="CASCADE"), index=True)
+    device: Mapped[str] = mapped_column(String(63))
+    received: Mapped[float] = mapped_column(Float, index=True)
+    duration_s: Mapped[float] = mapped_column(Float)
+    app: Mapped[str] = mapped_column(String(63))
+    bundle: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(63))
+    candidate: Mapped[str] = mapped_column(String(200))
+    source: Mapped[str] = mapped_column(String(63))
+    seen: Mapped[int] = mapped_column(BigInteger)
+    done: Mapped[int] = mapped_column(BigInteger)
+    dropped: Mapped[str] = mapped_column(Text)
+    stages: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class RolloutRow(Base):
+    """The journal of one rollout: `head` is the machine's state without its boards, which are rows of their own."""
+
+    __tablename__ = "rollouts"
+
+    id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    app: Mapped[str] = mapped_column(String(63), index=True)
+    phase: Mapped[str] = mapped_column(String(20), index=True)
+    head: Mapped[bytes] = mapped_column(LargeBinary)
+    spec: Mapped[bytes] = mapped_column(LargeBinary)
+    keep: Mapped[bool] = mapped_column(Boolean)
+    created: Mapped[float] = mapped_column(Float)
+    changed: Mapped[float] = mapped_column(Float)
+
+
+class RolloutDevice(Base):
+    """One board's progress in a rollout."""
+
+    __tablename__ = "rollout_devices"
+
+    rollout: Mapped[str] = mapped_column(ForeignKey("rollouts.id", ondelete="CASCADE"), primary_key=True)
+    device: Mapped[str] = mapped_column(String(63), primary_key=True)
+    progress: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Issued(Base):
+    """A deployment that a rollout gave to a board. The key makes a second one of the same kind impossible."""
+
+    __tablename__ = "issued"
+
+    rollout: Mapped[str] = mapped_column(ForeignKey("rollouts.id", ondelete="CASCADE"), primary_key=True)
+    device: Mapped[str] = mapped_column(String(63), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(7), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    bundle: Mapped[str] = mapped_column(String(64))
+    before: Mapped[bytes] = mapped_column(LargeBinary)
+    at: Mapped[float] = mapped_column(Float)
+
+
+class RolloutRequest(Base):
+    """What a command asks of `serve`: start, pause, resume or abort. `rollout` names it; answered in place."""
+
+    __tablename__ = "rollout_requests"
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    at: Mapped[float] = mapped_column(Float)
+    rollout: Mapped[str] = mapped_column(String(63))
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    answered: Mapped[bool] = mapped_column(Boolean, default=False, index=True)
+    code: Mapped[str] = mapped_column(String(63), default="")
+    answer: Mapped[str] = mapped_column(Text, default="")
+
+
+class Alarm(Base):
+    """Something that a person should look at. Repeats of (device, code) within an hour count up instead of adding rows."""
+
+    __tablename__ = "alarms"
+    __table_args__ = (Index("ix_alarms_device_code", "device", "code"),)
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    device: Mapped[str] = mapped_column(String(63))
+    code: Mapped[str] = mapped_column(String(63))
+    what: Mapped[str] = mapped_column(Text)
+    first: Mapped[float] = mapped_column(Float)
+    last: Mapped[float] = mapped_column(Float)
+    count: Mapped[int] = mapped_column(BigInteger, default=1)
+
+
+class Rejected(Base):
+    """A message that was refused, with the beginning of its bytes. Bounded: the oldest go first."""
+
+    __tablename__ = "rejected_messages"
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    at: Mapped[float] = mapped_column(Float)
+    topic: Mapped[str] = mapped_column(String(200))
+    code: Mapped[str] = mapped_column(String(63))
+    reason: Mapped[str] = mapped_column(Text)
+    size: Mapped[int] = mapped_column(BigInteger)
+    head: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Counter(Base):
+    """Totals that outlive the bounded tables: `rejected`, `rejected.CODE`, ..."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)
+
+
+class ResultRow(Base):
+    """Recent detections. Bounded: the newest some ten thousand."""
+
+    __tablename__ = "recent_results"
+    __table_args__ = (Index("ix_recent_results_device_app", "device", "app"),)
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    device: Mapped[str] = mapped_column(String(63))
+    app: Mapped[str] = mapped_column(String(63))
+    received: Mapped[float] = mapped_column(Float)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
