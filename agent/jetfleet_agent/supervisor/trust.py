@@ -1,0 +1,398 @@
+"""Trust on the board: which metadata, bundles, deployments and commands count. Fed with bytes, no network here.
+
+python-tuf's `TrustedMetadataSet` does the checks of the TUF client workflow (specification 1.0.33, section 5.3 to 5.6);
+this file adds what it leaves to its user: the one-package transport, durable state, version floors that outlive a
+damaged state, and clocks that cannot be trusted.
+
+    trust.json   the last accepted package, with the root chain since the pinned root; verified again at every load
+    floor.json   versions never to fall below, clock floor, last command
+
+Rival: `tuf.ngclient.Updater`. It wants HTTP, renames without fsync and forgets versions with its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from jetfleet_agent.durable import write_file
+from jetfleet_agent.supervisor.identity import verify_ed25519
+from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, UntrustedError
+from jetfleet_contract.messages import Command, Deployment, Instant, Message, encode
+from jetfleet_contract.trust import (
+    FIELD,
+    BundleTarget,
+    MetaPackage,
+    SigningKeys,
+    decode_package,
+    message_digest,
+    read_keys,
+    read_target,
+    read_timestamp,
+    unseal,
+)
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import Root
+    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
+
+log = logging.getLogger(__name__)
+
+BUILD_TIME = 1_785_542_400
+"""2026-08-01 00:00 UTC: no board that runs this release lives before it."""
+FUTURE_SLACK_S = 86_400
+MAX_SEQ = 1 << 53
+_ROLES = ("timestamp", "snapshot", "targets")
+
+
+class _State(msgspec.Struct, frozen=True):
+    """What is trusted now, as the bytes that were verified and what was read from them."""
+
+    package: MetaPackage
+    versions: dict[str, int]
+    keyids: dict[str, list[str]]
+    expires: float
+    signed: int
+    keys: SigningKeys
+    bundles: dict[str, BundleTarget]
+
+
+class _Floor(Message, frozen=True):
+    """Never below this. Versions count as long as the pinned root and the keys of timestamp and snapshot are the same."""
+
+    pinned: str
+    versions: dict[str, int] = {}
+    keyids: dict[str, list[str]] = {}
+    clock: int = BUILD_TIME
+    command_seq: int = 0
+
+
+class _SealedFloor(Message, frozen=True):
+    floor: _Floor
+    sha256: str
+
+
+class TrustStore:
+    """What this board trusts. One thread only.
+
+    Args:
+        folder: durable state, made when missing.
+        pinned_root: bytes of the root.json that the board was given.
+
+    Raises:
+        InputError: `trust.pinned-root` when that is no valid root metadata.
+    """
+
+    def __init__(self, folder: Path, pinned_root: bytes) -> None:
+        self._folder = folder
+        self._pinned = pinned_root
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._pinned_version = int(_metadata_set(pinned_root, BUILD_TIME).root.version)
+        except _tuf_errors() as error:
+            raise InputError("trust.pinned-root", f"the pinned root is no valid root metadata: {error}",
+                             remedy="copy device/root.json from the project folder again") from None
+        self._floor = self._load_floor()
+        self._state: _State | None = None
+        self._state = self._load_state()
+        if self._state is not None and self._state.versions != self._floor.versions:
+            self._raise_floor(self._state)  # the power went between the two writes of `update`
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Version by role, empty before the first package."""
+        return dict(self._state.versions) if self._state else {}
+
+    @property
+    def clock_floor(self) -> float:
+        """Seconds since 1970 that are certainly past."""
+        return float(self._floor.clock)
+
+    def update(self, package: bytes, now: Instant) -> bool:
+        """Verify a package from the meta topic and take it over durably.
+
+        Returns:
+            True if anything in it was new.
+
+        Raises:
+            MalformedError: `message.*`, `trust.roots`, `trust.malformed`, `trust.target`: no valid package.
+            UntrustedError: `trust.root-gap`, `trust.signature`, `trust.rollback`, `trust.mix`, `trust.expired`, `trust.future`,
+                `trust.fork`, `trust.metadata`. StorageError: `store.write`. After any error the old state still holds.
+        """
+        fresh = decode_package(package)
+        state = self._verify(fresh, self._reference(now))
+        self._check_floor(state)
+        if now.wall_trusted and state.signed > self._reference(now) + FUTURE_SLACK_S:
+            raise UntrustedError("trust.future", "the metadata was signed in the future", remedy="set the host's clock, or this board's")
+        if self._state is not None and self._state.versions == state.versions:
+            return False
+        write_file(self._folder / "trust.json", encode(state.package))
+        self._state = state
+        self._raise_floor(state)
+        return True
+
+    def bundle(self, manifest_blob: str) -> BundleTarget:
+        """The trusted bundle whose manifest has that SHA-256 (hex).
+
+        Raises:
+            UntrustedError: `trust.no-metadata`, `trust.unknown-bundle`.
+        """
+        target = self._trusted().bundles.get(manifest_blob)
+        if target is None:
+            raise UntrustedError("trust.unknown-bundle", f"no signed target names the bundle {manifest_blob[:16]}...",
+                                 remedy="publish it, or wait until the new metadata arrives")
+        return target
+
+    def deployment(self, data: bytes, device: str, last_seq: int, last_digest: str, now: Instant) -> Deployment:
+        """Open a deployment's envelope.
+
+        Args:
+            last_seq: of the deployment that this board accepted last, 0 for none.
+            last_digest: its `message_digest`; empty to skip the comparison.
+
+        Raises:
+            MalformedError: `message.*`. UntrustedError: `trust.no-metadata`, `trust.type`, `trust.unknown-key`, `trust.signature`,
+            `trust.device`, `trust.seq`, `trust.seq-lower`, `trust.seq-fork` (an alarm: somebody signed two of one number),
+            `trust.expired`.
+        """
+        state = self._trusted()
+        found = unseal(data, "deployment", Deployment, state.keys.deployment, verify_ed25519)
+        _check_addressee("deployment", found.device, found.seq, device)
+        if found.seq < last_seq:
+            raise UntrustedError("trust.seq-lower", f"deployment {found.seq} is older than {last_seq}, which this board has accepted")
+        if found.seq == last_seq:
+            if last_digest and message_digest(found) != last_digest:
+                raise UntrustedError("trust.seq-fork", f"two different deployments carry the number {found.seq}",
+                                     remedy="find out who else signs for this board; then roll out again, which takes the next number")
+            return found  # accepted before: it stays what the board runs, also past its end
+        self._check_fresh("deployment", found.expires, now)
+        if state.expires <= self._reference(now):
+            raise UntrustedError("trust.expired", "the metadata on this board has expired, so a new deployment cannot be judged",
+                                 remedy="start `jetfleet serve`, which refreshes it")
+        return found
+
+    def command(self, data: bytes, device: str, now: Instant) -> Command:
+        """Open a command's envelope and remember its number durably, so that it runs at most once.
+
+        Raises:
+            As `deployment`, with `trust.seq-lower` also for a repeated number. StorageError: `store.write`.
+        """
+        found = unseal(data, "command", Command, self._trusted().keys.command, verify_ed25519)
+        _check_addressee("command", found.device, found.seq, device)
+        if found.seq <= self._floor.command_seq:
+            raise UntrustedError("trust.seq-lower", f"command {found.seq} is not newer than {self._floor.command_seq}")
+        self._check_fresh("command", found.expires, now)
+        self._write_floor(msgspec.structs.replace(self._floor, command_seq=found.seq))
+        return found
+
+    # --- clocks ----------------------------------------------------------------------------------------
+
+    def _reference(self, now: Instant) -> float:
+        """The time to judge by: the wall clock when it is trusted, and never before the floor.
+
+        An untrusted clock does not count at all: 1970 would accept everything, 2040 would refuse everything.
+        """
+        wall = now.wall if now.wall_trusted and math.isfinite(now.wall) else 0.0
+        return min(max(wall, float(self._floor.clock)), float(1 << 34))
+
+    def _check_fresh(self, kind: str, expires: float, now: Instant) -> None:
+        if not expires > self._reference(now):
+            raise UntrustedError("trust.expired", f"the {kind} has expired", remedy="roll out again; is the clock of this board right?")
+
+    # --- verification ----------------------------------------------------------------------------------
+
+    def _verify(self, fresh: MetaPackage, reference: float) -> _State:
+        try:
+            trusted, roots = self._root_chain(fresh, reference)
+            self._check_timestamp(trusted, fresh)
+            self._check_snapshot(trusted, fresh)
+            trusted.update_targets(bytes(fresh.targets))
+        except _tuf_errors() as error:
+            raise _translated(error) from None
+        package = msgspec.structs.replace(fresh, root=roots)
+        return _read(trusted, package)
+
+    def _root_chain(self, fresh: MetaPackage, reference: float) -> tuple[TrustedMetadataSet, tuple[msgspec.Raw, ...]]:
+        """Walk from the pinned root over what is known to the newest one offered; a device may have missed any number."""
+        from tuf.api.exceptions import BadVersionNumberError
+
+        known = self._state.package.root if self._state else ()
+        trusted = _metadata_set(self._pinned, reference)
+        chain: list[msgspec.Raw] = []
+        for root in (*known, *fresh.root):
+            version = _root_version(root)
+            if version <= trusted.root.version:
+                continue
+            try:
+                trusted.update_root(bytes(root))
+            except BadVersionNumberError:
+                raise UntrustedError("trust.root-gap", f"root {version} does not follow root {trusted.root.version}",
+                                     remedy="give the board the project's newest device/root.json") from None
+            chain.append(root)
+        return trusted, tuple(chain) or (fresh.root[-1],)
+
+    def _check_timestamp(self, trusted: TrustedMetadataSet, fresh: MetaPackage) -> None:
+        from tuf.api.exceptions import EqualVersionNumberError, RepositoryError
+
+        old = self._state
+        if old is not None and _same_keys(old.keyids, trusted.root):
+            try:
+                trusted.update_timestamp(bytes(old.package.timestamp))
+            except RepositoryError:
+                log.debug("the stored timestamp has expired; it still guards against rollback")
+        try:
+            trusted.update_timestamp(bytes(fresh.timestamp))
+        except EqualVersionNumberError:
+            if old is None or bytes(old.package.timestamp) != bytes(fresh.timestamp):
+                raise UntrustedError("trust.fork", f"two different timestamps carry the version {trusted.timestamp.version}",
+                                     remedy="was the project restored from an old copy? Publish again, which takes the next version") from None
+
+    def _check_snapshot(self, trusted: TrustedMetadataSet, fresh: MetaPackage) -> None:
+        from tuf.api.exceptions import RepositoryError
+
+        old = self._state
+        if old is not None and _same_keys(old.keyids, trusted.root):
+            try:
+                trusted.update_snapshot(bytes(old.package.snapshot), trusted=True)
+            except RepositoryError:
+                log.debug("the stored snapshot is no longer current; it still guards against rollback")
+        trusted.update_snapshot(bytes(fresh.snapshot))
+
+    # --- durable state ---------------------------------------------------------------------------------
+
+    def _load_state(self) -> _State | None:
+        """The stored package, verified again from the pinned root. Anything wrong with it counts as absent."""
+        path = self._folder / "trust.json"
+        if not path.exists():
+            return None
+        try:
+            package = msgspec.json.decode(path.read_bytes(), type=MetaPackage)
+            state = self._verify(package, 0.0)  # expiry is judged when something new is accepted
+            self._check_floor(state)
+        except (JetfleetError, msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
+            log.warning("stored trust state is unusable, falling back to the pinned root (%s)", getattr(error, "code", type(error).__name__))
+            return None
+        return state
+
+    def _check_floor(self, state: _State) -> None:
+        floor = self._floor
+        if state.versions["root"] < floor.versions.get("root", 0):
+            raise UntrustedError("trust.rollback", f"root {state.versions['root']} is older than {floor.versions['root']}")
+        if floor.keyids != state.keyids:
+            return
+        for role in _ROLES:
+            if state.versions[role] < floor.versions.get(role, 0):
+                raise UntrustedError("trust.rollback", f"{role} {state.versions[role]} is older than {floor.versions[role]}")
+
+    def _raise_floor(self, state: _State) -> None:
+        clock = max(self._floor.clock, state.signed)
+        self._write_floor(msgspec.structs.replace(self._floor, versions=state.versions, keyids=state.keyids, clock=clock))
+
+    def _write_floor(self, floor: _Floor) -> None:
+        write_file(self._folder / "floor.json", encode(_SealedFloor(floor, message_digest(floor))))
+        self._floor = floor
+
+    def _load_floor(self) -> _Floor:
+        pinned = hashlib.sha256(self._pinned).hexdigest()
+        path = self._folder / "floor.json"
+        if not path.exists():
+            return _Floor(pinned)
+        try:
+            sealed = msgspec.json.decode(path.read_bytes(), type=_SealedFloor)
+        except (msgspec.MsgspecError, UnicodeDecodeError, OSError):
+            sealed = None
+        if sealed is None or sealed.sha256 != message_digest(sealed.floor):
+            log.warning("stored version floor is unusable; the stored metadata alone guards against rollback")
+            return _Floor(pinned)
+        if sealed.floor.pinned != pinned:  # a new root was given to the board by hand: another chain, other versions
+            return _Floor(pinned, clock=max(BUILD_TIME, sealed.floor.clock))
+        return sealed.floor
+
+    def _trusted(self) -> _State:
+        if self._state is None:
+            raise UntrustedError("trust.no-metadata", "no signed metadata has arrived yet", remedy="start `jetfleet serve`, which publishes it")
+        return self._state
+
+
+def _check_addressee(kind: str, named: str, seq: int, device: str) -> None:
+    if named != device:
+        raise UntrustedError("trust.device", f"the {kind} is for another board, {named[:63]!r}")
+    if not 0 < seq < MAX_SEQ:
+        raise UntrustedError("trust.seq", f"{kind} number {seq} is out of bounds")
+
+
+def _metadata_set(root: bytes, reference: float) -> TrustedMetadataSet:
+    """python-tuf's checks, judging expiry by `reference` (seconds since 1970) in place of the system's clock."""
+    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
+    from tuf.ngclient.config import EnvelopeType
+
+    trusted = TrustedMetadataSet(root, EnvelopeType.METADATA)
+    trusted.reference_time = datetime.fromtimestamp(reference, timezone.utc)
+    return trusted
+
+
+def _root_version(root: msgspec.Raw) -> int:
+    """The version that a root claims: only to pick which ones to verify."""
+
+    class Body(msgspec.Struct):
+        version: int
+
+    class Claim(msgspec.Struct):
+        signed: Body
+
+    try:
+        return msgspec.json.decode(root, type=Claim).signed.version
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise MalformedError("trust.malformed", f"not a root: {error}") from None
+
+
+def _keyids(root: Root) -> dict[str, list[str]]:
+    return {role: sorted(root.roles[role].keyids) for role in ("timestamp", "snapshot")}
+
+
+def _same_keys(old: dict[str, list[str]], root: Root) -> bool:
+    """TUF 5.3.11: once timestamp's or snapshot's keys have changed, their old versions no longer bind (fast-forward recovery)."""
+    return old == _keyids(root)
+
+
+def _read(trusted: TrustedMetadataSet, package: MetaPackage) -> _State:
+    """Take what is needed out of verified metadata, within bounds."""
+    root, timestamp, targets = trusted.root, trusted.timestamp, trusted.targets
+    field = read_timestamp(timestamp.unrecognized_fields.get(FIELD))
+    bundles = [read_target(path, file.hashes.get("sha256", ""), file.custom) for path, file in targets.targets.items()]
+    versions = {"root": root.version, "timestamp": timestamp.version, "snapshot": trusted.snapshot.version, "targets": targets.version}
+    return _State(package, versions, _keyids(root), timestamp.expires.timestamp(), field.signed,
+                  read_keys(targets.unrecognized_fields.get(FIELD)), {found.manifest: found for found in bundles})
+
+
+def _tuf_errors() -> tuple[type[Exception], ...]:
+    """What python-tuf raises on hostile bytes: its own tree, and what slips through from odd types inside."""
+    from securesystemslib.exceptions import Error as SecureSystemsError
+    from tuf.api.exceptions import RepositoryError
+
+    return (RepositoryError, SecureSystemsError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
+def _translated(error: Exception) -> JetfleetError:
+    from tuf.api import exceptions as tuf_errors
+    from tuf.api.serialization import DeserializationError
+
+    table: tuple[tuple[Any, str, str], ...] = (
+        (DeserializationError, "trust.malformed", ""),
+        (tuf_errors.UnsignedMetadataError, "trust.signature", "is this the project whose root.json the board was given?"),
+        (tuf_errors.ExpiredMetadataError, "trust.expired", "start `jetfleet serve`, which refreshes it; is the clock of this board right?"),
+        (tuf_errors.BadVersionNumberError, "trust.rollback", "an older package was offered: is a second host or an old copy of the project on this broker?"),
+        (tuf_errors.LengthOrHashMismatchError, "trust.mix", "parts of different publications were mixed: publish again"),
+        (tuf_errors.RepositoryError, "trust.metadata", ""),
+    )
+    for kind, code, remedy in table:
+        if isinstance(error, kind):
+            made = MalformedError if kind is DeserializationError else UntrustedError
+            return made(code, f"the metadata was refused: {str(error)[:300]}", remedy=remedy)
+    return MalformedError("trust.malformed", f"the metadata is not valid: {type(error).__name__}")
