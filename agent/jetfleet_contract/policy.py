@@ -182,7 +182,7 @@ def _judge(
     def refused(reason: str) -> ChoiceRow:
         return ChoiceRow(candidate, "refused", reason, accuracy, drop)
 
-    unsupported = _why_unsupported(candidate, capability)
+    unsupported = why_unsupported(candidate, capability)
     if unsupported:
         return refused(unsupported)
     if row is None:
@@ -200,7 +200,8 @@ def _judge(
     return ChoiceRow(candidate, "eligible", "", accuracy, drop)
 
 
-def _why_unsupported(candidate: Candidate, capability: Capability) -> str:
+def why_unsupported(candidate: Candidate, capability: Capability) -> str:
+    """Why the board cannot run the candidate at all; empty when it can."""
     backend = next((b for b in capability.backends if b.name == candidate.backend), None)
     if backend is None:
         return f"board {capability.board} has no {candidate.backend}"

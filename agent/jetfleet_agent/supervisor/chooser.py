@@ -19,6 +19,7 @@ from typing import Literal, cast
 
 from jetfleet_agent.config import MeasureConfig
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
+from jetfleet_contract.errors import StorageError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
 from jetfleet_contract.messages import Capability
 from jetfleet_contract.policy import (
@@ -140,7 +141,7 @@ class Chooser:
             return Choice(tuple(ChoiceRow(candidate, "refused", f"could not be measured: {error}") for candidate in candidates(spec)))
         try:
             self._store.keep_choice(ChoiceRecord(spec.name, spec.version, time.time(), self._capability, choice))
-        except OSError as error:  # a full disk must not lose the choice: it is made again at the next start
+        except (OSError, StorageError) as error:  # a full disk must not lose the choice: it is made again at the next start
             log.warning("the choice for %s %s is not kept: %s", spec.name, spec.version, error)
         return choice
 
@@ -177,7 +178,7 @@ class Chooser:
         if self._progress:
             self._progress(candidate.name, measurement)
         if not measurement.error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StorageError):
                 self._store.keep(self._key(candidate, table.spec), table.measured[candidate.name])
 
     def _settle_ties(self, table: _Table, paths: dict[str, Path], images: tuple[Path, ...]) -> None:

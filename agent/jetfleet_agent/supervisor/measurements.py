@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
 
+from jetfleet_agent.durable import write_file
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import BackendInfo, Capability, Message, decode, encode
 from jetfleet_contract.policy import Candidate, Choice, Measurement
@@ -48,12 +48,14 @@ class MeasurementStore:
             return None
 
     def keep(self, key: str, measurement: Measurement) -> None:
-        """Keep a measurement durably; StorageError-like OSErrors are the caller's to ignore: it can be made again."""
-        _write(self._measurements / f"{key}.json", encode(measurement))
+        """Keep a measurement durably, or StorageError `store.write`."""
+        self._measurements.mkdir(parents=True, exist_ok=True)
+        write_file(self._measurements / f"{key}.json", encode(measurement))
 
     def keep_choice(self, record: ChoiceRecord) -> None:
-        """Keep the last choice for that model and version; the oldest go when there are many."""
-        _write(self._choices / f"{_digest(record.name, record.version)}.json", encode(record))
+        """Keep the last choice for that model and version, or StorageError `store.write`; the oldest go when there are many."""
+        self._choices.mkdir(parents=True, exist_ok=True)
+        write_file(self._choices / f"{_digest(record.name, record.version)}.json", encode(record))
         for old in sorted(self._choices.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)[MAX_CHOICES:]:
             old.unlink(missing_ok=True)
 
@@ -80,17 +82,3 @@ def measurement_key(digest: str, candidate: Candidate, backend: BackendInfo, cap
 def _digest(*parts: str) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,0 +1,159 @@
+"""`jetfleet-agent doctor`: is this board fit to run? Each check says what it saw and, when that is bad, what to do."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from jetfleet_contract import __version__
+from jetfleet_contract.errors import JetfleetError
+from jetfleet_contract.messages import Capability
+
+from .config import AgentConfig, load
+
+MIN_FREE_MB = 512
+SOON_DAYS = 30
+BROKER_WAIT_S = 8.0
+MAX_ROOT_BYTES = 1 << 20
+
+Verdict = Literal["ok", "warning", "failed"]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One finding; `remedy` is empty when all is well."""
+
+    name: str
+    verdict: Verdict
+    finding: str
+    remedy: str = ""
+
+
+class BrokerProbe:
+    """What `examine` needs to try the broker: connect, wait for the first word, disconnect."""
+
+    def __init__(self) -> None:
+        self._said = threading.Event()
+        self._down = ""
+
+    def up(self) -> None:
+        """The link is up."""
+        self._down = ""
+        self._said.set()
+
+    def down(self, reason: str) -> None:
+        """The link is down, or the first attempt failed."""
+        self._down = reason
+        self._said.set()
+
+    def outcome(self, timeout_s: float) -> str:
+        """Empty when the broker accepted us; else the reason."""
+        if not self._said.wait(timeout_s):
+            return f"no answer within {timeout_s:.0f} s"
+        return self._down
+
+
+def examine(path: Path, capability_of: Callable[[AgentConfig], Capability], try_broker: Callable[[AgentConfig], str]) -> tuple[Check, ...]:
+    """All checks, in the order in which to mend things.
+
+    Args:
+        capability_of: probes the board.
+        try_broker: connects once; gives the reason when that fails.
+    """
+    try:
+        config = load(path)
+    except JetfleetError as error:
+        return (Check("config", "failed", error.what, error.remedy or f"correct {path}"),)
+    return (
+        Check("config", "ok", f"{path}: device {config.device}, board {config.board}"),
+        _state_folder(config.state_dir),
+        _disk(config.state_dir),
+        _clock(time.time()),
+        _root(config.root, time.time()),
+        _backends(lambda: capability_of(config)),
+        _broker(config, try_broker),
+    )
+
+
+def exit_code(checks: tuple[Check, ...]) -> int:
+    """0 unless a check failed; warnings do not fail."""
+    return 1 if any(check.verdict == "failed" for check in checks) else 0
+
+
+def _state_folder(folder: Path) -> Check:
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+        return Check("state folder", "ok", f"{folder} is writable" if parent == folder else f"{folder} can be made")
+    return Check("state folder", "failed", f"{parent} is not writable for user {os.getuid()}",
+                 f"chown it to the agent's user, or set state_dir to another folder (now {folder})")
+
+
+def _disk(folder: Path) -> Check:
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    free_mb = shutil.disk_usage(parent).free >> 20
+    if free_mb < MIN_FREE_MB:
+        return Check("disk", "failed", f"{free_mb} MB free at {parent}, {MIN_FREE_MB} MB are needed for an update", "free some space")
+    return Check("disk", "ok", f"{free_mb} MB free at {parent}")
+
+
+def _clock(now: float) -> Check:
+    built = Path(__file__).stat().st_mtime
+    if now < built - 86400:
+        return Check("clock", "failed", f"the clock says {_day(now)}, this agent was installed on {_day(built)}",
+                     "set the clock or enable NTP (timedatectl set-ntp true); signed metadata cannot be judged without it")
+    if Path("/run/systemd/timesync/synchronized").exists():
+        return Check("clock", "ok", f"{_day(now)}, synchronized")
+    return Check("clock", "ok", f"{_day(now)}; whether it is synchronized is not known here")
+
+
+def _root(path: Path, now: float) -> Check:
+    try:
+        signed = msgspec.json.decode(path.read_bytes()[:MAX_ROOT_BYTES], type=dict[str, object])["signed"]
+        expires = dt.datetime.fromisoformat(str(signed["expires"]).replace("Z", "+00:00"))  # type: ignore[index]
+    except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+        return Check("root metadata", "failed", f"{path} is no TUF root metadata", "copy device/root.json from the host's project folder")
+    days = (expires.timestamp() - now) / 86400
+    if days < 0:
+        return Check("root metadata", "failed", f"{path} expired {-days:.0f} days ago",
+                     "a newer root reaches the board by itself while its chain is unbroken; else copy the host's device/root.json again")
+    if days < SOON_DAYS:
+        return Check("root metadata", "warning", f"{path} expires in {days:.0f} days", "rotate the root on the host: jetfleet keys --help")
+    return Check("root metadata", "ok", f"{path} is valid for {days:.0f} more days")
+
+
+def _backends(capability: Callable[[], Capability]) -> Check:
+    try:
+        found = capability()
+    except JetfleetError as error:
+        return Check("backends", "failed", error.what, error.remedy)
+    usable = [f"{b.name} {b.version} ({' '.join(b.precisions)})" for b in found.backends if not b.missing]
+    missing = [f"{b.name}: {b.missing}" for b in found.backends if b.missing]
+    if not usable:
+        return Check("backends", "failed", "no runtime is usable: " + "; ".join(missing), "pip install onnxruntime")
+    if missing:
+        return Check("backends", "warning", f"usable: {', '.join(usable)}; not: {'; '.join(missing)}",
+                     "install what is missing if this board should use it")
+    return Check("backends", "ok", ", ".join(usable))
+
+
+def _broker(config: AgentConfig, try_broker: Callable[[AgentConfig], str]) -> Check:
+    where = f"{config.broker.host}:{config.broker.port}"
+    try:
+        reason = try_broker(config)
+    except JetfleetError as error:
+        return Check("broker", "failed", error.what, error.remedy)
+    if reason:
+        return Check("broker", "failed", f"{where}: {reason}",
+                     "check host, port, firewall and credentials; the running models go on without a broker")
+    return Check("broker", "ok", f"{where} accepts this agent ({'TLS' if config.broker.ca else 'no TLS'}), agent {__version__}")
+
+
+def _day(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
