@@ -1,0 +1,99 @@
+"""One calibration pass: the range of every float tensor over the data, and the one scale table that all int8 files share.
+
+Symmetric: ``scale = amax / 127``. amax is the largest magnitude, or, with `percentile` under 100, the magnitude under
+which that share of a tensor's values lies (per image by exact order statistics, then the largest over images), so that
+a few outliers do not take the whole range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from jetfleet_contract.errors import InputError
+
+from .graphs import GraphView
+from .handles import ModelHandle
+
+# A tensor that is zero everywhere still needs a scale above 0; this one is exact for zero.
+_SMALLEST = 1e-8
+
+
+class Range(msgspec.Struct, frozen=True):
+    """What calibration saw of one tensor: least and greatest value, and the clipped magnitude."""
+
+    low: float
+    high: float
+    magnitude: float
+
+    @property
+    def scale(self) -> float:
+        """Width of one int8 step: float32, so that it is the number that the file holds."""
+        return float(np.float32(max(self.magnitude, _SMALLEST) / 127.0))
+
+
+class ScaleTable(msgspec.Struct, frozen=True):
+    """Ranges by tensor name over `images` images."""
+
+    ranges: dict[str, Range]
+    images: int
+    percentile: float
+
+    def scale(self, tensor: str) -> float:
+        return self.ranges[tensor].scale
+
+
+def calibrate(model: ModelHandle, tensors: Iterable[NDArray[np.float32]], *, percentile: float = 100.0) -> ScaleTable:
+    """Run the float model over pre-processed images (1, C, H, W) and record every float tensor's range.
+
+    Raises:
+        InputError: `build.not-finite` when a tensor holds NaN or infinity; `data.empty` without images.
+    """
+    session, watched = _watching_session(model)
+    source = session.get_inputs()[0].name
+    ranges: dict[str, Range] = {}
+    count = 0
+    for tensor in tensors:
+        values = session.run(watched, {source: tensor})
+        for name, value in ((source, tensor), *zip(watched, values, strict=True)):
+            ranges[name] = _widened(ranges.get(name), _range_of(name, value, percentile))
+        count += 1
+    if not count:
+        raise InputError("data.empty", "no image to calibrate with")
+    return ScaleTable(ranges, count, percentile)
+
+
+def _watching_session(model: ModelHandle) -> tuple[Any, Sequence[str]]:
+    import onnx
+    import onnxruntime
+
+    proto = model.load()
+    view = GraphView(proto)
+    watched = [name for node in view.nodes for name in node.output if view.is_float(name)]
+    present = set(view.outputs)
+    proto.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+                              for name in watched if name not in present)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # keep every tensor as written
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"]), watched
+
+
+def _range_of(name: str, value: NDArray[np.float32], percentile: float) -> Range:
+    low, high = float(value.min()), float(value.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise InputError("build.not-finite", f"tensor {name!r} holds NaN or infinity on the data",
+                         remedy="check the model and its pre-processing (--mean, --std, --scale)")
+    magnitude = max(abs(low), abs(high))
+    if percentile < 100.0 and value.size > 1000:
+        magnitude = float(np.percentile(np.abs(value), percentile, method="higher"))
+    return Range(low, high, magnitude)
+
+
+def _widened(before: Range | None, now: Range) -> Range:
+    if before is None:
+        return now
+    return Range(min(before.low, now.low), max(before.high, now.high), max(before.magnitude, now.magnitude))

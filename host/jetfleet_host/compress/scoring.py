@@ -1,0 +1,122 @@
+"""Scores every way to run a variant, with the contract's own arithmetic, and says which may be shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from jetfleet_contract.bundle import EvaluationRow, TaskSpec, Variant
+from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
+from jetfleet_contract.policy import PRECISIONS_OF
+from jetfleet_contract.predictions import MatchCount, Prediction, agreement, match_frame
+
+from .checkpoints import Checkpoints
+from .dataset import DataSet
+from .handles import ModelHandle
+from .jobs import JobRunner
+
+BACKENDS = ("onnxruntime", "openvino")
+REFERENCE = ("fp32", "onnxruntime", "fp32")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a candidate said of all images; `ran_in` is the precision that the runtime really used."""
+
+    predictions: tuple[Prediction, ...] = ()
+    provider: str = ""
+    ran_in: str = ""
+    versions: dict[str, str] = {}
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A variant with its file, before anybody decided whether it ships."""
+
+    variant: Variant
+    handle: ModelHandle
+
+
+class Scorer:
+    """Asks candidates for their answers, each once per (weights, data, task): answers are checkpointed."""
+
+    def __init__(self, runner: JobRunner, checkpoints: Checkpoints, data: DataSet, task: TaskSpec, threads: int) -> None:
+        self._runner, self._checkpoints, self._data, self._task, self._threads = runner, checkpoints, data, task, threads
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric: agreement with the reference without labels; F1, which is accuracy for whole-frame labels."""
+        if self._data.truth is None:
+            return "agreement"
+        return "accuracy" if all(item.box is None for answer in self._data.truth for item in answer) else "f1@iou0.5"
+
+    def answer(self, model: ModelHandle, backend: str, precision: str) -> Answer:
+        """The candidate's predictions on all images, from a process of its own."""
+        key = self._checkpoints.key("answer", model.digest, self._data.digest, self._task, backend, precision, self._threads)
+        kept = self._checkpoints.value(key, Answer)
+        if kept is not None:
+            return kept
+        result = self._runner.run(EvaluationJob(str(model.path), self._task, backend, precision, self._threads,  # type: ignore[arg-type]
+                                                tuple(str(image) for image in self._data.images), warmup=0, latency_runs=0))
+        answer = _answer_of(result)
+        if not answer.error:  # a crash may be the machine's, so it is tried again next time
+            self._checkpoints.keep_value(key, answer)
+        return answer
+
+    def accuracy(self, answer: Answer, reference: Answer) -> float:
+        """0..1: against labels where there are some, else agreement with the reference."""
+        truth = self._data.truth
+        return agreement(reference.predictions, answer.predictions) if truth is None else score(truth, answer.predictions)
+
+    def row(self, built: Built, backend: str, precision: str, answer: Answer, reference: Answer, max_drop: float) -> EvaluationRow:
+        """The candidate's row with its verdict. Latencies are 0: a bundle holds nothing that differs from run to run."""
+        if answer.error:
+            return EvaluationRow(built.variant.name, backend, precision, self.metric, 0.0, 0.0, 0.0, 0, 0.0, 0.0, built.variant.size,
+                                 "refused", f"does not run: {answer.error}")
+        accuracy = round(self.accuracy(answer, reference), 6)
+        drop = round(100.0 * (self.accuracy(reference, reference) - accuracy), 4)
+        verdict, reason = judge(drop, max_drop)
+        note = "" if answer.ran_in in ("", precision) else f"; ran in {answer.ran_in}, this machine has no {precision}"
+        return EvaluationRow(
+            built.variant.name, backend, precision, self.metric, accuracy, drop,
+            round(agreement(reference.predictions, answer.predictions), 6), len(answer.predictions), 0.0, 0.0, built.variant.size,
+            verdict, reason + note)  # type: ignore[arg-type]
+
+
+def judge(drop: float, max_drop: float) -> tuple[str, str]:
+    """(verdict, reason) for a drop in points."""
+    if drop > max_drop:
+        return "refused", f"drop of {drop:.2f} points is over the limit of {max_drop:.2f}"
+    return "accepted", f"drop of {drop:.2f} points is within {max_drop:.2f}"
+
+
+def score(truth: Sequence[Prediction], found: Sequence[Prediction]) -> float:
+    """F1 at IoU 0.5 over all frames; for one label a frame that is the share of right answers."""
+    total = MatchCount()
+    for expected, actual in zip(truth, found, strict=True):
+        total = total.plus(match_frame(expected, actual))
+    return total.f1
+
+
+def ways_to_run(variant: Variant) -> tuple[tuple[str, str], ...]:
+    """(backend, precision) pairs that this machine can measure."""
+    return tuple((backend, precision) for backend in BACKENDS for precision in PRECISIONS_OF.get((variant.precision, backend), ()))
+
+
+def _answer_of(result: EvaluationResult) -> Answer:
+    error = f"{result.detail or result.error} [{result.error}]" if result.error else ""
+    return Answer(result.predictions, result.provider, result.precision, result.versions, error)
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def shown(_stage: str, _done: int, _of: int) -> None:
+    """The progress callback that shows nothing: (stage, steps done, steps in all)."""
+
+
+def image_names(images: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(image.name for image in images)
