@@ -1,0 +1,358 @@
+"""Keeps one pipeline process an app the way the slots want it: started, restarted with back-off, killed when it is stuck.
+
+It holds what *should* run and works towards it, so that every call may be repeated. Children die with the supervisor
+(PR_SET_PDEATHSIG, and their socket ends). All methods belong to the control thread, which also is the one that starts children:
+the kernel ties their death signal to the starting thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from jetfleet_agent import ipc
+from jetfleet_contract.messages import TrialPolicy
+from jetfleet_contract.policy import backoff
+from jetfleet_contract.slot_records import Crashed, Setup
+
+from .inbox import PipelineEnded, PipelineSaid
+from .pipeline_link import PipelineLink
+
+log = logging.getLogger(__name__)
+
+PROGRAM = (sys.executable, "-m", "jetfleet_agent.pipeline")
+START_S = 180.0
+QUIET_S = 30.0
+STOP_S = 5.0
+HEALTHY_S = 60.0
+RESTART_BASE_S = 0.25
+RESTART_CAP_S = 30.0
+_PR_SET_PDEATHSIG = 1
+
+
+class _App:
+    """One app's process and what it should do."""
+
+    def __init__(self, run: ipc.Run) -> None:
+        self.run = run
+        self.trying: ipc.Try | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ending = False
+        self.gone = False
+        self.not_before = 0.0
+        self.failures = 0
+        self.crashes = 0
+        self.heard = 0.0
+        self.began = 0.0
+        self.deadline = 0.0
+        self.started_with = ""
+        self.live = ""
+        self.connected = False
+        self.try_sent = False
+        self.failed: ipc.Failed | None = None
+        self.cause = ""
+
+    def new_process(self, process: subprocess.Popen[bytes], now: float) -> None:
+        self.process = process
+        self.ending = False
+        self.heard = self.began = now
+        self.deadline = now + START_S
+        self.started_with = self.run.model.bundle
+        self.live = ""
+        self.connected = self.try_sent = False
+        self.failed = None
+        self.cause = ""
+
+
+class Pipelines:
+    """See the module.
+
+    Args:
+        link: watches the processes; its posts come back through `said` and `ended`.
+        clock: monotonic seconds.
+        unit: random numbers in 0..1 for the back-off.
+        program: the pipeline's command, to which ``--app`` and ``--socket`` are appended.
+        quiet_s: a running process that says nothing for so long is stuck; its windows come more often.
+    """
+
+    def __init__(self, link: PipelineLink, clock: Callable[[], float], unit: Callable[[], float], *,
+                 program: Sequence[str] = PROGRAM, quiet_s: float = QUIET_S) -> None:
+        self._link = link
+        self._clock = clock
+        self._unit = unit
+        self._program = tuple(program)
+        self._quiet_s = quiet_s
+        self._apps: dict[str, _App] = {}
+        self._die_with_me = _death_signal(os.getpid())
+
+    @property
+    def feed_folder(self) -> Path:
+        """Where chained apps have their sockets."""
+        return self._link.path.parent / "feed"
+
+    def pids(self) -> dict[str, int]:
+        """Process id by app, of those that run."""
+        return {name: app.process.pid for name, app in self._apps.items() if app.process is not None}
+
+    def crashes(self) -> dict[str, int]:
+        """Unexpected ends by app since this supervisor started."""
+        return {name: app.crashes for name, app in self._apps.items()}
+
+    # --- what should be -----------------------------------------------------------------------------------
+
+    def start(self, name: str, run: ipc.Run) -> None:
+        """The app runs this model, from nothing, unless it already does; a mere change of setup is told to it."""
+        app = self._apps.get(name)
+        if app is None or app.gone:
+            fresh = _App(run)
+            if app is not None:  # the old process is still ending
+                fresh.process, fresh.ending = app.process, True
+            self._apps[name] = fresh
+            return
+        old = app.run
+        app.run = run
+        if app.process is None or app.ending:
+            return
+        if old.model != run.model or old.input_from != run.input_from:
+            self._end(app)
+            return
+        self._tell_setup(app, old)
+
+    def configure(self, name: str, setup: Setup, sources: ipc.Configure) -> None:
+        """The app has this setup; `sources` is it with the board's own sources looked up."""
+        app = self._apps.get(name)
+        if app is None:
+            return
+        old = app.run
+        app.run = msgspec.structs.replace(old, config=sources.config, sources=sources.sources, feed_to=setup.feed_to)
+        self._tell_setup(app, old)
+
+    def try_beside(self, name: str, model: ipc.Model, policy: TrialPolicy) -> None:
+        """The app compares this model with its own, as soon as that runs."""
+        app = self._apps.get(name)
+        if app is None:
+            return
+        app.trying = ipc.Try(model, policy)
+        if app.live:
+            self._send_try(app)
+
+    def switch(self, name: str, bundle: str, keep_s: float) -> None:
+        """The app answers with the model under trial; a restart from now on starts that one."""
+        app = self._apps.get(name)
+        if app is None or app.trying is None or app.trying.model.bundle != bundle:
+            return
+        app.run = msgspec.structs.replace(app.run, model=app.trying.model)
+        app.trying = None
+        app.deadline = self._clock() + START_S
+        self._send(app, ipc.Switch(bundle, keep_s))
+
+    def drop(self, name: str, bundle: str) -> None:
+        """No model is under trial."""
+        app = self._apps.get(name)
+        if app is None or app.trying is None:
+            return
+        app.trying = None
+        if app.try_sent:
+            app.try_sent = False
+            self._send(app, ipc.Drop(bundle))
+
+    def back(self, name: str, run: ipc.Run) -> None:
+        """The app answers with `run`'s model again: from memory if its process began with it, else started anew."""
+        app = self._apps.get(name)
+        if app is None or app.process is None or app.ending or app.started_with != run.model.bundle:
+            self.start(name, run)
+            return
+        old = app.run
+        app.run = run
+        app.trying = None
+        if old.model.bundle != run.model.bundle:
+            app.deadline = self._clock() + START_S
+            app.live = "" if app.live != run.model.bundle else app.live
+            self._send(app, ipc.Back())
+        self._tell_setup(app, old)
+
+    def stop(self, name: str) -> None:
+        """The app has no pipeline."""
+        app = self._apps.get(name)
+        if app is None:
+            return
+        app.gone = True
+        if app.process is None:
+            del self._apps[name]
+            return
+        if not app.ending:
+            self._send(app, ipc.Stop())
+            self._end(app, STOP_S)
+
+    def restart(self, name: str) -> bool:
+        """End the app's process; it is started again at once. False when there is none."""
+        app = self._apps.get(name)
+        if app is None or app.process is None:
+            return False
+        self._end(app)
+        return True
+
+    def stop_all(self) -> None:
+        """End every process, politely first, and wait for them."""
+        processes = [app.process for app in self._apps.values() if app.process is not None]
+        for name in list(self._apps):
+            self.stop(name)
+        limit = self._clock() + STOP_S
+        for process in processes:
+            _wait_or_kill(process, max(limit - self._clock(), 0.01))
+
+    # --- what is ------------------------------------------------------------------------------------------
+
+    def said(self, item: PipelineSaid) -> bool:
+        """Note a line of a pipeline. False when it comes from a process that does not count any more."""
+        app = self._apps.get(item.app)
+        if app is None or app.process is None or app.process.pid != item.pid or app.ending:
+            return False
+        app.heard = self._clock()
+        event = item.event
+        if isinstance(event, ipc.Hello):
+            app.connected = True
+            self._link.send(item.pid, app.run)
+            app.started_with = app.run.model.bundle
+        elif isinstance(event, (ipc.Running, ipc.Switched)):
+            app.live = event.bundle
+            if app.trying is not None:
+                self._send_try(app)
+        elif isinstance(event, ipc.Failed):
+            app.failed = event
+        return True
+
+    def ended(self, item: PipelineEnded) -> Crashed | None:
+        """Note the end of a process. The crash that the slots must hear of, or None when it was meant to end."""
+        app = self._apps.get(item.app)
+        if app is None or app.process is None or app.process.pid != item.pid:
+            return None
+        app.process = None
+        now = self._clock()
+        if app.gone:
+            del self._apps[item.app]
+            return None
+        if app.ending and not app.cause:
+            app.not_before = now
+            return None
+        app.failures = 1 if now - app.began > HEALTHY_S else app.failures + 1
+        app.crashes += 1
+        app.not_before = now + backoff(app.failures - 1, self._unit(), base_s=RESTART_BASE_S, cap_s=RESTART_CAP_S)
+        return self._crash(app, item)
+
+    def tick(self) -> float:
+        """Start what is due, kill what is stuck.
+
+        Returns:
+            Seconds until the next call is wanted.
+        """
+        now = self._clock()
+        wait = 3600.0
+        for name, app in list(self._apps.items()):
+            if app.process is None:
+                if now >= app.not_before:
+                    self._spawn(name, app, now)
+                else:
+                    wait = min(wait, app.not_before - now)
+            if app.process is not None:
+                wait = min(wait, self._check(name, app, now))
+        return max(wait, 0.0)
+
+    # --- parts --------------------------------------------------------------------------------------------
+
+    def _spawn(self, name: str, app: _App, now: float) -> None:
+        self.feed_folder.mkdir(mode=0o700, exist_ok=True)
+        command = (*self._program, "--app", name, "--socket", str(self._link.path))
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                       preexec_fn=self._die_with_me, bufsize=0)  # noqa: PLW1509 - prctl only, bound before the fork
+        except OSError as error:
+            log.warning("pipeline %s cannot be started: %s", name, error)
+            app.failures += 1
+            app.not_before = now + backoff(app.failures, self._unit(), base_s=RESTART_BASE_S, cap_s=RESTART_CAP_S)
+            return
+        app.new_process(process, now)
+        self._link.watch(name, process)
+
+    def _check(self, name: str, app: _App, now: float) -> float:
+        """Kill the process when it is past its time; else seconds until it would be."""
+        process = app.process
+        if process is None:
+            return 3600.0
+        if app.ending:
+            if now >= app.deadline:
+                process.kill()
+                app.deadline = now + STOP_S
+            return app.deadline - now
+        settled = app.live == app.run.model.bundle
+        limit = app.heard + max(self._quiet_s, 3 * app.run.window_s) if settled else app.deadline
+        if now < limit:
+            return limit - now
+        log.warning("pipeline %s does nothing and is ended", name)
+        app.cause = "pipeline.silent" if settled else "pipeline.start"
+        self._end(app)
+        return STOP_S
+
+    def _end(self, app: _App, grace_s: float = 0.0) -> None:
+        if app.process is None:
+            return
+        app.ending = True
+        app.deadline = self._clock() + max(grace_s, 0.0)
+        if grace_s <= 0:
+            with contextlib.suppress(ProcessLookupError):
+                app.process.kill()
+            app.deadline += STOP_S
+
+    def _crash(self, app: _App, item: PipelineEnded) -> Crashed:
+        last = item.tail.splitlines()[-1][-300:] if item.tail else ""
+        if app.failed is not None:
+            return Crashed(app.failed.bundle, app.failed.code, app.failed.detail)
+        blamed = "" if app.try_sent else app.live or app.started_with
+        if app.cause:
+            return Crashed(blamed, app.cause, "no sign of life")
+        if item.code < 0:
+            return Crashed(blamed, "pipeline.killed", f"{signal.Signals(-item.code).name}; {last}")
+        return Crashed(blamed, "pipeline.exit", f"exit code {item.code}; {last}")
+
+    def _send_try(self, app: _App) -> None:
+        if app.trying is not None and not app.try_sent:
+            app.try_sent = True
+            self._send(app, app.trying)
+
+    def _tell_setup(self, app: _App, old: ipc.Run) -> None:
+        run = app.run
+        if (run.config, run.sources, run.feed_to) != (old.config, old.sources, old.feed_to):
+            self._send(app, ipc.Configure(run.config, run.sources, run.feed_to))
+
+    def _send(self, app: _App, order: ipc.Order) -> None:
+        if app.process is not None and app.connected and not app.ending:
+            self._link.send(app.process.pid, order)
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    try:
+        process.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _death_signal(parent: int) -> Callable[[], None]:
+    """What a child calls between fork and exec: die when the supervisor dies (prctl(2)), also if it just did."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def die_with_parent() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return die_with_parent

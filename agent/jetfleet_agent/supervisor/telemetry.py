@@ -1,0 +1,148 @@
+"""Telemetry windows: what the pipelines counted and timed, with the board's gauges, numbered so that gaps show.
+
+Series of the same (app, bundle, candidate, source) within a window are merged, which is exact for counters and sketches. A
+window that would be too large for a broker is sent as several, each with its own number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from jetfleet_agent import ipc
+from jetfleet_contract.messages import MAX_MESSAGE_BYTES, Series, Telemetry, encode
+from jetfleet_contract.sketch import Sketch
+
+if TYPE_CHECKING:
+    import psutil
+
+log = logging.getLogger(__name__)
+
+MAX_WINDOW_BYTES = MAX_MESSAGE_BYTES * 3 // 4
+MAX_SERIES = 256
+
+
+class TelemetryWindows:
+    """Collects one window. Used by the control thread only.
+
+    Args:
+        period_s: how long a window is.
+        started: wall-clock seconds since 1970 of the first window's start; `mono` is the same moment on the other clock.
+    """
+
+    def __init__(self, device: str, session: int, period_s: float, mono: float, started: float) -> None:
+        self._device = device
+        self._session = session
+        self._period_s = period_s
+        self._window = 0
+        self._begin(mono, started)
+
+    def _begin(self, mono: float, started: float) -> None:
+        self._mono = mono
+        self._started = started
+        self._series: dict[tuple[str, str, str, str], Series] = {}
+        self._gauges: dict[str, float] = {}
+
+    def add(self, app: str, window: ipc.Window) -> None:
+        """Merge one pipeline's window; its gauges are kept by app."""
+        for series in window.series:
+            key = (series.app, series.bundle, series.candidate, series.source)
+            if key not in self._series and len(self._series) >= MAX_SERIES:
+                self._gauges["series_left_out"] = self._gauges.get("series_left_out", 0.0) + 1
+                continue
+            self._series[key] = merged(self._series[key], series) if key in self._series else series
+        for name, value in window.gauges.items():
+            self._gauges[f"{app}.{name}"] = value
+
+    def due_s(self, mono: float) -> float:
+        """Seconds until the window ends."""
+        return max(self._mono + self._period_s - mono, 0.0)
+
+    def take(self, mono: float, wall: float, gauges: dict[str, float]) -> tuple[Telemetry, ...]:
+        """End the window and begin the next.
+
+        Args:
+            gauges: the board's own, at this moment.
+        """
+        duration = mono - self._mono
+        parts = list(_parts(list(self._series.values())))
+        windows = []
+        for index, part in enumerate(parts or [()]):
+            self._window += 1
+            told = {**self._gauges, **gauges} if index == 0 else {}
+            windows.append(Telemetry(self._device, self._session, self._window, self._started, duration, part, told))
+        self._begin(mono, wall)
+        return tuple(windows)
+
+
+def merged(a: Series, b: Series) -> Series:
+    """Two series of the same key as one: counts add, sketches merge."""
+    dropped = dict(a.dropped)
+    for cause, count in b.dropped.items():
+        dropped[cause] = dropped.get(cause, 0) + count
+    stages = {name: a.stages.get(name, Sketch()).merged(b.stages.get(name, Sketch())) for name in {**a.stages, **b.stages}}
+    return msgspec.structs.replace(b, seen=a.seen + b.seen, done=a.done + b.done, dropped=dropped, stages=stages)
+
+
+def _parts(series: list[Series]) -> Iterator[tuple[Series, ...]]:
+    part: list[Series] = []
+    size = 0
+    for one in series:
+        length = len(encode(one))
+        if part and size + length > MAX_WINDOW_BYTES:
+            yield tuple(part)
+            part, size = [], 0
+        part.append(one)
+        size += length
+    if part:
+        yield tuple(part)
+
+
+class BoardGauges:
+    """Memory, processor time and temperature of the board, the supervisor and each pipeline.
+
+    Args:
+        sysfs: the root of the kernel's ``/sys``.
+        pids: pipeline process ids by app.
+    """
+
+    def __init__(self, pids: Callable[[], dict[str, int]], sysfs: Path = Path("/sys")) -> None:
+        self._pids = pids
+        self._zones = sysfs / "class" / "thermal"
+        self._processes: dict[int, psutil.Process] = {}
+
+    def read(self) -> dict[str, float]:
+        """`rss_mb`, `cpu_pct` (of one core, since the last reading), `memory_free_mb`, `temperature_c` and the like by app."""
+        import psutil
+
+        gauges = {"memory_free_mb": psutil.virtual_memory().available / 1e6, "board_cpu_pct": psutil.cpu_percent()}
+        pids = {"": psutil.Process().pid, **self._pids()}
+        self._processes = {pid: process for pid, process in self._processes.items() if pid in pids.values()}
+        for app, pid in pids.items():
+            with contextlib.suppress(psutil.Error):
+                process = self._processes.setdefault(pid, psutil.Process(pid))
+                prefix = f"{app}." if app else ""
+                gauges[f"{prefix}rss_mb"] = process.memory_info().rss / 1e6
+                gauges[f"{prefix}cpu_pct"] = process.cpu_percent()
+        hottest = self._hottest()
+        if hottest is not None:
+            gauges["temperature_c"] = hottest
+        return gauges
+
+    def _hottest(self) -> float | None:
+        readings = [value for zone in sorted(self._zones.glob("thermal_zone*")) if (value := _celsius(zone / "temp")) is not None]
+        return max(readings, default=None)
+
+
+def _celsius(path: Path) -> float | None:
+    """Milli-degrees, as the kernel's thermal sysfs ABI says; sensors of switched-off parts fail to read or say nonsense."""
+    try:
+        value = int(path.read_text()) / 1000
+    except (OSError, ValueError):
+        return None
+    return value if -40.0 < value < 200.0 else None
