@@ -318,7 +318,7 @@ class MqttLink:
     def _received(self, _client: Any, _data: Any, message: Any) -> None:
         try:
             self._on_message(message.topic, message.payload)
-        except Exception:  # a fault in one message's handling must not end the link
+        except Exception:  # noqa: BLE001  a fault in one message's handling must not end the link
             _log.exception("handling a message on %s failed", message.topic)
 
 

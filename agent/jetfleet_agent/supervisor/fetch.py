@@ -1,0 +1,336 @@
+"""Fetches blobs: drives one `transfer` receiver a blob over the link, into the store.
+
+Called from the supervisor's control thread. What blocks for long (hashing what is on disk, the whole read-back, fsync) is done by one
+worker thread; its outcome is taken up by the next `tick`. A blob's chunk table is fetched first, as blobs of one chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from jetfleet_contract import topics, transfer
+from jetfleet_contract.chunks import Bitmap, BlobInfo, ChunkTable, TablePage, chunk_count, lower_pages, open_table, top_page
+from jetfleet_contract.errors import JetfleetError, MalformedError, StorageError, UntrustedError
+from jetfleet_contract.messages import Instant
+
+from .store import BlobStore, Partial
+
+WORK_POLL_S = 0.005
+IDLE_S = 60.0
+PAGE_LIMIT = 1 << 16
+
+_log = logging.getLogger(__name__)
+
+
+class Link(Protocol):
+    """What is used of an MqttLink."""
+
+    @property
+    def connected(self) -> bool: ...
+    def subscribe(self, topic: str, qos: int) -> None: ...
+    def unsubscribe(self, topic: str) -> None: ...
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
+
+
+class _Job:
+    """One blob that is wanted: its receiver, its open part, and the work that runs for it."""
+
+    def __init__(self, blob: str, info: BlobInfo, parents: set[str]) -> None:
+        self.blob = blob
+        self.info = info
+        self.count = chunk_count(info.size, info.chunk_size)
+        self.parents = parents  # blobs whose table this one is a page of
+        self.asked_for = not parents
+        self.pages: set[str] = set()  # those that are still to come
+        self.table_pages: set[str] = set()
+        self.table: ChunkTable | None = None
+        self.partial: Partial | None = None
+        self.receiver: transfer.Receiver | None = None
+        self.work: Future[Bitmap | Path | None] | None = None
+        self.cancelled = False
+
+
+class Fetcher:
+    """Fetches what it is told to want and calls `on_done(blob)` or `on_failed(blob, error)`, from the calling thread.
+
+    A blob that failed is forgotten: `want` it again to try again; nothing that was received is lost.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        link: Link,
+        device: str,
+        clock: Callable[[], Instant],
+        on_done: Callable[[str], None],
+        on_failed: Callable[[str, JetfleetError], None],
+    ) -> None:
+        self._store = store
+        self._link = link
+        self._device = topics.check_name("device", device)
+        self._clock = clock
+        self._on_done = on_done
+        self._on_failed = on_failed
+        self._jobs: dict[str, _Job] = {}
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._random = random.SystemRandom()
+        self._errors: dict[str, JetfleetError] = {}
+
+    # --- called by the supervisor -----------------------------------------------------------------------------
+
+    def want(self, blob: str, info: BlobInfo) -> None:
+        """Fetch `blob`. Idempotent; resumes from what the store has; calls `on_done` at once when it is complete.
+
+        Raises:
+            MalformedError: when `info` cannot be a blob's.
+        """
+        topics.check_blob(blob)
+        top_page(info)
+        known = self._jobs.get(blob)
+        if known is not None:
+            known.asked_for, known.cancelled = True, False
+            return
+        if self._store.has(blob):
+            self._on_done(blob)
+            return
+        self._jobs[blob] = _Job(blob, info, set())
+        self._advance(self._jobs[blob])
+
+    def cancel_except(self, blobs: set[str]) -> None:
+        """Stop fetching whatever is not in `blobs`; parts stay in the store until it is swept."""
+        for job in list(self._jobs.values()):
+            job.parents &= self._jobs.keys()
+            if job.blob not in blobs and job.asked_for:
+                job.asked_for = False
+                self._release(job)
+
+    def on_message(self, topic: str, payload: bytes) -> bool:
+        """Take a chunk or a round mark; False when `topic` is neither. Bad ones are dropped and counted."""
+        parts = topic.split("/")
+        if len(parts) != 5 or parts[2] != "b" or parts[4] not in ("c", "round"):
+            return False
+        job = self._jobs.get(parts[3])
+        if job is None or job.receiver is None:
+            return True
+        try:
+            self._take(job, parts[4], payload)
+        except MalformedError as error:
+            _log.warning("dropped a message on %s: %s", topic, error.what)
+        return True
+
+    def on_link_up(self) -> None:
+        for job in list(self._jobs.values()):
+            self._step(job, transfer.Up(self._random.random()))
+
+    def on_link_down(self) -> None:
+        for job in list(self._jobs.values()):
+            self._step(job, transfer.Down())
+
+    def tick(self) -> float:
+        """Let time pass and take up finished work; seconds until the next tick is due."""
+        now = self._clock().mono
+        for job in list(self._jobs.values()):
+            if job.work is not None and job.work.done():
+                self._finish_work(job)
+            elif job.receiver is not None and now >= job.receiver.wake_at:
+                self._step(job, transfer.Tick(self._random.random()))
+        if any(job.work is not None for job in self._jobs.values()):
+            return WORK_POLL_S
+        wake = min((job.receiver.wake_at for job in self._jobs.values() if job.receiver is not None), default=transfer.NEVER)
+        return max(0.0, min(IDLE_S, wake - self._clock().mono))
+
+    def close(self) -> None:
+        """End the worker and close the parts; what was received stays."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+        for job in self._jobs.values():
+            if job.partial is not None:
+                job.partial.close()
+        self._jobs.clear()
+
+    @property
+    def progress(self) -> dict[str, tuple[int, int]]:
+        """Of each blob that is wanted: bytes that are here (counted in whole chunks) and bytes in all."""
+        return {job.blob: (_have(job), job.info.size) for job in self._jobs.values() if job.asked_for}
+
+    @property
+    def held(self) -> set[str]:
+        """Blobs that must stay in the store while this runs: what is fetched and the chunk tables that were fetched for it."""
+        held = set(self._jobs)
+        for job in self._jobs.values():
+            if job.info.table:
+                held |= {job.info.table, *job.table_pages}
+        return held
+
+    # --- one blob's way ---------------------------------------------------------------------------------------
+
+    def _advance(self, job: _Job) -> None:
+        """Get the table first; then open the part and look at what it holds."""
+        try:
+            pages = self._missing_pages(job)
+            if pages:
+                self._want_pages(job, pages)
+                return
+            job.pages = set()
+            job.table = self._load_table(job)
+        except JetfleetError as error:
+            self._fail(job, error)
+            return
+        self._link.subscribe(topics.blob_round(job.blob), 0)
+        self._link.subscribe(topics.chunk(job.blob), 0)
+        job.receiver = transfer.receiver(job.count, job.info.chunk_size)
+        if self._link.connected:
+            self._step(job, transfer.Up(self._random.random()))
+        self._submit(job, self._open)
+
+    def _missing_pages(self, job: _Job) -> list[TablePage]:
+        top = top_page(job.info)
+        if top is None:
+            return []
+        if not self._store.has(top.blob):
+            return [top]
+        lower = lower_pages(job.info, self._store.read(top.blob, PAGE_LIMIT))
+        job.table_pages = {page.blob for page in lower}
+        return [page for page in lower if not self._store.has(page.blob)]
+
+    def _want_pages(self, job: _Job, pages: list[TablePage]) -> None:
+        job.pages = {page.blob for page in pages}
+        for page in pages:
+            known = self._jobs.get(page.blob)
+            if known is not None:
+                known.parents.add(job.blob)
+                continue
+            self._jobs[page.blob] = _Job(page.blob, page.info, {job.blob})
+            self._advance(self._jobs[page.blob])
+
+    def _load_table(self, job: _Job) -> ChunkTable:
+        top = top_page(job.info)
+        if top is None:
+            return open_table(job.blob, job.info)
+        data = self._store.read(top.blob, PAGE_LIMIT)
+        lower = lower_pages(job.info, data)
+        pages = [self._store.read(page.blob, PAGE_LIMIT) for page in lower] if lower else [data]
+        return open_table(job.blob, job.info, pages)
+
+    def _take(self, job: _Job, leaf: str, payload: bytes) -> None:
+        assert job.receiver is not None  # noqa: S101  the caller looked
+        if leaf == "round":
+            self._step(job, transfer.Marked(transfer.decode_mark(payload), self._random.random()))
+            return
+        round_, index, data = transfer.decode_chunk(payload)
+        if index >= job.count:
+            raise MalformedError("chunk.bad", f"chunk {index} of a blob of {job.count}")
+        if job.partial is None or job.receiver.phase == "opening":
+            return  # it comes again: what is missing is asked for after the disk was looked at
+        if not job.receiver.missing.has(index):
+            self._step(job, transfer.Stored(round_, index))
+            return
+        try:
+            stored = job.partial.write(index, data)
+        except StorageError as error:
+            self._break(job, error)
+            return
+        self._step(job, transfer.Stored(round_, index) if stored else transfer.Spoiled(round_, index))
+
+    def _step(self, job: _Job, event: transfer.ReceiverEvent) -> None:
+        if job.receiver is None:
+            return
+        job.receiver, effects = transfer.step_receiver(job.receiver, event, self._clock().mono)
+        for effect in effects:
+            if isinstance(effect, transfer.Ask):
+                self._link.publish(topics.want(job.blob, self._device), transfer.encode_want(effect.want), qos=1)
+            elif isinstance(effect, transfer.Check):
+                self._submit(job, self._check)
+            elif isinstance(effect, transfer.Finish):
+                self._done(job)
+            else:
+                self._fail(job, self._errors.pop(job.blob, _unverifiable(job, effect.code, self._store.folder)))
+
+    # --- work in the other thread -----------------------------------------------------------------------------
+
+    def _submit(self, job: _Job, work: Callable[[_Job], Bitmap | Path | None]) -> None:
+        job.work = self._worker.submit(work, job)
+
+    def _open(self, job: _Job) -> Bitmap:
+        assert job.table is not None  # noqa: S101  set before it was submitted
+        job.partial = self._store.open_partial(job.blob, job.table)
+        return job.partial.missing()
+
+    def _check(self, job: _Job) -> Bitmap | Path:
+        assert job.partial is not None  # noqa: S101  opened before any chunk
+        try:
+            return job.partial.finish()
+        except UntrustedError:
+            return job.partial.missing()
+
+    def _finish_work(self, job: _Job) -> None:
+        work, job.work = job.work, None
+        if job.cancelled:
+            self._forget(job)
+            return
+        try:
+            outcome = work.result() if work is not None else None
+        except JetfleetError as error:
+            self._break(job, error)
+            return
+        if isinstance(outcome, Path):
+            self._step(job, transfer.Checked())
+        elif isinstance(outcome, Bitmap) and job.receiver is not None:
+            draw = self._random.random()
+            opening = job.receiver.phase == "opening"
+            self._step(job, transfer.Opened(outcome, draw) if opening else transfer.Unchecked(outcome, draw))
+
+    # --- ends -------------------------------------------------------------------------------------------------
+
+    def _break(self, job: _Job, error: JetfleetError) -> None:
+        self._errors[job.blob] = error
+        self._step(job, transfer.Broken(error.code))
+
+    def _done(self, job: _Job) -> None:
+        self._forget(job)
+        for parent in [self._jobs[name] for name in job.parents if name in self._jobs]:
+            parent.pages.discard(job.blob)
+            if not parent.pages:
+                self._advance(parent)
+        if job.asked_for:
+            self._on_done(job.blob)
+
+    def _fail(self, job: _Job, error: JetfleetError) -> None:
+        self._forget(job)
+        for parent in [self._jobs[name] for name in job.parents if name in self._jobs]:
+            self._fail(parent, error)
+        if job.asked_for:
+            self._on_failed(job.blob, error)
+
+    def _release(self, job: _Job) -> None:
+        """Drop a job that nobody wants any more, and the pages that were fetched only for it."""
+        if job.asked_for or any(parent in self._jobs and not self._jobs[parent].cancelled for parent in job.parents):
+            return
+        job.cancelled = True
+        if job.work is None:
+            self._forget(job)
+        for page in [self._jobs[name] for name in job.pages if name in self._jobs]:
+            self._release(page)
+
+    def _forget(self, job: _Job) -> None:
+        self._jobs.pop(job.blob, None)
+        if job.receiver is not None:
+            self._link.unsubscribe(topics.chunk(job.blob))
+            self._link.unsubscribe(topics.blob_round(job.blob))
+        if job.partial is not None:
+            job.partial.close()
+
+
+def _unverifiable(job: _Job, code: str, folder: Path) -> JetfleetError:
+    return UntrustedError(code, f"blob {job.blob} was complete and read back wrong, again and again", where=str(folder),
+                          remedy="replace the storage of this board")
+
+
+def _have(job: _Job) -> int:
+    if job.receiver is None:
+        return 0
+    return max(0, job.info.size - len(job.receiver.missing) * job.info.chunk_size)
