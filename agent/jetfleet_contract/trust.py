@@ -92,6 +92,11 @@ def decode_package(data: bytes) -> MetaPackage:
     return package
 
 
+def encode_package(package: MetaPackage) -> bytes:
+    """The package's JSON; each role's bytes stay as they were signed."""
+    return msgspec.json.encode(package)
+
+
 def target_path(name: str, version: str) -> str:
     return f"bundle/{check_name('model', name)}/{check_name('version', version)}"
 

@@ -5,8 +5,11 @@ Rival: `Path.write_text`. It can leave a half-written key or metadata file behin
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jetfleet_contract.errors import StorageError
@@ -49,3 +52,11 @@ def sweep_partials(folder: Path) -> None:
     """Remove what an interrupted `write_file` left behind."""
     for leftover in folder.glob(".*.partial"):
         leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes that ask the same way; the lock of a dead process is free. Not re-entrant."""
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

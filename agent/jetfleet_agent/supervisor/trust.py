@@ -31,6 +31,7 @@ from jetfleet_contract.trust import (
     MetaPackage,
     SigningKeys,
     decode_package,
+    encode_package,
     message_digest,
     read_keys,
     read_target,
@@ -76,6 +77,16 @@ class _Floor(Message, frozen=True):
 class _SealedFloor(Message, frozen=True):
     floor: _Floor
     sha256: str
+
+
+class _RootBody(msgspec.Struct, frozen=True):
+    version: int
+
+
+class _RootClaim(msgspec.Struct, frozen=True):
+    """What an unverified root says of itself."""
+
+    signed: _RootBody
 
 
 class TrustStore:
@@ -132,7 +143,7 @@ class TrustStore:
             raise UntrustedError("trust.future", "the metadata was signed in the future", remedy="set the host's clock, or this board's")
         if self._state is not None and self._state.versions == state.versions:
             return False
-        write_file(self._folder / "trust.json", encode(state.package))
+        write_file(self._folder / "trust.json", encode_package(state.package))
         self._state = state
         self._raise_floor(state)
         return True
@@ -251,7 +262,7 @@ class TrustStore:
         except EqualVersionNumberError:
             if old is None or bytes(old.package.timestamp) != bytes(fresh.timestamp):
                 raise UntrustedError("trust.fork", f"two different timestamps carry the version {trusted.timestamp.version}",
-                                     remedy="was the project restored from an old copy? Publish again, which takes the next version") from None
+                                     remedy="was the project restored from an old copy? Then publish again") from None
 
     def _check_snapshot(self, trusted: TrustedMetadataSet, fresh: MetaPackage) -> None:
         from tuf.api.exceptions import RepositoryError
@@ -276,7 +287,8 @@ class TrustStore:
             state = self._verify(package, 0.0)  # expiry is judged when something new is accepted
             self._check_floor(state)
         except (JetfleetError, msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
-            log.warning("stored trust state is unusable, falling back to the pinned root (%s)", getattr(error, "code", type(error).__name__))
+            log.warning("stored trust state is unusable, falling back to the pinned root (%s)",
+                        getattr(error, "code", type(error).__name__))
             return None
         return state
 
@@ -316,7 +328,8 @@ class TrustStore:
 
     def _trusted(self) -> _State:
         if self._state is None:
-            raise UntrustedError("trust.no-metadata", "no signed metadata has arrived yet", remedy="start `jetfleet serve`, which publishes it")
+            raise UntrustedError("trust.no-metadata", "no signed metadata has arrived yet",
+                                 remedy="start `jetfleet serve`, which publishes it")
         return self._state
 
 
@@ -339,15 +352,8 @@ def _metadata_set(root: bytes, reference: float) -> TrustedMetadataSet:
 
 def _root_version(root: msgspec.Raw) -> int:
     """The version that a root claims: only to pick which ones to verify."""
-
-    class Body(msgspec.Struct):
-        version: int
-
-    class Claim(msgspec.Struct):
-        signed: Body
-
     try:
-        return msgspec.json.decode(root, type=Claim).signed.version
+        return msgspec.json.decode(root, type=_RootClaim).signed.version
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MalformedError("trust.malformed", f"not a root: {error}") from None
 
@@ -386,8 +392,8 @@ def _translated(error: Exception) -> JetfleetError:
     table: tuple[tuple[Any, str, str], ...] = (
         (DeserializationError, "trust.malformed", ""),
         (tuf_errors.UnsignedMetadataError, "trust.signature", "is this the project whose root.json the board was given?"),
-        (tuf_errors.ExpiredMetadataError, "trust.expired", "start `jetfleet serve`, which refreshes it; is the clock of this board right?"),
-        (tuf_errors.BadVersionNumberError, "trust.rollback", "an older package was offered: is a second host or an old copy of the project on this broker?"),
+        (tuf_errors.ExpiredMetadataError, "trust.expired", "start `jetfleet serve`, which refreshes it; is this board's clock right?"),
+        (tuf_errors.BadVersionNumberError, "trust.rollback", "an older package was offered: does a second host use this broker?"),
         (tuf_errors.LengthOrHashMismatchError, "trust.mix", "parts of different publications were mixed: publish again"),
         (tuf_errors.RepositoryError, "trust.metadata", ""),
     )

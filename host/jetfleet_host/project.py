@@ -1,0 +1,246 @@
+"""A project folder: config, keys, metadata and blobs of one fleet.
+
+    jetfleet.toml        settings; an unknown key is an error
+    keys/                private keys, mode 0600
+    repo/                TUF metadata
+    blobs/<hex>          every published blob, and the pages of their chunk tables
+    device/root.json     what boards pin
+    jetfleet.db          the fleet's database, made by `serve`
+"""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from jetfleet_contract.errors import InputError, StorageError
+from jetfleet_contract.topics import check_blob
+from jetfleet_host.durable import sync_folder, write_file
+from jetfleet_host.keys import KeyFolder
+from jetfleet_host.repository import Repository
+
+CONFIG = "jetfleet.toml"
+MAX_CONFIG_BYTES = 64 * 1024
+EMBEDDED_PORT = 18_830
+
+
+class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the broker is. `embedded`: `serve` starts its own on loopback at `port` (0: any free one)."""
+
+    embedded: bool = True
+    host: Annotated[str, Meta(min_length=1, max_length=253)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = EMBEDDED_PORT
+    username: str = ""
+    password_file: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+
+
+class DatabaseSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """SQLAlchemy's address of the fleet database; empty means ``jetfleet.db`` in the project folder."""
+
+    url: str = ""
+
+
+class DeliverySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits of the distributor: `rate_mbit_s` paces it (0: as fast as the broker takes it)."""
+
+    rate_mbit_s: Annotated[float, Meta(ge=0, le=100_000)] = 0.0
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The checked content of jetfleet.toml."""
+
+    broker: BrokerSection = BrokerSection()
+    database: DatabaseSection = DatabaseSection()
+    delivery: DeliverySection = DeliverySection()
+
+
+class BlobFolder:
+    """Published blobs by digest. Implements the distributor's `BlobSource`; names are checked before they become paths."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, blob: str) -> Path:
+        return self.folder / check_blob(blob)
+
+    def size(self, blob: str) -> int | None:
+        """Bytes of the blob, None when it is not here."""
+        try:
+            return self.path(blob).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, blob: str, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`. StorageError `blob.unreadable`."""
+        try:
+            with self.path(blob).open("rb") as stream:
+                stream.seek(offset)
+                return stream.read(length)
+        except OSError as error:
+            raise StorageError("blob.unreadable", f"blob {blob[:16]} cannot be read: {error.strerror}", where=str(self.folder),
+                               remedy="publish the bundle again") from None
+
+
+class Project:
+    """One project folder, open."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.dir = folder
+        self.settings = settings
+        self.keys_dir = folder / "keys"
+        self.repo_dir = folder / "repo"
+        self.keys = KeyFolder(self.keys_dir)
+        self.repository = Repository(self.repo_dir, self.keys)
+        self.blobs = BlobFolder(folder / "blobs")
+
+    @property
+    def database_url(self) -> str:
+        return self.settings.database.url or f"sqlite:///{self.dir / 'jetfleet.db'}"
+
+    @property
+    def root_file(self) -> Path:
+        """The root metadata that boards pin."""
+        return self.dir / "device" / "root.json"
+
+    @classmethod
+    def load(cls, folder: Path) -> Project:
+        """Open a project folder.
+
+        Raises:
+            InputError: `project.not-found`, `config.syntax`, `config.unknown`, `config.value`.
+        """
+        folder = folder.absolute()
+        path = folder / CONFIG
+        if not path.is_file():
+            raise InputError("project.not-found", f"{folder} is no project folder: it has no {CONFIG}", where=str(folder),
+                             remedy=f"make one with: jetfleet init {folder}")
+        return cls(folder, read_settings(path))
+
+    @classmethod
+    def init(cls, folder: Path, *, broker: str = "embedded") -> Project:
+        """Make a project folder: keys, first metadata, config. Whole or not at all; jetfleet.toml comes last.
+
+        Args:
+            broker: ``embedded``, ``embedded:PORT`` or ``HOST:PORT``.
+
+        Raises:
+            InputError: `project.exists`, `project.not-empty`, `config.broker`. StorageError.
+        """
+        section = parse_broker(broker)
+        folder = folder.absolute()
+        if (folder / CONFIG).exists():
+            raise InputError("project.exists", f"{folder} is a project already", where=str(folder), remedy="use it, or give another folder")
+        if folder.exists() and (not folder.is_dir() or any(p for p in folder.iterdir() if not p.name.startswith(".init-"))):
+            raise InputError("project.not-empty", f"{folder} is not an empty folder", where=str(folder), remedy="give a new folder")
+        try:
+            return cls._make(folder, section)
+        except OSError as error:
+            raise StorageError("store.write", f"cannot make the project: {error.strerror or error}", where=str(error.filename or folder),
+                               remedy="check free space and permissions of the folder") from None
+
+    @classmethod
+    def _make(cls, folder: Path, section: BrokerSection) -> Project:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".init-*"):
+            shutil.rmtree(leftover)
+        partial = folder / f".init-{secrets.token_hex(4)}"
+        (partial / "blobs").mkdir(parents=True)
+        (partial / "device").mkdir()
+        made = cls(partial, Settings(broker=section))
+        made.repository.create()
+        write_file(made.root_file, (made.repo_dir / "1.root.json").read_bytes())
+        for name in ("keys", "repo", "blobs", "device"):
+            sync_folder(partial / name)
+            (partial / name).rename(folder / name)
+        partial.rmdir()
+        write_file(folder / CONFIG, _config_text(section).encode())
+        return cls.load(folder)
+
+    def rotate(self, role: str) -> str:
+        """Replace the key of a role; new boards pin the new root. Returns the new public key in hex."""
+        public = self.repository.rotate(role)
+        newest = self.repository.load().root.signed.version
+        write_file(self.root_file, (self.repo_dir / f"{newest}.root.json").read_bytes())
+        return public
+
+
+def parse_broker(text: str) -> BrokerSection:
+    """``embedded``, ``embedded:PORT`` or ``HOST:PORT`` (an IPv6 address in brackets). InputError `config.broker`."""
+    host, _, port = text.rpartition(":") if ":" in text else (text, "", "")
+    remedy = "give embedded, embedded:PORT or HOST:PORT"
+    if text == "embedded":
+        return BrokerSection()
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536) or not host.strip("[]") or any(c in host for c in " /@"):
+        raise InputError("config.broker", f"{text[:80]!r} is no broker", where="--broker", remedy=remedy)
+    return BrokerSection(embedded=host == "embedded", host="127.0.0.1" if host == "embedded" else host.strip("[]"), port=int(port))
+
+
+def read_settings(path: Path) -> Settings:
+    """Read and check jetfleet.toml; paths in [broker] are relative to it."""
+    try:
+        data = path.read_bytes()
+        if len(data) > MAX_CONFIG_BYTES:
+            raise InputError("config.syntax", f"{path} is over the limit of {MAX_CONFIG_BYTES} bytes", where=str(path))
+        table = tomllib.loads(data.decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError("config.syntax", f"{path.name} cannot be read: {error}", where=str(path),
+                         remedy="see `jetfleet init --help`") from None
+    _refuse_unknown(table, Settings, "", path)
+    try:
+        settings = msgspec.convert(table, Settings)
+    except msgspec.ValidationError as error:
+        raise InputError("config.value", f"a value in {path.name} is wrong: {error}", where=str(path),
+                         remedy="correct the value at the place named after the '$'") from None
+    return msgspec.structs.replace(settings, broker=_resolved(settings.broker, path.parent))
+
+
+def _resolved(broker: BrokerSection, folder: Path) -> BrokerSection:
+    named = {name: getattr(broker, name) for name in ("password_file", "ca", "cert", "key")}
+    for name, value in named.items():
+        if value and not (folder / value).is_file():
+            raise InputError("config.value", f"broker.{name} names {value}, which is no file", where=str(folder / CONFIG),
+                             remedy="give the path of a file, relative to the project folder or absolute")
+    return msgspec.structs.replace(broker, **{name: str(folder / value) if value else "" for name, value in named.items()})
+
+
+def _refuse_unknown(table: dict[str, Any], kind: type[msgspec.Struct], prefix: str, path: Path) -> None:
+    hints = get_type_hints(kind)
+    for key, value in table.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
+            known = ", ".join(sorted(hints))
+            raise InputError("config.unknown", f"unknown key {prefix}{key!s:.60} in {path.name}", where=str(path),
+                             remedy=f"did you mean {prefix}{near[0]}?" if near else f"valid keys here: {known}")
+        if isinstance(value, dict) and isinstance(hints[key], type) and issubclass(hints[key], msgspec.Struct):
+            _refuse_unknown(value, hints[key], f"{prefix}{key}.", path)
+
+
+def _config_text(broker: BrokerSection) -> str:
+    where = f'embedded = {str(broker.embedded).lower()}\nhost = {broker.host!r}\nport = {broker.port}\n'
+    return f"""# A jetfleet project. Private keys are in keys/: keep a copy of them off this machine.
+
+[broker]
+# embedded = true: `jetfleet serve` starts a broker on this machine, reachable from this machine only.
+{where}# username = "jetfleet"
+# password_file = "broker.password"
+# ca = "ca.pem"            # set: TLS
+# cert = "host.pem"        # set with key: mutual TLS
+# key = "host.key"
+
+[database]
+# url = "postgresql+psycopg://jetfleet@db/jetfleet"    # default: jetfleet.db in this folder
+
+[delivery]
+# rate_mbit_s = 200        # 0: as fast as the broker takes it
+"""

@@ -1,0 +1,192 @@
+"""Publishing: a verified bundle becomes blobs, chunk tables and one signed target.
+
+Blobs go first and harm nobody when the process dies; the signed metadata is one atomic step at the end. A version
+never changes its content: a board that holds ``detector 2`` and one that gets it tomorrow hold the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jetfleet_contract.bundle import MAX_SPEC_BYTES, SPEC, ModelSpec, decode_manifest
+from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, table_of
+from jetfleet_contract.errors import InputError, StorageError, UntrustedError
+from jetfleet_contract.messages import decode
+from jetfleet_contract.trust import BundleTarget, read_target, target_field, target_path
+from jetfleet_host.bundles import OpenBundle, open_bundle
+from jetfleet_host.durable import locked, sweep_partials, sync_folder, write_file
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import Targets
+
+    from jetfleet_host.project import BlobFolder, Project
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `publish` did. `new` is False when the same bundle was published before; `size` is the sum of all blobs in bytes."""
+
+    name: str
+    version: str
+    manifest: str
+    blobs: int
+    size: int
+    new: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """One published version."""
+
+    name: str
+    version: str
+    manifest: str
+    size: int
+    task: str
+    variants: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+def publish(project: Project, bundle_path: Path) -> Published:
+    """Verify a bundle folder, take its blobs over and sign it.
+
+    Raises:
+        InputError: `publish.version-taken` (the version was published with other bytes), `publish.meta-full`, `keys.*`.
+        MalformedError, UntrustedError: as `open_bundle`. StorageError: `store.write`.
+    """
+    bundle = open_bundle(bundle_path)
+    known = _find(project, bundle)
+    with locked(project.blobs.folder):
+        sweep_partials(project.blobs.folder)
+        infos = {digest[7:]: _take_over(project.blobs, bundle, digest) for digest in bundle.digests()}
+        sync_folder(project.blobs.folder)
+    manifest = bundle.manifest_digest[7:]
+    done = Published(bundle.spec.name, bundle.spec.version, manifest, len(infos), sum(info.size for info in infos.values()), not known)
+    if known:
+        return done
+    with project.repository.locked():
+        if not _find(project, bundle):  # somebody else may have published while the blobs were copied
+            project.repository.edit_targets(lambda targets: _add_target(targets, bundle, infos))
+    return done
+
+
+def withdraw(project: Project, name: str, version: str) -> None:
+    """Take a version out of the signed targets: no board accepts it from then on. Its blobs stay. InputError `models.unknown`."""
+    path = target_path(name, version)
+    with project.repository.locked():
+        if path not in project.repository.load().targets.signed.targets:
+            raise InputError("models.unknown", f"{name}:{version} is not published", where=str(project.dir), remedy="see `jetfleet models`")
+        project.repository.edit_targets(lambda targets: _remove_target(targets, path))
+
+
+def published(project: Project) -> tuple[BundleTarget, ...]:
+    """Every signed bundle, by name and version."""
+    signed = project.repository.load().targets.signed.targets
+    return tuple(read_target(path, file.hashes["sha256"], file.custom) for path, file in sorted(signed.items()))
+
+
+def find_bundle(project: Project, name: str, version: str) -> BundleTarget:
+    """The signed bundle of that name and version. InputError `models.unknown` with what there is."""
+    every = published(project)
+    for target in every:
+        if (target.name, target.version) == (name, version):
+            return target
+    have = ", ".join(f"{t.name}:{t.version}" for t in every[-8:]) or "nothing"
+    raise InputError("models.unknown", f"{name}:{version} is not published", where=str(project.dir),
+                     remedy=f"published is {have}; publish with: jetfleet publish BUNDLE --dir {project.dir}")
+
+
+def models(project: Project) -> tuple[Model, ...]:
+    """Every published version with its task, variants and device classes."""
+    return tuple(_model(project, target) for target in published(project))
+
+
+def _model(project: Project, target: BundleTarget) -> Model:
+    spec = read_spec(project, target)
+    size = sum(info.size for info in target.every().values())
+    return Model(target.name, target.version, target.manifest, size, spec.task.kind, tuple(v.name for v in spec.variants), spec.targets)
+
+
+def read_spec(project: Project, target: BundleTarget) -> ModelSpec:
+    """The model spec of a published bundle, read from the blobs."""
+    manifest = decode_manifest(_small(project.blobs, target.manifest))
+    return decode(_small(project.blobs, manifest.only(SPEC).blob), ModelSpec, limit=MAX_SPEC_BYTES)
+
+
+def _small(blobs: BlobFolder, blob: str) -> bytes:
+    data = blobs.read(blob, 0, MAX_SPEC_BYTES + 1)
+    if hashlib.sha256(data).hexdigest() != blob:
+        raise UntrustedError("bundle.flipped", f"the published blob {blob[:16]} is damaged", where=str(blobs.folder),
+                             remedy="publish the bundle again")
+    return data
+
+
+def _find(project: Project, bundle: OpenBundle) -> bool:
+    """True when exactly this bundle is published; InputError when its version is, with other bytes."""
+    spec = bundle.spec
+    target = project.repository.load().targets.signed.targets.get(target_path(spec.name, spec.version))
+    if target is None:
+        return False
+    if target.hashes.get("sha256") == bundle.manifest_digest[7:]:
+        return True
+    raise InputError("publish.version-taken", f"{spec.name}:{spec.version} was published with other content", where=str(bundle.path),
+                     remedy="build it under the next --version: a published version never changes")
+
+
+def _add_target(targets: Targets, bundle: OpenBundle, infos: dict[str, BlobInfo]) -> None:
+    from tuf.api.metadata import TargetFile
+
+    manifest = bundle.manifest_digest[7:]
+    others = {blob: info for blob, info in infos.items() if blob != manifest}
+    path = target_path(bundle.spec.name, bundle.spec.version)
+    custom: dict[str, Any] = {"custom": target_field(infos[manifest], others)}
+    targets.targets[path] = TargetFile(infos[manifest].size, {"sha256": manifest}, path, custom)
+
+
+def _remove_target(targets: Targets, path: str) -> None:
+    del targets.targets[path]
+
+
+# --- blobs -------------------------------------------------------------------------------------------------
+
+
+def _take_over(blobs: BlobFolder, bundle: OpenBundle, digest: str) -> BlobInfo:
+    """Copy one blob, its chunk table computed on the way; a blob that changed since it was verified is refused."""
+    source, target = bundle.blob_path(digest), blobs.path(digest[7:])
+    try:
+        intact = target.exists() and table_of(_chunks(target)).blob == digest[7:]
+        tabled = table_of(_chunks(target) if intact else _copied(source, target))
+        if tabled.blob != digest[7:]:
+            target.with_name(f".{target.name}.partial").unlink(missing_ok=True)
+            raise UntrustedError("bundle.flipped", "the bundle changed while it was published", where=str(source),
+                                 remedy="publish it again")
+        if not intact:
+            target.with_name(f".{target.name}.partial").replace(target)
+    except OSError as error:
+        raise StorageError("store.write", f"cannot store blob {digest[7:23]}: {error.strerror or error}", where=str(blobs.folder),
+                           remedy="check free space and permissions of the folder") from None
+    for page, data in tabled.pages:
+        if blobs.size(page) != len(data):
+            write_file(blobs.path(page), data)
+    return tabled.info
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while data := stream.read(CHUNK_BYTES):
+            yield data
+
+
+def _copied(source: Path, target: Path) -> Iterator[bytes]:
+    """The chunks of `source`, each written to the partial file of `target` before it is handed on; fsynced at the end."""
+    with target.with_name(f".{target.name}.partial").open("wb") as stream:
+        for data in _chunks(source):
+            stream.write(data)
+            yield data
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,59 @@
+"""Signed messages: deployments and commands to boards, and what boards sign to us.
+
+Which key signs is named by the targets metadata, so a rotated key is used from the next message on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from jetfleet_contract.errors import InputError
+from jetfleet_contract.messages import Command, Deployment
+from jetfleet_contract.trust import seal, unseal
+
+if TYPE_CHECKING:
+    from jetfleet_host.project import Project
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def sign_deployment(project: Project, deployment: Deployment) -> bytes:
+    """The envelope (JSON) of a deployment. InputError `keys.missing`, `keys.mode`, `keys.bad`."""
+    return _sign(project, "deployment", deployment, project.repository.load().keys.deployment)
+
+
+def sign_command(project: Project, command: Command) -> bytes:
+    """The envelope (JSON) of a command. InputError as `sign_deployment`."""
+    return _sign(project, "command", command, project.repository.load().keys.command)
+
+
+def _sign(project: Project, role: str, message: msgspec.Struct, keys: tuple[str, ...]) -> bytes:
+    held = [key for key in keys if project.keys.has(role, key)] or list(keys)
+    if not held:
+        raise InputError("keys.missing", f"the metadata names no {role} key", where=str(project.repo_dir),
+                         remedy=f"make one: jetfleet keys rotate {role} --dir {project.dir}")
+    signer = project.keys.signer(role, held[0])
+    return seal(role, message, held[0], lambda data: bytes.fromhex(signer.sign(data).signature))
+
+
+def verify_device(data: bytes, key: str, kind: str, message: type[T]) -> T:
+    """Open what a board signed as `kind` (`birth`, `report`) with its pinned key (hex).
+
+    Raises:
+        MalformedError, UntrustedError: as `jetfleet_contract.trust.unseal`.
+    """
+    return unseal(data, kind, message, (key,), verify_ed25519)
+
+
+def verify_ed25519(key: str, signature: bytes, data: bytes) -> bool:
+    """True when `signature` over `data` is by the public key `key` (64 hex digits)."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(signature, data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
