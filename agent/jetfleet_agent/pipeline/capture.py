@@ -1,0 +1,157 @@
+"""One thread a source: reads, paces, reconnects, and tells typed causes. What to do with a frame is the `Intake`'s business.
+
+Files: every frame, in order; at the end start again (`loop`) or finish. Cameras: reconnect for ever, with a full-jitter back-off
+that grows from 1 s to 60 s and starts anew after a good frame. A source's failure is an event of its own and never a model's.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from jetfleet_agent.ipc import SourceEvent
+from jetfleet_agent.pipeline.frames import Frame
+from jetfleet_agent.pipeline.preprocess import Image
+from jetfleet_agent.pipeline.sources import FrameSource, open_source
+from jetfleet_contract.errors import JetfleetError, SourceError
+from jetfleet_contract.messages import Source
+from jetfleet_contract.policy import backoff
+
+log = logging.getLogger(__name__)
+
+SYNTHETIC_FPS = 30.0
+_BAD_IMAGES_IN_A_ROW = 100
+
+
+class Intake(Protocol):
+    """Where frames go."""
+
+    def number(self, source: str) -> int:
+        """The next frame number of a source, over the pipeline's life."""
+
+    def every(self, frame: Frame, stopped: threading.Event) -> None:
+        """Take a frame that counts; wait for room."""
+
+    def newest(self, frame: Frame) -> None:
+        """Take a live frame; never wait."""
+
+    def skipped(self, source: str, cause: str) -> None:
+        """A frame was read, or should have been, and was not taken."""
+
+
+class Capture:
+    """Runs one source until it ends or `stop`."""
+
+    def __init__(self, source: Source, intake: Intake, tell: Callable[[SourceEvent], None]) -> None:
+        self.source = source
+        self._intake = intake
+        self._tell = tell
+        self._stopped = threading.Event()
+        self._last_event: tuple[bool, str] | None = None
+        self._thread = threading.Thread(target=self._run, name=f"capture-{source.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """A camera that hangs in a driver is left behind (the thread is a daemon); it can no longer hand in frames."""
+        self._stopped.set()
+        self._thread.join(timeout)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            reader = open_source(self.source)
+        except JetfleetError as error:
+            self._event(False, error.code, error.what)
+            return
+        try:
+            self._keep_reading(reader)
+        except Exception as error:  # a codec's surprise ends this source, not the app
+            log.exception("source %s", self.source.name)
+            self._event(False, "source.crash", f"{type(error).__name__} while reading {self.source.name}")
+        finally:
+            reader.close()
+
+    def _keep_reading(self, reader: FrameSource) -> None:
+        attempt = 0
+        while not self._stopped.is_set():
+            count = 0
+            try:
+                reader.open()
+                for image, took_ms in self._frames(reader):
+                    count += 1
+                    attempt = 0
+                    self._event(True, "", "")
+                    self._hand_in(reader, image, took_ms)
+            except SourceError as error:
+                self._event(False, error.code, error.what)
+                if not reader.live and error.code == "source.truncated" and not self.source.loop:
+                    return
+                self._stopped.wait(backoff(attempt, random.random()))  # noqa: S311  jitter, not a secret
+                attempt += 1
+                continue
+            finally:
+                reader.close()
+            if not self.source.loop:
+                if not self._stopped.is_set():
+                    self._event(False, "source.ended", f"{self.source.name} is at its end after {count} frames")
+                return
+            if not count:  # a loop over nothing readable must not spin
+                self._stopped.wait(backoff(attempt, random.random()))  # noqa: S311
+                attempt += 1
+
+    def _frames(self, reader: FrameSource) -> Iterator[tuple[Image, float]]:
+        """(image, read time in ms) until the end, paced by fps; unreadable images are told and skipped."""
+        fps = self.source.fps or (SYNTHETIC_FPS if self.source.uri.startswith("synthetic:") and reader.live else 0.0)
+        due = time.monotonic()
+        bad = 0
+        while not self._stopped.is_set():
+            if fps and not self._is_camera and self._stopped.wait(max(0.0, due - time.monotonic())):
+                return
+            began = time.monotonic()
+            try:
+                image = reader.read()
+            except SourceError as error:
+                bad += 1
+                if error.code != "source.image" or bad > _BAD_IMAGES_IN_A_ROW:
+                    raise
+                self._event(False, error.code, error.what)
+                self._intake.skipped(self.source.name, "unreadable")
+                continue
+            if image is None:
+                return
+            bad = 0
+            now = time.monotonic()
+            if self._is_camera and fps and now < due - 0.5 / fps:
+                self._intake.skipped(self.source.name, "fps-cap")
+                continue
+            # A late frame does not make the next ones hurry: they keep their distance.
+            due = max(due + 1.0 / fps, now) if fps else now
+            yield image, (now - began) * 1e3
+
+    @property
+    def _is_camera(self) -> bool:
+        return self.source.uri.partition(":")[0] in {"rtsp", "rtsps", "rtmp", "http", "https", "v4l2"}
+
+    def _hand_in(self, reader: FrameSource, image: Image, took_ms: float) -> None:
+        frame = Frame(self.source.name, self._intake.number(self.source.name), reader.position, image, time.monotonic(), time.time(),
+                      capture_ms=took_ms)
+        if reader.live:
+            self._intake.newest(frame)
+        else:
+            self._intake.every(frame, self._stopped)
+
+    def _event(self, up: bool, code: str, detail: str) -> None:
+        """Tell a change of state once; a repeated cause is silent until the source was up again."""
+        if self._last_event == (up, code) and code != "source.image":
+            return
+        self._last_event = (up, code)
+        self._tell(SourceEvent(self.source.name, up, code, detail))

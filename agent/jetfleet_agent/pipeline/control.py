@@ -1,0 +1,319 @@
+"""One app's life: orders from the supervisor in, stages, sources and trials steered, events out. Runs in the main thread.
+
+Everything that other threads have to say (a trial ended, a swap's first result is out, a model broke, a challenger is loaded) comes
+through the same inbox as the orders, so there is one place that decides and no lock in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import resource
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Union
+
+import msgspec
+
+from jetfleet_agent.ipc import (
+    Back,
+    Configure,
+    Drop,
+    Failed,
+    Model,
+    Order,
+    Run,
+    Running,
+    SourceEvent,
+    Stop,
+    Switch,
+    Switched,
+    TrialResult,
+    Try,
+    Window,
+)
+from jetfleet_agent.pipeline.capture import Capture
+from jetfleet_agent.pipeline.feed import FeedReceiver, socket_path
+from jetfleet_agent.pipeline.frames import Frame
+from jetfleet_agent.pipeline.loaded import LoadedModel
+from jetfleet_agent.pipeline.meter import Meter
+from jetfleet_agent.pipeline.sinks import Sinks
+from jetfleet_agent.pipeline.stages import Broken, Stages, Swapped
+from jetfleet_agent.pipeline.trial import Trial
+from jetfleet_contract.errors import InputError, JetfleetError, RuntimeFailure
+from jetfleet_contract.messages import AppConfig, Source
+from jetfleet_contract.policy import TrialNumbers
+
+log = logging.getLogger(__name__)
+
+FIRST_FRAME_S = 5.0
+_TICK_S = 0.25
+
+
+class TrialEnded(msgspec.Struct, frozen=True):
+    trial: Trial
+
+
+class Reloaded(msgspec.Struct, frozen=True):
+    """The previous model was loaded again from disk (or was not: `error`)."""
+
+    model: LoadedModel | None
+    error: JetfleetError | None = None
+
+
+Note = Union[Order, TrialEnded, Reloaded, Swapped, Broken, None]
+
+
+class Controller:
+    """Runs until Stop, until the supervisor is gone (None in the inbox), or until the model fails.
+
+    Args:
+        send: hands an event to the supervisor; never waits.
+        results_dropped: results that the link dropped since the last call.
+    """
+
+    def __init__(self, app: str, inbox: queue.SimpleQueue[Note], send: Callable[[msgspec.Struct], None], sinks: Sinks,
+                 results_dropped: Callable[[], int]) -> None:
+        self._app = app
+        self._inbox = inbox
+        self._send = send
+        self._sinks = sinks
+        self._meter = Meter(app)
+        self._results_dropped = results_dropped
+        self._run: Run | None = None
+        self._stages: Stages | None = None
+        self._captures: dict[str, Capture] = {}
+        self._receiver: FeedReceiver | None = None
+        self._trial: Trial | None = None
+        self._previous: LoadedModel | None = None
+        self._previous_until = 0.0
+        self._swap_deadline = 0.0
+        self._running_deadline = 0.0
+        self._window_began = (time.monotonic(), time.time())
+
+    def deliver(self, frame: Frame, model: LoadedModel) -> None:
+        """Decode thread: one answered frame."""
+        self._sinks.take(frame, model, time.monotonic())
+
+    def run(self) -> int:
+        """Returns the process's exit code: 0, or that of the error that ended the model."""
+        try:
+            while True:
+                try:
+                    note = self._inbox.get(timeout=_TICK_S)
+                except queue.Empty:
+                    self._tick()
+                    continue
+                if note is None or isinstance(note, Stop):
+                    return 0
+                if isinstance(note, Broken):
+                    return self._fail(RuntimeFailure(note.code, note.detail))
+                self._handle(note)
+                self._tick()
+        except JetfleetError as error:
+            return self._fail(error)
+        finally:
+            self._stop_all()
+            self._sinks.close()
+
+    def _fail(self, error: JetfleetError) -> int:
+        bundle = self._stages.champion.model.bundle if self._stages else self._run.model.bundle if self._run else ""
+        self._send(Failed(bundle, error.code, error.what))
+        return error.exit_code
+
+    def _handle(self, note: Order | TrialEnded | Reloaded | Swapped) -> None:
+        if isinstance(note, Run):
+            self._start(note)
+        elif isinstance(note, TrialEnded):
+            self._trial_ended(note.trial)
+        elif isinstance(note, Swapped):
+            self._swapped(note)
+        elif isinstance(note, Reloaded):
+            self._reloaded(note)
+        elif self._stages is None or self._run is None:
+            log.warning("%s before run: not done", type(note).__name__)
+        elif isinstance(note, Configure):
+            self._configure(self._run, self._stages, note)
+        elif isinstance(note, Try):
+            self._try(self._run, self._stages, note)
+        elif isinstance(note, Switch):
+            self._switch(self._stages, note)
+        elif isinstance(note, Drop):
+            self._drop_trial(self._stages, note.bundle)
+        elif isinstance(note, Back):
+            self._back(self._stages)
+
+    # --- run, configure, stop ----------------------------------------------------------------------------------
+
+    def _start(self, order: Run) -> None:
+        self._stop_all()
+        self._run = order
+        champion = LoadedModel(order.model, order.config)
+        champion.activate()
+        stages = self._stages = Stages(champion, self._meter, self.deliver, self._inbox.put)
+        self._sinks.publishes = order.config.publish_results
+        self._sinks.feed_to(order.feed, order.feed_to)
+        stages.start()
+        self._running_deadline = time.monotonic() + FIRST_FRAME_S
+        if order.input_from:
+            self._receiver = FeedReceiver(socket_path(Path(order.feed), self._app), stages.fed)
+        self._set_sources(stages, order.sources)
+
+    def _configure(self, run: Run, stages: Stages, order: Configure) -> None:
+        try:
+            stages.champion.reconfigure(order.config)
+            if self._previous is not None:
+                self._previous.reconfigure(order.config)
+        except InputError as error:
+            log.error("configuration refused: %s", error)  # noqa: TRY400  the sentence says it all
+            self._send(SourceEvent("config", False, error.code, error.what))
+            return
+        self._run = msgspec.structs.replace(run, config=order.config, sources=order.sources, feed_to=order.feed_to)
+        self._sinks.publishes = order.config.publish_results
+        self._sinks.feed_to(run.feed, order.feed_to)
+        self._set_sources(stages, order.sources)
+
+    def _set_sources(self, stages: Stages, sources: tuple[Source, ...]) -> None:
+        """Start, stop or restart what differs; an unchanged source never notices."""
+        wanted = {source.name: source for source in sources}
+        for name, capture in list(self._captures.items()):
+            if wanted.get(name) != capture.source:
+                del self._captures[name]
+                capture.stop()
+                stages.remove(name)
+        for name, source in wanted.items():
+            if name not in self._captures:
+                capture = self._captures[name] = Capture(source, stages, self._send)
+                capture.start()
+
+    def _stop_all(self) -> None:
+        if self._trial is not None:
+            self._trial.drop()
+            self._trial = None
+        stages = self._stages
+        if stages is not None:
+            for capture in self._captures.values():
+                capture.stop()
+            stages.stop()
+        self._captures = {}
+        if self._receiver is not None:
+            self._receiver.stop()
+            self._receiver = None
+        self._forget_previous()
+        if stages is not None:
+            self._tell_window()
+            stages.champion.deactivate()
+            self._stages = None
+
+    # --- trial and swap ----------------------------------------------------------------------------------------
+
+    def _try(self, run: Run, stages: Stages, order: Try) -> None:
+        if self._trial is not None:
+            self._drop_trial(stages, self._trial.order.model.bundle)
+        self._trial = Trial(order, run.config, lambda trial: self._inbox.put(TrialEnded(trial)))
+        stages.set_trial(self._trial)
+        self._trial.start()
+
+    def _trial_ended(self, trial: Trial) -> None:
+        if trial is not self._trial or self._stages is None:
+            return
+        self._stages.set_trial(None)
+        if trial.code:
+            self._trial = None
+            trial.drop()
+        self._send(TrialResult(trial.order.model.bundle, trial.numbers, trial.code, trial.detail))
+
+    def _drop_trial(self, stages: Stages, bundle: str) -> None:
+        if self._trial is None or self._trial.order.model.bundle != bundle:
+            return
+        stages.set_trial(None)
+        self._trial.drop()
+        self._trial = None
+
+    def _switch(self, stages: Stages, order: Switch) -> None:
+        trial = self._trial
+        if trial is None or trial.model is None or trial.order.model.bundle != order.bundle:
+            self._send(TrialResult(order.bundle, TrialNumbers(), "trial.none", "no challenger of that bundle is loaded"))
+            return
+        stages.set_trial(None)
+        self._trial = None
+        self._exchange(stages, trial.model, order.keep_s)
+
+    def _exchange(self, stages: Stages, model: LoadedModel, keep_s: float) -> None:
+        old = stages.champion
+        stages.swap(model)
+        self._swap_deadline = time.monotonic() + FIRST_FRAME_S
+        if self._previous is not None and self._previous is not model:
+            self._previous.deactivate()
+        self._previous = old
+        self._previous_until = time.monotonic() + keep_s
+
+    def _back(self, stages: Stages) -> None:
+        previous = self._previous
+        if previous is None:
+            self._send(TrialResult("", TrialNumbers(), "trial.none", "there is no previous model to go back to"))
+            return
+        if previous.backend.lanes:
+            self._exchange(stages, previous, 0.0)
+            return
+        config = self._run.config if self._run else AppConfig()
+        threading.Thread(target=self._reload, args=(previous.model, config), name="reload", daemon=True).start()
+
+    def _reload(self, model: Model, config: AppConfig) -> None:
+        try:
+            loaded = LoadedModel(model, config)
+            loaded.activate()
+        except JetfleetError as error:
+            self._inbox.put(Reloaded(None, error))
+            return
+        self._inbox.put(Reloaded(loaded))
+
+    def _reloaded(self, note: Reloaded) -> None:
+        if note.error is not None:
+            self._send(TrialResult("", TrialNumbers(), note.error.code, note.error.what))
+        elif note.model is not None and self._stages is not None:
+            self._exchange(self._stages, note.model, 0.0)
+
+    def _swapped(self, note: Swapped) -> None:
+        if not self._swap_deadline:
+            return
+        self._swap_deadline = 0.0
+        self._send(Switched(note.model.model.bundle, note.model.key[2], note.gap_ms, note.frames_lost, note.steady_p99_ms))
+
+    def _forget_previous(self) -> None:
+        if self._previous is not None:
+            self._previous.deactivate()
+            self._previous = None
+
+    # --- time --------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        stages, run = self._stages, self._run
+        if stages is None or run is None:
+            return
+        now = time.monotonic()
+        if self._running_deadline and (stages.answered or now > self._running_deadline):
+            self._running_deadline = 0.0
+            champion = stages.champion
+            self._send(Running(champion.model.bundle, champion.key[2], champion.backend.provider, stages.answered))
+        if self._swap_deadline and now > self._swap_deadline:
+            self._swap_deadline = 0.0  # no frame came to measure with
+            self._send(Switched(stages.champion.model.bundle, stages.champion.key[2], 0.0, 0, 0.0))
+        if self._previous is not None and self._previous.backend.lanes and now > self._previous_until and not self._swap_deadline:
+            self._previous.deactivate()
+        if self._trial is not None:
+            self._trial.tick(now)
+        if now - self._window_began[0] >= run.window_s:
+            self._tell_window()
+
+    def _tell_window(self) -> None:
+        now = time.monotonic()
+        began, wall = self._window_began
+        self._window_began = (now, time.time())
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        gauges = {"rss_peak_mb": usage.ru_maxrss / 1024.0, "cpu_s": usage.ru_utime + usage.ru_stime,
+                  "results_dropped": float(self._results_dropped()), "crops_dropped": float(self._sinks.take_dropped_crops()),
+                  "sources_alive": float(sum(capture.is_alive for capture in self._captures.values()))}
+        self._send(Window(wall, now - began, self._meter.take(), gauges))

@@ -1,0 +1,107 @@
+"""Where frames come from, by URI.
+
+    /path, file:/path          a video: every frame, in order; a folder: its images by name; one image
+    synthetic:640x480          moving labels, live; ``synthetic:640x480?frames=100`` makes it a file of 100 frames
+    rtsp:// rtsps:// http://   a network camera, through OpenCV's FFmpeg
+    v4l2:/dev/video0           a local camera
+
+A source reads; it starts no thread, counts nothing and does not reconnect (`capture` does). Names, user and password of a camera
+never leave this package: errors carry the redacted URI.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from jetfleet_agent.pipeline.preprocess import Image
+from jetfleet_contract.errors import InputError, SourceError
+from jetfleet_contract.messages import Source
+
+_NETWORK = {"rtsp", "rtsps", "rtmp", "http", "https"}
+_SYNTHETIC = re.compile(r"(\d{1,4})x(\d{1,4})(?:\?frames=(\d{1,9}))?")
+
+
+class FrameSource(ABC):
+    """`live`: newest frame wins. `position` is the index of the frame that `read` gave last (-1: live)."""
+
+    live = False
+
+    def __init__(self) -> None:
+        self.position = -1
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open, or open again from the beginning.
+
+        Raises:
+            SourceError: with a typed cause: source.missing, source.open, source.refused, source.timeout, source.dns ...
+        """
+
+    @abstractmethod
+    def read(self) -> Image | None:
+        """The next frame, (H, W, 3) uint8 BGR, in memory of its own; None at the end.
+
+        Raises:
+            SourceError: source.truncated, source.lost ...
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Idempotent."""
+
+
+def open_source(source: Source) -> FrameSource:
+    """The reader for a source's URI, not yet opened.
+
+    Raises:
+        InputError: `source.uri`.
+    """
+    from jetfleet_agent.pipeline.sources.camera import Camera
+    from jetfleet_agent.pipeline.sources.images import ImageFolder
+    from jetfleet_agent.pipeline.sources.synthetic import Synthetic
+    from jetfleet_agent.pipeline.sources.video import VideoFile
+
+    scheme, colon, rest = source.uri.partition(":")
+    scheme = scheme.lower()
+    if scheme == "synthetic":
+        size = _SYNTHETIC.fullmatch(rest)
+        if not size or min(int(size[1]), int(size[2])) < 16:
+            raise InputError("source.uri", f"source {source.name!r}: {source.uri[:80]!r} is no size",
+                             remedy="write synthetic:640x480 or synthetic:640x480?frames=100")
+        return Synthetic(int(size[1]), int(size[2]), int(size[3]) if size[3] else None)
+    if scheme in _NETWORK and rest.startswith("//"):
+        return Camera(source.uri)
+    if scheme == "v4l2" and rest.startswith("/dev/video"):
+        return Camera(rest)
+    if scheme == "file" or not colon or source.uri.startswith("/"):
+        path = Path(_file_path(source.uri))
+        return ImageFolder(path) if path.is_dir() or path.suffix.lower() in ImageFolder.SUFFIXES else VideoFile(path)
+    raise InputError("source.uri", f"source {source.name!r}: {redact(source.uri)[:80]!r} is no source this board knows",
+                     remedy="use a path, file:, synthetic:, rtsp:// or v4l2:/dev/videoN; local: names are the agent's to resolve")
+
+
+def redact(uri: str) -> str:
+    """The URI without user, password and query: what may be logged."""
+    if "://" not in uri:
+        return uri
+    try:
+        parts = urlsplit(uri)
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return uri.partition(":")[0] + "://(unreadable)"
+    return urlunsplit((parts.scheme, host + port, parts.path, "", ""))
+
+
+def _file_path(uri: str) -> str:
+    if uri.startswith("file://"):
+        return uri[len("file://"):]
+    return uri.removeprefix("file:")
+
+
+def missing(path: Path) -> SourceError:
+    return SourceError("source.missing", f"the source {path.name} is not there", where=str(path),
+                       remedy="check the path in the deployment, or the [sources] table of the board's own config")
