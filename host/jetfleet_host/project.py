@@ -14,6 +14,7 @@ import difflib
 import secrets
 import shutil
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -23,7 +24,7 @@ from msgspec import Meta
 from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_contract.topics import check_blob
 from jetfleet_host.durable import sync_folder, write_file
-from jetfleet_host.keys import KeyFolder
+from jetfleet_host.keys import ROLES, TUF_ROLES, KeyFolder
 from jetfleet_host.repository import Repository
 
 CONFIG = "jetfleet.toml"
@@ -63,6 +64,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: BrokerSection = BrokerSection()
     database: DatabaseSection = DatabaseSection()
     delivery: DeliverySection = DeliverySection()
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """One key. `use`: current, or unused (left by an interrupted rotation). `held`: its private half is in this project."""
+
+    role: str
+    public: str
+    use: str
+    held: bool
 
 
 class BlobFolder:
@@ -173,6 +184,20 @@ class Project:
         newest = self.repository.load().root.signed.version
         write_file(self.root_file, (self.repo_dir / f"{newest}.root.json").read_bytes())
         return public
+
+
+    def key_table(self) -> tuple[KeyRow, ...]:
+        """Every key that metadata names, and those that lie in the folder unused."""
+        current = self.repository.load()
+        named = {role: [current.root.signed.keys[keyid].keyval["public"] for keyid in current.root.signed.roles[role].keyids]
+                 for role in TUF_ROLES}
+        named |= {"deployment": list(current.keys.deployment), "command": list(current.keys.command)}
+        rows = []
+        for role in ROLES:
+            held = self.keys.held(role)
+            rows += [KeyRow(role, public, "current", public in held) for public in named[role]]
+            rows += [KeyRow(role, public, "unused", True) for public in held if public not in named[role]]
+        return tuple(rows)
 
 
 def parse_broker(text: str) -> BrokerSection:
