@@ -1,0 +1,85 @@
+"""Real brokers on free loopback ports, for tests: mosquitto and the embedded one, both stoppable and restartable on the same port."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jetfleet_host.brokers import EmbeddedBroker, accepts, write_mosquitto_config
+
+DEADLINE_S = 20.0
+LOOPBACK = "127.0.0.1"
+BROKERS = ("mosquitto", "embedded")
+
+
+class Mosquitto:
+    """A real mosquitto in a child process, its state in memory only."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.port = port
+        self._config = write_mosquitto_config(folder / "mosquitto.conf", port=port)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
+        self._child = subprocess.Popen([program, "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(lambda: accepts(LOOPBACK, self.port), f"mosquitto on port {self.port}")
+
+    def stop(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def mosquitto() -> Iterator[Mosquitto]:
+    """A running mosquitto; the test is skipped where the program is not installed."""
+    if not (shutil.which("mosquitto") or Path("/usr/sbin/mosquitto").exists()):
+        pytest.skip("mosquitto is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        broker = Mosquitto(Path(folder), free_port())
+        broker.start()
+        try:
+            yield broker
+        finally:
+            broker.stop()
+
+
+@contextlib.contextmanager
+def embedded() -> Iterator[EmbeddedBroker]:
+    """A running embedded broker."""
+    broker = EmbeddedBroker()
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+def running(name: str) -> contextlib.AbstractContextManager[Mosquitto | EmbeddedBroker]:
+    """The broker of `BROKERS` by name."""
+    return mosquitto() if name == "mosquitto" else embedded()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Wait for a condition, polling, and fail with a sentence when it does not come true in time."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {deadline_s} s in vain for {what}")
+        time.sleep(0.005)

@@ -1,0 +1,157 @@
+"""A host and boards that exchange blobs over a real broker, each with the production classes and a control thread of its own.
+
+`Board` and `Host` are what supervisor and serve do with links, reduced to delivery: one queue, one thread, every callback posted to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from jetfleet_agent.supervisor.fetch import Fetcher
+from jetfleet_agent.supervisor.mqtt import BrokerSettings, MqttLink
+from jetfleet_agent.supervisor.store import BlobStore
+from jetfleet_contract import topics
+from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, table_of
+from jetfleet_contract.errors import JetfleetError
+from jetfleet_contract.messages import Instant
+from jetfleet_host import mqtt as host_mqtt
+from jetfleet_host.delivery import DeliverySettings, Distributor
+
+
+def now() -> Instant:
+    return Instant(time.monotonic(), "test", time.time(), wall_trusted=True)
+
+
+class MemoryBlobs:
+    """Published blobs and the pages of their chunk tables."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def add(self, data: bytes) -> tuple[str, BlobInfo]:
+        tabled = table_of(data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+        self.blobs[tabled.blob] = data
+        self.blobs.update(dict(tabled.pages))
+        return tabled.blob, tabled.info
+
+    def size(self, blob: str) -> int | None:
+        data = self.blobs.get(blob)
+        return None if data is None else len(data)
+
+    def read(self, blob: str, offset: int, length: int) -> bytes:
+        return self.blobs[blob][offset : offset + length]
+
+
+def content(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+class _Loop:
+    """A queue and the thread that works through it."""
+
+    def __init__(self, name: str) -> None:
+        self.posted: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.faults: list[BaseException] = []
+
+    def tick(self) -> float:
+        raise NotImplementedError
+
+    def _run(self) -> None:
+        wait = 0.0
+        while True:
+            try:
+                work = self.posted.get(timeout=max(0.0005, wait))
+                if work is None:
+                    return
+                work()
+            except queue.Empty:
+                pass
+            except Exception as error:
+                self.faults.append(error)
+            wait = self.tick()
+
+
+class Board(_Loop):
+    """One board: link, store, fetcher. `loses(payload)` drops chunks before the fetcher sees them."""
+
+    def __init__(self, name: str, port: int, root: Path, loses: Callable[[bytes], bool] = lambda _: False) -> None:
+        super().__init__(name)
+        self.done: list[str] = []
+        self.failed: list[tuple[str, JetfleetError]] = []
+        self.downs: list[str] = []
+        self.chunks = 0
+        self.loses = loses
+        self.store = BlobStore(root / name)
+        self.link = MqttLink(
+            BrokerSettings("127.0.0.1", port), name, self._message,
+            lambda: self.posted.put(lambda: self.fetcher.on_link_up()),
+            lambda reason: self.posted.put(lambda: self._down(reason)),
+        )
+        self.fetcher = Fetcher(self.store, self.link, name, now, self.done.append, lambda blob, error: self.failed.append((blob, error)))
+        self.tick = self.fetcher.tick  # type: ignore[method-assign]
+        self.thread.start()
+        self.link.start()
+
+    def _message(self, topic: str, payload: bytes) -> None:
+        if topic.endswith("/c"):
+            if self.loses(payload):
+                return
+            self.chunks += 1
+        self.posted.put(lambda: self._take(topic, payload))
+
+    def _take(self, topic: str, payload: bytes) -> None:
+        self.fetcher.on_message(topic, payload)
+
+    def _down(self, reason: str) -> None:
+        self.downs.append(reason)
+        self.fetcher.on_link_down()
+
+    def want(self, blob: str, info: BlobInfo) -> None:
+        self.posted.put(lambda: self.fetcher.want(blob, info))
+
+    def progress(self) -> int:
+        return sum(have for have, _ in self.fetcher.progress.values())
+
+    def stop(self) -> None:
+        """Stop at once, as a power cut would leave it: nothing is told to anybody."""
+        self.posted.put(None)
+        self.thread.join(10)
+        self.link.stop()
+        self.fetcher.close()
+
+
+class Host(_Loop):
+    """The host: link and distributor."""
+
+    def __init__(self, port: int, blobs: MemoryBlobs, settings: DeliverySettings | None = None) -> None:
+        super().__init__("host")
+        self.link = host_mqtt.MqttLink(
+            host_mqtt.BrokerSettings("127.0.0.1", port), f"host-{random.randrange(1 << 30)}",
+            lambda topic, payload: self.posted.put(lambda: self.distributor.on_want(topic, payload, time.monotonic())),
+            lambda: None,
+            lambda _: self.posted.put(lambda: self.distributor.on_link_down(time.monotonic())),
+        )
+        self.distributor = Distributor(self.link, blobs, settings)
+        self.link.subscribe(topics.ALL_WANTS, 1)
+        self.thread.start()
+        self.link.start()
+
+    def tick(self) -> float:
+        return self.distributor.tick(time.monotonic())
+
+    def stop(self) -> None:
+        self.posted.put(None)
+        self.thread.join(10)
+        self.link.stop()
+
+
+def holds(board: Board, blob: str) -> bool:
+    """True when the board's store has the blob and its bytes are right."""
+    return board.store.has(blob) and hashlib.sha256(board.store.path(blob).read_bytes()).hexdigest() == blob
