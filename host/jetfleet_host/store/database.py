@@ -11,7 +11,15 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.orm import Session, sessionmaker
 
 from jetfleet_contract.errors import InputError, StorageError
@@ -54,7 +62,8 @@ class Database:
         """One transaction: committed at the end, rolled back by an exception.
 
         Raises:
-            StorageError: `store.database` when the database refuses (full, locked, gone); nothing was written.
+            StorageError: `store.database` when the database cannot (full, locked, gone), `store.value` when it will not
+                take these values. Nothing was written.
         """
         with self._transaction(self._sessions) as session:
             yield session
@@ -70,7 +79,7 @@ class Database:
         try:
             with sessions.begin() as session:
                 yield session
-        except DBAPIError as error:
+        except StatementError as error:
             raise _storage_error(error, str(self.engine.url)) from error
 
     def close(self) -> None:
@@ -124,7 +133,8 @@ def _storage_error(error: Exception, url: str) -> StorageError:
     if isinstance(error, OperationalError) and "postgres" in url:
         remedy = "check that PostgreSQL runs and accepts this user"
     first_line = (str(cause).splitlines() or [type(cause).__name__])[0]
-    return StorageError("store.database", f"the database refuses: {first_line}", where=_shown(url), remedy=remedy)
+    code = "store.value" if isinstance(error, (DataError, IntegrityError)) else "store.database"
+    return StorageError(code, f"the database refuses: {first_line}", where=_shown(url), remedy=remedy)
 
 
 def _shown(url: str) -> str:

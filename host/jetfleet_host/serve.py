@@ -1,0 +1,285 @@
+"""The control side of a fleet: one process, one control thread, one queue.
+
+The link's thread only fills the queue. The control thread stores what boards say (in batches, one transaction each), drives
+the rollouts, paces the delivery of blobs and keeps the broker's retained messages as they should be: the embedded broker
+keeps nothing, so all of them are published again at every connection. Nothing but the database and the project folder
+has to survive this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from jetfleet_contract import topics
+from jetfleet_contract.errors import InputError, JetfleetError, StorageError
+from jetfleet_contract.messages import Ack, Instant, encode
+
+from . import signing
+from .collector import Collector, Incoming, Ingested
+from .delivery import DeliverySettings, Distributor
+from .project import Project
+from .publish import published
+from .repository import meta_package, refresh_timestamp
+from .rollouts import RolloutDriver
+from .store.database import Database
+
+QUEUE_MESSAGES = 20_000
+BATCH = 1000
+POLL_S = 0.25
+STALL_S = 5.0
+RETRY_S = 1.0
+REFRESH_S = 600.0
+DEVICE_TOPICS = (topics.ALL_BIRTHS, topics.ALL_STATES, topics.ALL_REPORTS, topics.ALL_TELEMETRY, topics.ALL_WANTS)
+
+_log = logging.getLogger(__name__)
+
+
+class Link(Protocol):
+    """What is used of an MqttLink."""
+
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def backlog(self) -> int: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def subscribe(self, topic: str, qos: int) -> None: ...
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
+
+
+LinkFactory = Callable[[Callable[[str, bytes], None], Callable[[], None], Callable[[str], None]], Link]
+"""`(on_message, on_up, on_down) -> link`; the callbacks come from the link's own thread."""
+
+
+class Broker(Protocol):
+    """What is used of an embedded broker: it is started again when its process ended."""
+
+    @property
+    def running(self) -> bool: ...
+    def start(self) -> None: ...
+
+
+class _Up(msgspec.Struct, frozen=True):
+    pass
+
+
+class _Down(msgspec.Struct, frozen=True):
+    reason: str
+
+
+class Server:
+    """Collector, distributor and rollout driver behind one link.
+
+    Args:
+        clock: read once a turn. notify: told `(event, detail)` when the link comes (`up`) and goes (`down`).
+        broker: the embedded broker, when this process is the one that keeps it running.
+    """
+
+    def __init__(self, project: Project, link_factory: LinkFactory, clock: Callable[[], Instant],
+                 notify: Callable[[str, str], None] = lambda _event, _detail: None, broker: Broker | None = None) -> None:
+        self._project = project
+        self._broker = broker
+        self._clock = clock
+        self._notify = notify
+        self._queue: queue.Queue[Incoming | _Up | _Down] = queue.Queue(QUEUE_MESSAGES)
+        self._database = Database.open(project.database_url)
+        self._link = link_factory(self._heard, lambda: self._put(_Up()), lambda reason: self._put(_Down(reason)))
+        self._collector = Collector(self._database, signing.verify_device)
+        self._driver = RolloutDriver(self._database, lambda d: signing.sign_deployment(project, d), self._publish_desired,
+                                     lambda bundle: bundle in self._bundles)
+        self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project))
+        self._bundles: frozenset[str] = frozenset()
+        self._retain: dict[str, bytes] = {}
+        self._unsaved: list[Incoming] = []
+        self._retry_at = self._poll_at = self._refresh_at = 0.0
+        self._meta_stamp = (0, 0)
+        self._resync = True
+        self.dropped = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set; then finish the turn in hand and leave.
+
+        Raises:
+            InputError, StorageError: the project or its database cannot be used at all.
+        """
+        self._follow_meta(self._clock())
+        for topic in DEVICE_TOPICS:
+            self._link.subscribe(topic, 1)
+        self._link.subscribe(topics.ALL_RESULTS, 0)
+        self._link.start()
+        try:
+            while not stop.is_set():
+                self._turn()
+        finally:
+            self._link.stop()
+            self._store([item for item in self._taken(0.0) if isinstance(item, Incoming)], self._clock())
+            self._database.close()
+
+    # --- the link's thread --------------------------------------------------------------------------------------
+
+    def _heard(self, topic: str, payload: bytes) -> None:
+        self._put(Incoming(topic, payload, self._clock().wall))
+
+    def _put(self, item: Incoming | _Up | _Down) -> None:
+        """A full queue holds the link's thread back for a while, and so the broker; then the message is dropped and counted."""
+        try:
+            self._queue.put(item, timeout=STALL_S)
+        except queue.Full:
+            self.dropped += 1  # reports come again until acknowledged, windows show as gaps
+
+    # --- the control thread -------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        now = self._clock()
+        wait = min(self._distributor.tick(now.mono), POLL_S)
+        batch: list[Incoming] = []
+        for item in self._taken(max(wait, 0.0)):
+            if isinstance(item, Incoming):
+                self._sort(item, batch)
+            else:
+                self._link_changed(item)
+        now = self._clock()
+        self._store(batch, now)
+        if now.mono >= self._poll_at:
+            self._poll_at = now.mono + POLL_S
+            self._guarded(self._poll, now)
+        self._publish_retained()
+
+    def _taken(self, wait: float) -> Iterator[Incoming | _Up | _Down]:
+        """What the queue holds, at most one batch; waits for the first only."""
+        with contextlib.suppress(queue.Empty):
+            yield self._queue.get(timeout=wait)
+            for _ in range(BATCH - 1):
+                yield self._queue.get_nowait()
+
+    def _sort(self, message: Incoming, batch: list[Incoming]) -> None:
+        if message.topic.startswith(f"{topics.PREFIX}/b/"):
+            self._distributor.on_want(message.topic, message.payload, self._clock().mono)
+        else:
+            batch.append(message)
+
+    def _link_changed(self, item: _Up | _Down) -> None:
+        if isinstance(item, _Down):
+            self._distributor.on_link_down(self._clock().mono)
+            self._notify("down", item.reason)
+            return
+        self._meta_stamp = (0, 0)  # whatever the broker held may be gone
+        self._guarded(self._follow_meta, self._clock())
+        self._guarded(lambda _now: self._retain.update((topics.desired(d), e) for d, e in self._driver.retained()), self._clock())
+        self._publish_retained()
+        self._notify("up", f"{len(self._retain)} retained messages wait")
+
+    def _store(self, batch: list[Incoming], now: Instant) -> None:
+        """Store what came; what the database cannot take now is tried again, bounded, oldest dropped first."""
+        self._unsaved += batch
+        if not self._unsaved or now.mono < self._retry_at:
+            return
+        waiting, self._unsaved = self._unsaved, []
+        try:
+            self._digest(self._collector.ingest(waiting), now)
+        except StorageError as error:
+            if error.code == "store.value":
+                self._store_singly(waiting, now)
+                return
+            _log.error("%s", error.diagnostics())
+            self._retry_at = now.mono + RETRY_S
+            self._resync = True
+            self.dropped += max(0, len(waiting) - QUEUE_MESSAGES)
+            self._unsaved = waiting[-QUEUE_MESSAGES:]
+
+    def _store_singly(self, batch: list[Incoming], now: Instant) -> None:
+        """One message has a value that the database refuses: find it, leave it out, keep the others."""
+        for message in batch:
+            self._store_one(message, now)
+
+    def _store_one(self, message: Incoming, now: Instant) -> None:
+        try:
+            self._digest(self._collector.ingest([message]), now)
+        except StorageError as error:
+            self.dropped += 1
+            _log.error("a message on %s cannot be stored: %s", message.topic, error.what)
+
+    def _digest(self, outcome: Ingested, now: Instant) -> None:
+        for device, number in outcome.acks:
+            self._link.publish(topics.ack(device), encode(Ack(number)))
+        if outcome.reports:
+            self._guarded(lambda at: self._driver.on_reports(outcome.reports, at), now)
+
+    def _poll(self, now: Instant) -> None:
+        if self._broker is not None and not self._broker.running:
+            _log.error("the embedded broker ended by itself and is started again")
+            self._broker.start()
+        self._follow_meta(now)
+        if self._resync:
+            self._driver.restore(now)
+            self._resync = False
+        self._driver.poll_requests(now)
+        self._driver.tick(now)
+
+    def _guarded(self, work: Callable[[Instant], None], now: Instant) -> None:
+        """A full disk or an unreadable repository stops this piece of work, not the process; it is tried again."""
+        try:
+            work(now)
+        except JetfleetError as error:
+            _log.error("%s", error.diagnostics())
+            self._resync = True
+
+    # --- retained messages --------------------------------------------------------------------------------------
+
+    def _follow_meta(self, now: Instant) -> None:
+        """Renew the timestamp when due, and publish the metadata whenever the repository changed, by whomever."""
+        if now.mono >= self._refresh_at:
+            refresh_timestamp(self._project, now.wall)
+            self._refresh_at = now.mono + REFRESH_S
+        stamp = _stamp(self._project.repo_dir / "timestamp.json")
+        if stamp == self._meta_stamp:
+            return
+        package = meta_package(self._project)
+        self._bundles = frozenset(target.manifest for target in published(self._project))
+        self._retain = {topics.META: package, **self._retain, topics.META: package}  # boards need it before any deployment
+        self._meta_stamp = stamp
+
+    def _publish_desired(self, device: str, envelope: bytes) -> None:
+        self._retain[topics.desired(device)] = envelope
+
+    def _publish_retained(self) -> None:
+        """Hand over as many as the outbox takes; the rest waits for the next turn."""
+        while self._retain and self._link.connected:
+            topic, payload = next(iter(self._retain.items()))
+            if not self._link.publish(topic, payload, qos=1, retain=True):
+                return
+            del self._retain[topic]
+
+
+@contextlib.contextmanager
+def only_server(folder: Path) -> Iterator[None]:
+    """Hold the project folder; a second `serve` on it ends with InputError `serve.running`. The lock dies with the process."""
+    with (folder / "serve.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError("serve.running", f"another jetfleet serve runs on {folder}", where=str(folder),
+                             remedy="stop it first, or leave it running") from None
+        yield
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_ino)
+
+
+def _delivery_settings(project: Project) -> DeliverySettings:
+    rate = project.settings.delivery.rate_mbit_s
+    return DeliverySettings(rate_bytes_s=rate * 125_000) if rate else DeliverySettings()

@@ -1,0 +1,178 @@
+"""What the collector writes: boards, reports, windows, alarms, refused messages. Each function works inside one transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import CursorResult, Insert, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from jetfleet_contract.messages import AppState, Birth, Report, Telemetry
+from jetfleet_contract.sketch import Sketch
+
+from .models import Alarm, AppRow, Counter, Device, Rejected, ReportRow, ResultRow, SeriesRow, WindowRow
+
+KEEP_REJECTED = 500
+KEEP_RESULTS = 20_000
+KEEP_ALARMS = 5_000
+KEEP_TELEMETRY_S = 7 * 86400.0
+REJECTED_HEAD = 2048
+SAME_ALARM_S = 3600.0
+
+_PACK = msgspec.msgpack.Encoder()
+_STAGES = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_SKETCH = msgspec.msgpack.Decoder(Sketch)
+
+
+def pack_stages(stages: dict[str, Sketch]) -> bytes:
+    """All sketches of a series as msgpack: counts and totals stay exactly what the board measured."""
+    return _PACK.encode(stages)
+
+
+def unpack_stage(stages: bytes, stage: str) -> Sketch:
+    """One stage's sketch; empty when the series has none. The other stages are not decoded."""
+    raw = _STAGES.decode(stages).get(stage)
+    return _SKETCH.decode(raw) if raw is not None else Sketch()
+
+
+def insert_once(session: Session, table: type[DeclarativeBase], values: dict[str, Any]) -> bool:
+    """Insert a row unless one with its unique key is there. True when it is new."""
+    insert: Insert
+    if session.get_bind().dialect.name == "postgresql":
+        insert = postgresql.insert(table).values(values).on_conflict_do_nothing()
+    else:
+        insert = sqlite.insert(table).values(values).on_conflict_do_nothing()
+    result = session.execute(insert)
+    assert isinstance(result, CursorResult)  # noqa: S101 - narrows the type, inserts always give one
+    return result.rowcount == 1
+
+
+def save_birth(session: Session, known: Device | None, birth: Birth, body: bytes, now: float) -> Device:
+    """Pin the key at the first birth; later ones replace the inventory."""
+    device = known or Device(device=birth.device, key=birth.key, first_seen=now, last_seen=now, birth="")
+    text = body.decode("utf-8", "replace")
+    if device.birth == text:
+        return device  # the broker's retained copy: no news
+    device.birth, device.last_seen, device.online = text, now, True
+    device.board, device.device_class = birth.capability.board, birth.capability.device_class
+    device.agent_version, device.session, device.seq = birth.agent_version, birth.session, birth.seq
+    if known is None:
+        session.add(device)
+        session.flush()
+    names = [app.app for app in birth.apps]
+    session.execute(delete(AppRow).where(AppRow.device == birth.device, AppRow.app.not_in(names)))
+    for app in birth.apps:
+        save_app(session, birth.device, app, now)
+    return device
+
+
+def save_app(session: Session, device: str, app: AppState, now: float) -> None:
+    """What this app of the board runs now."""
+    session.merge(AppRow(device=device, app=app.app, bundle=app.bundle, name=app.name, version=app.version,
+                         candidate=app.candidate, phase=app.phase, reason=app.reason[:500], at=now))
+
+
+def save_report(session: Session, report: Report, now: float) -> bool:
+    """Store a report once; False for a repeat. The app's row follows it."""
+    new = insert_once(session, ReportRow, {
+        "device": report.device, "report": report.id, "received": now, "seq": report.seq, "app": report.app, "at": report.at,
+        "phase": report.phase, "bundle": report.bundle, "version": report.version, "from_version": report.from_version,
+        "outcome": report.outcome, "code": report.code, "detail": report.detail, "candidate": report.candidate,
+        "metrics": msgspec.json.encode(report.metrics).decode(), "rollout": report.rollout,
+    })
+    if new:
+        _follow(session, report, now)
+    return new
+
+
+def _follow(session: Session, report: Report, now: float) -> None:
+    """Between births, reports tell what an app is doing; only a commit changes what it runs."""
+    row = session.get(AppRow, (report.device, report.app))
+    if row is None:
+        row = AppRow(device=report.device, app=report.app, at=now)
+        session.add(row)
+    row.phase, row.reason, row.at = report.outcome or report.phase, (report.code or report.detail)[:500], now
+    if report.outcome == "committed":
+        row.bundle, row.version, row.candidate = report.bundle, report.version, report.candidate or row.candidate
+
+
+def save_window(session: Session, device: Device, window: Telemetry, now: float) -> bool:
+    """Store a window once and keep the board's account of gaps, duplicates and late ones. False for a duplicate."""
+    values = {"device": window.device, "session": window.session, "number": window.window, "started": window.started,
+              "duration_s": window.duration_s, "received": now, "gauges": msgspec.json.encode(window.gauges).decode()}
+    device.last_seen = max(device.last_seen, now)
+    if not insert_once(session, WindowRow, values):
+        device.duplicates += 1
+        return False
+    device.windows += 1
+    newest = _count_gap(device, window)
+    if newest:
+        device.gauges = str(values["gauges"])
+    row_id = session.scalar(select(WindowRow.id).where(
+        WindowRow.device == window.device, WindowRow.session == window.session, WindowRow.number == window.window))
+    for series in window.series:
+        session.add(SeriesRow(
+            window_id=row_id, device=window.device, received=now, duration_s=window.duration_s, app=series.app,
+            bundle=series.bundle, version=series.version, candidate=series.candidate, source=series.source, seen=series.seen,
+            done=series.done, dropped=msgspec.json.encode(series.dropped).decode(), stages=pack_stages(series.stages)))
+    return True
+
+
+def _count_gap(device: Device, window: Telemetry) -> bool:
+    """Account for the window's number; True when it is the newest. A session's first seen window is its base line."""
+    if window.session > device.window_session:
+        device.window_session, device.last_window = window.session, window.window
+        return True
+    if window.session < device.window_session or window.window <= device.last_window:
+        device.late += 1
+        if window.session == device.window_session and device.gaps:
+            device.gaps -= 1  # it was counted as missing when its successor came
+        return False
+    device.gaps += window.window - device.last_window - 1
+    device.last_window = window.window
+    return True
+
+
+def save_result(session: Session, device: str, app: str, body: bytes, now: float) -> None:
+    session.add(ResultRow(device=device, app=app, received=now, body=body))
+
+
+def count(session: Session, name: str, more: int = 1) -> None:
+    """Add to a counter that outlives the bounded tables."""
+    changed = session.execute(update(Counter).where(Counter.name == name).values(value=Counter.value + more))
+    assert isinstance(changed, CursorResult)  # noqa: S101 - narrows the type, updates always give one
+    if not changed.rowcount:
+        session.add(Counter(name=name, value=more))
+        session.flush()
+
+
+def raise_alarm(session: Session, device: str, code: str, what: str, now: float) -> None:
+    """A new alarm, or one more of the same within an hour."""
+    row = session.scalar(select(Alarm).where(Alarm.device == device, Alarm.code == code, Alarm.last > now - SAME_ALARM_S))
+    if row is None:
+        session.add(Alarm(device=device, code=code, what=what, first=now, last=now, count=1))
+    else:
+        row.last, row.what, row.count = now, what, row.count + 1
+    session.flush()
+
+
+def save_rejected(session: Session, topic: str, payload: bytes, code: str, reason: str, now: float) -> None:
+    """Count a refused message and keep its beginning for a person to look at."""
+    count(session, "rejected")
+    count(session, f"rejected.{code}"[:100])
+    session.add(Rejected(at=now, topic=topic[:200].replace("\0", "?"), code=code[:63], reason=reason, size=len(payload),
+                         head=payload[:REJECTED_HEAD]))
+    session.flush()
+
+
+def trim(session: Session, now: float) -> None:
+    """Hold the bounded tables to their bounds, and telemetry to its retention."""
+    for table, keep in ((Rejected, KEEP_REJECTED), (ResultRow, KEEP_RESULTS), (Alarm, KEEP_ALARMS)):
+        newest = session.scalar(select(func.max(table.id)))
+        if newest is not None and newest > keep:
+            session.execute(delete(table).where(table.id <= newest - keep))
+    old = now - KEEP_TELEMETRY_S
+    session.execute(delete(SeriesRow).where(SeriesRow.received < old))
+    session.execute(delete(WindowRow).where(WindowRow.received < old))

@@ -1,0 +1,158 @@
+"""The journal of rollouts: machine states, what was issued to whom, and the requests of commands. Inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from jetfleet_contract.messages import AppSpec, Deployment, Message, Report
+from jetfleet_contract.rollout import FINAL, Plan, Progress, Rollout
+from jetfleet_contract.sketch import Sketch
+
+from .fleet import unpack_stage
+from .models import Desired, Issued, ReportRow, RolloutDevice, RolloutRequest, RolloutRow, SeriesRow
+
+_ENCODE = msgspec.json.Encoder(order="sorted").encode
+OutcomeWord = Literal["committed", "refused", "rolled_back", "failed"]
+_PROGRESS = msgspec.json.Decoder(Progress)
+
+
+class StartRequest(Message, frozen=True, tag="start"):
+    """Begin `plan`. `spec` is what each board's app becomes; with `keep` only its bundle is taken, the rest stays as it is."""
+
+    plan: Plan
+    spec: AppSpec
+    keep: bool
+
+
+class ControlRequest(Message, frozen=True, tag="control"):
+    """Pause, resume or abort a rollout; `rollback` goes with abort."""
+
+    op: str
+    rollback: bool = False
+
+
+Request = StartRequest | ControlRequest
+_REQUEST: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+
+
+def add_rollout(session: Session, state: Rollout, spec: AppSpec, keep: bool, now: float) -> None:
+    """A new rollout with all its boards."""
+    session.add(RolloutRow(id=state.plan.id, app=state.plan.app, phase=state.phase, head=_head(state), spec=_ENCODE(spec),
+                           keep=keep, created=now, changed=now))
+    session.flush()
+    session.add_all(RolloutDevice(rollout=state.plan.id, device=device, progress=_ENCODE(progress))
+                    for device, progress in state.devices.items())
+
+
+def save_state(session: Session, state: Rollout, changed: Iterable[str], now: float) -> None:
+    """The machine's state: its head, and the boards that changed."""
+    session.execute(update(RolloutRow).where(RolloutRow.id == state.plan.id)
+                    .values(phase=state.phase, head=_head(state), changed=now))
+    for device in changed:
+        session.merge(RolloutDevice(rollout=state.plan.id, device=device, progress=_ENCODE(state.devices[device])))
+
+
+def load_state(session: Session, row: RolloutRow) -> Rollout:
+    """The state as it was last persisted."""
+    head = msgspec.json.decode(row.head, type=Rollout)
+    rows = session.scalars(select(RolloutDevice).where(RolloutDevice.rollout == row.id))
+    return msgspec.structs.replace(head, devices={r.device: _PROGRESS.decode(r.progress) for r in rows})
+
+
+def active(session: Session) -> list[Rollout]:
+    """All rollouts that are not over."""
+    rows = session.scalars(select(RolloutRow).where(RolloutRow.phase.not_in(FINAL)).order_by(RolloutRow.created))
+    return [load_state(session, row) for row in rows]
+
+
+def spec_of(session: Session, rollout: str) -> tuple[AppSpec, bool]:
+    """The app that the rollout brings, and whether boards keep their own settings of it."""
+    row = session.get_one(RolloutRow, rollout)
+    return msgspec.json.decode(row.spec, type=AppSpec), row.keep
+
+
+def deployment_of(session: Session, device: str) -> Deployment | None:
+    """What the board should run now, as last signed."""
+    row = session.get(Desired, device)
+    return msgspec.json.decode(row.body, type=Deployment) if row else None
+
+
+def save_deployment(session: Session, deployment: Deployment, envelope: bytes, now: float) -> None:
+    """The board's one retained deployment."""
+    session.merge(Desired(device=deployment.device, seq=deployment.seq, body=_ENCODE(deployment), envelope=envelope,
+                          rollout=deployment.rollout, at=now))
+
+
+def retained(session: Session) -> list[tuple[str, bytes]]:
+    """Every board's signed deployment."""
+    return [(row.device, row.envelope) for row in session.scalars(select(Desired).order_by(Desired.device))]
+
+
+def outcomes_of(session: Session, state: Rollout) -> list[Report]:
+    """The stored outcomes of this rollout's app on its boards, oldest first: also those that the driver never saw."""
+    rows = session.scalars(
+        select(ReportRow).join(Issued, (Issued.device == ReportRow.device) & (Issued.rollout == state.plan.id))
+        .where(ReportRow.app == state.plan.app, ReportRow.outcome != "", ReportRow.seq >= Issued.seq)
+        .distinct().order_by(ReportRow.id))
+    return [Report(row.device, row.report, row.seq, row.app, row.at, row.phase, row.bundle, row.version, row.from_version,
+                   msgspec.convert(row.outcome, OutcomeWord), row.code, row.detail, row.candidate) for row in rows]
+
+
+def exists(session: Session, rollout: str) -> bool:
+    return session.get(RolloutRow, rollout) is not None
+
+
+def issued(session: Session, rollout: str, device: str, kind: str) -> Issued | None:
+    return session.get(Issued, (rollout, device, kind))
+
+
+def add_issued(session: Session, rollout: str, kind: str, deployment: Deployment, bundle: str, before: AppSpec | None, now: float) -> None:
+    """Note that this rollout gave this board a deployment; the primary key refuses a second one."""
+    session.add(Issued(rollout=rollout, device=deployment.device, kind=kind, seq=deployment.seq, bundle=bundle,
+                       before=_ENCODE(before) if before else b"", at=now))
+    session.flush()
+
+
+def before_of(row: Issued) -> AppSpec | None:
+    """The app as the board had it before the rollout."""
+    return msgspec.json.decode(row.before, type=AppSpec) if row.before else None
+
+
+def ask(session: Session, rollout: str, request: Request, now: float) -> int:
+    """Leave a request for `serve`; its number."""
+    row = RolloutRequest(at=now, rollout=rollout, body=_ENCODE(request), answered=False)
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def open_requests(session: Session) -> list[tuple[int, str, Request]]:
+    rows = session.scalars(select(RolloutRequest).where(RolloutRequest.answered.is_(False)).order_by(RolloutRequest.id))
+    return [(row.id, row.rollout, _REQUEST.decode(row.body)) for row in rows]
+
+
+def answer(session: Session, request: int, code: str, text: str) -> None:
+    """Answer a request; an empty code says that it was done."""
+    session.execute(update(RolloutRequest).where(RolloutRequest.id == request).values(answered=True, code=code, answer=text))
+
+
+def latency(session: Session, *, app: str, bundles: set[str], devices: Iterable[str], since: float, stage: str = "total") -> Sketch:
+    """The exact merge of a stage's sketches, in ms, of these bundles on these boards in windows received after `since`."""
+    merged = Sketch()
+    names = list(devices)
+    for start in range(0, len(names), 500):  # SQLite bounds the number of parameters
+        rows = session.scalars(select(SeriesRow.stages).where(
+            SeriesRow.app == app, SeriesRow.bundle.in_(bundles), SeriesRow.received >= since,
+            SeriesRow.device.in_(names[start : start + 500])))
+        for stages in rows:
+            merged = merged.merged(unpack_stage(stages, stage))
+    return merged
+
+
+def _head(state: Rollout) -> bytes:
+    return _ENCODE(msgspec.structs.replace(state, devices={}))
