@@ -106,6 +106,17 @@ class Command(Message, frozen=True, tag_field="type", tag="command"):
     args: dict[str, str] = {}
 
 
+class Response(Message, frozen=True):
+    """The answer to command `seq`, device-signed. `code` is empty when it was done; `body` is JSON text of the op's own."""
+
+    device: str
+    seq: int
+    at: float
+    code: str = ""
+    detail: str = ""
+    body: str = ""
+
+
 # --- signatures --------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from jetfleet_contract import slot_records as slots
 from jetfleet_contract.errors import JetfleetError
 
 MAX_ITEMS = 256
+PUT_CHECK_S = 0.5
 
 
 class Arrived(msgspec.Struct, frozen=True):
@@ -51,10 +52,11 @@ class BlobFailed(msgspec.Struct, frozen=True):
 
 
 class AppEvent(msgspec.Struct, frozen=True):
-    """An event for one app's slot machine, from work that ran elsewhere."""
+    """An event for one app's slot machine, from work that ran elsewhere. `turn` tells whether that work still counts."""
 
     app: str
     event: slots.Event
+    turn: int = 0
 
 
 class PipelineSaid(msgspec.Struct, frozen=True):
@@ -88,13 +90,23 @@ class Inbox:
         self._queue: queue.Queue[Item] = queue.Queue(maximum)
         self._own: deque[Item] = deque()
         self._owner = 0
+        self._closed = False
 
     def put(self, item: Item) -> None:
         """From any thread. Waits while the queue is full, unless the caller is the control thread."""
         if threading.get_ident() == self._owner:
             self._own.append(item)
             return
-        self._queue.put(item)
+        while not self._closed:
+            try:
+                self._queue.put(item, timeout=PUT_CHECK_S)
+            except queue.Full:
+                continue
+            return
+
+    def close(self) -> None:
+        """Nobody takes any more: what is put from now on is lost, and nobody waits."""
+        self._closed = True
 
     def take(self, timeout_s: float) -> Item | None:
         """The next item, or None after `timeout_s` seconds without one."""

@@ -109,10 +109,18 @@ class Journal:
         self._folder = folder
         self._disk = disk or RealDisk()
 
-    def board(self) -> BoardRecord:
-        """The board's record, or a new one. A session counter that was lost is found again by the host's record of births."""
+    def board(self, lost_session: int = 0) -> BoardRecord:
+        """The board's record, or a new one.
+
+        Args:
+            lost_session: where the session counter goes on when there was a record that cannot be read: the host refuses the
+                birth of an older session, so it must be higher than any before; wall-clock seconds are.
+        """
         records = (_decoded(body) for body in self._bodies("board"))
-        return next((record for record in records if record is not None), BoardRecord())
+        found = next((record for record in records if record is not None), None)
+        if found is not None:
+            return found
+        return BoardRecord(session=lost_session if "board.json" in self._names() else 0)
 
     def save_board(self, record: BoardRecord) -> None:
         """Raises: StorageError `journal.full` or `journal.write`; the record before then still stands."""

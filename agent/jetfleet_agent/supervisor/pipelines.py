@@ -107,6 +107,15 @@ class Pipelines:
         """Unexpected ends by app since this supervisor started."""
         return {name: app.crashes for name, app in self._apps.items()}
 
+    def begin(self) -> None:
+        """Listen for pipelines."""
+        self._link.start()
+
+    def finish(self) -> None:
+        """End every pipeline and the listening."""
+        self.stop_all()
+        self._link.stop()
+
     # --- what should be -----------------------------------------------------------------------------------
 
     def start(self, name: str, run: ipc.Run) -> None:

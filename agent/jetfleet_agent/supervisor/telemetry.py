@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MAX_WINDOW_BYTES = MAX_MESSAGE_BYTES * 3 // 4
 MAX_SERIES = 256
+MAX_GAUGES = 64
+MAX_GAUGE_NAME = 63
 
 
 class TelemetryWindows:
@@ -74,7 +76,7 @@ class TelemetryWindows:
         windows = []
         for index, part in enumerate(parts or [()]):
             self._window += 1
-            told = {**self._gauges, **gauges} if index == 0 else {}
+            told = _bounded({**gauges, **self._gauges}) if index == 0 else {}
             windows.append(Telemetry(self._device, self._session, self._window, self._started, duration, part, told))
         self._begin(mono, wall)
         return tuple(windows)
@@ -101,6 +103,12 @@ def _parts(series: list[Series]) -> Iterator[tuple[Series, ...]]:
         size += length
     if part:
         yield tuple(part)
+
+
+def _bounded(gauges: dict[str, float]) -> dict[str, float]:
+    """What a collector takes: the first of the board's own, then the pipelines'; no over-long names."""
+    fitting = [(name, value) for name, value in gauges.items() if len(name) <= MAX_GAUGE_NAME]
+    return dict(fitting[:MAX_GAUGES])
 
 
 class BoardGauges:

@@ -1,0 +1,399 @@
+"""The supervisor: one control thread, one queue of events, everything else is a port.
+
+It blocks on the queue until something arrives or the earliest deadline of its parts has come; nothing polls. Whatever a message or a
+pipeline does, the loop goes on: an error is logged with its code and counted, and the running models keep running.
+
+Wiring (the composition root does this, in this order)::
+
+    inbox, journal = Inbox(), Journal(state / "journal")
+    session = begin_session(journal, clock())
+    link = MqttLink(broker, device, inbox.message, inbox.link_up, inbox.link_down, will=will(device, session))
+    fetcher = Fetcher(store, link, device, clock, inbox.blob_done, inbox.blob_failed)
+    pipelines = Pipelines(PipelineLink(run_folder(state) / "supervisor.sock", inbox.put), time.monotonic, random.random)
+    Supervisor(config, session, inbox, journal, link, trust, store, fetcher, identity, chooser, pipelines, clock).run()
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from jetfleet_agent import ipc
+from jetfleet_agent.config import AgentConfig
+from jetfleet_contract import CONTRACT_VERSION, __version__, topics
+from jetfleet_contract import slot_records as slots
+from jetfleet_contract.errors import JetfleetError, StorageError, UntrustedError
+from jetfleet_contract.messages import (
+    Ack,
+    Birth,
+    Capability,
+    Command,
+    Deployment,
+    DeviceState,
+    Instant,
+    Report,
+    Response,
+    decode,
+    encode,
+)
+from jetfleet_contract.trust import message_digest
+
+from .bundle_reader import Blobs
+from .effects import Bundles, Choosing, EffectRunner, Fetching, RunSettings
+from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
+from .journal import Journal
+from .outbox import Outbox
+from .pipelines import Pipelines
+from .telemetry import BoardGauges, TelemetryWindows
+from .updater import Updater
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH = 64
+MAX_IDLE_S = 30.0
+MAX_TROUBLE_S = 1.0
+DESIRED_RETRY_S = 10.0
+TELEMETRY_EXPIRY_WINDOWS = 30
+RESPONSE_EXPIRY_S = 3600
+
+
+class Link(Protocol):
+    """What is used of an MqttLink."""
+
+    @property
+    def connected(self) -> bool: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def subscribe(self, topic: str, qos: int) -> None: ...
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
+
+
+class Ticking(Protocol):
+    """A part that wants to be called again after so many seconds."""
+
+    def tick(self) -> float: ...
+
+
+class Trust(Bundles, Protocol):
+    """What is used of a TrustStore."""
+
+    def update(self, package: bytes, now: Instant) -> bool: ...
+    def deployment(self, data: bytes, device: str, last_seq: int, last_digest: str, now: Instant) -> Deployment: ...
+    def command(self, data: bytes, device: str, now: Instant) -> Command: ...
+
+
+class Transfers(Fetching, Protocol):
+    """What is used of a Fetcher."""
+
+    def on_message(self, topic: str, payload: bytes) -> bool: ...
+    def on_link_up(self) -> None: ...
+    def on_link_down(self) -> None: ...
+    def tick(self) -> float: ...
+    def close(self) -> None: ...
+
+
+class Signer(Protocol):
+    """What is used of an Identity."""
+
+    public_hex: str
+
+    def sign(self, kind: str, message: msgspec.Struct) -> bytes: ...
+
+
+class Choices(Choosing, Protocol):
+    """What is used of a Chooser."""
+
+    @property
+    def capability(self) -> Capability: ...
+    def stop(self) -> None: ...
+
+
+def begin_session(journal: Journal, now: Instant) -> int:
+    """Count this start, durably when the disk lets us: the next start then has a higher number."""
+    record = journal.board(int(now.wall))
+    session = record.session + 1
+    try:
+        journal.save_board(msgspec.structs.replace(record, session=session))
+    except StorageError as error:
+        log.warning("the session counter is not stored: %s", error.what)
+    return session
+
+
+def will(device: str, session: int) -> tuple[str, bytes]:
+    """Topic and payload of the last will: this session is offline."""
+    return topics.state(device), encode(DeviceState(device, False, session))
+
+
+class Supervisor:
+    """See the module.
+
+    Args:
+        session: from `begin_session`.
+        beat: called each time round the loop: a watchdog is fed only while the control thread makes progress.
+        sysfs: the root of the kernel's ``/sys``.
+    """
+
+    def __init__(self, config: AgentConfig, session: int, inbox: Inbox, journal: Journal, link: Link, trust: Trust, store: Blobs,
+                 fetcher: Transfers, identity: Signer, chooser: Choices, pipelines: Pipelines, clock: Callable[[], Instant], *,
+                 beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys")) -> None:
+        self._device = config.device
+        self._session = session
+        self._inbox = inbox
+        self._journal = journal
+        self._link = link
+        self._trust = trust
+        self._fetcher = fetcher
+        self._identity = identity
+        self._chooser = chooser
+        self._pipelines = pipelines
+        self._clock = clock
+        self._beat = beat
+        self._outbox = Outbox(config.state_dir / "reports", config.device, session, self._signed_report, random.random)
+        settings = RunSettings(config.local_sources, config.threads, config.window_s)
+        self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings)
+        self._updater = Updater(journal, self._runner, self._outbox, clock)
+        self._record = msgspec.structs.replace(journal.board(), session=session)
+        now = clock()
+        self._windows = TelemetryWindows(config.device, session, config.window_s, now.mono, now.wall)
+        self._window_s = config.window_s
+        self._gauges = BoardGauges(pipelines.pids, sysfs)
+        self._refused: dict[str, int] = {}
+        self._desired: bytes | None = None
+        self._desired_at = 0.0
+        self._running = True
+
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until `Inbox.stop`; then stop the pipelines and say goodbye."""
+        self._begin()
+        while self._running:
+            self._turn()
+            self._beat()
+        self._end()
+
+    def _begin(self) -> None:
+        for topic in (topics.META, topics.desired(self._device), topics.command(self._device), topics.ack(self._device)):
+            self._link.subscribe(topic, 1)
+        self._pipelines.begin()
+        self._updater.resume()
+        stored = self._record.deployment
+        if stored is not None:
+            self._guarded("stored deployment", lambda: self._updater.deploy(stored))
+        self._link.start()
+
+    def _turn(self) -> None:
+        wait = self._deadlines()
+        for _ in range(MAX_BATCH):
+            item = self._inbox.take(wait)
+            if item is None:
+                return
+            self._guarded(type(item).__name__, lambda item=item: self._handle(item))
+            wait = 0.0
+
+    def _deadlines(self) -> float:
+        """Let every part do what is due; seconds until the first of them wants to be called again."""
+        wait = min(MAX_IDLE_S, *(self._ticked(part) for part in (self._fetcher, self._updater, self._pipelines)))
+        now = self._clock()
+        self._guarded("reports", lambda: self._send_reports(now))
+        self._guarded("telemetry", lambda: self._send_telemetry(now))
+        if self._updater.changed:
+            self._guarded("birth", self._send_birth)
+        if self._desired is not None and now.mono >= self._desired_at:
+            self._guarded("deployment", self._apply_desired)
+        due = self._outbox.next_due(now.mono) if self._link.connected else None
+        wait = min(wait, self._windows.due_s(now.mono), wait if due is None else due)
+        return wait if self._desired is None else min(wait, max(self._desired_at - now.mono, 0.0))
+
+    def _ticked(self, part: Ticking) -> float:
+        waits = [MAX_TROUBLE_S]
+        self._guarded(type(part).__name__, lambda: waits.append(part.tick()))
+        return waits[-1]
+
+    def _end(self) -> None:
+        self._inbox.close()
+        self._pipelines.finish()
+        self._chooser.stop()
+        self._fetcher.close()
+        self._link.publish(*will(self._device, self._session), qos=1, retain=True)
+        self._link.stop()
+
+    def _guarded(self, what: str, work: Callable[[], None]) -> None:
+        """One bad message must not end the loop that would receive its cure."""
+        try:
+            work()
+        except JetfleetError as error:
+            self._count(error.code)
+            log.warning("%s: %s [%s]", what, error.what, error.code)
+        except Exception:
+            self._count("internal")
+            log.exception("%s could not be handled", what)
+
+    def _count(self, code: str) -> None:
+        if code in self._refused or len(self._refused) < 16:
+            self._refused[code] = self._refused.get(code, 0) + 1
+
+    # --- what arrives -------------------------------------------------------------------------------------
+
+    def _handle(self, item: Item) -> None:
+        match item:
+            case Arrived():
+                self._message(item.topic, item.payload)
+            case LinkUp():
+                self._up()
+            case LinkDown():
+                log.info("broker lost: %s", item.reason)
+                self._fetcher.on_link_down()
+            case BlobDone():
+                self._runner.blob_done(item.blob)
+            case BlobFailed():
+                self._runner.blob_failed(item.blob, item.error)
+            case AppEvent():
+                self._updater.answered(item)
+            case PipelineSaid():
+                self._said(item)
+            case PipelineEnded():
+                crash = self._pipelines.ended(item)
+                if crash is not None:
+                    log.warning("%s: pipeline ended: %s %s", item.app, crash.code, crash.detail)
+                    self._updater.event(item.app, crash)
+            case StopAll():
+                self._running = False
+
+    def _message(self, topic: str, payload: bytes) -> None:
+        if self._fetcher.on_message(topic, payload):
+            return
+        if topic == topics.META:
+            if payload and self._trust.update(payload, self._clock()):
+                self._runner.metadata_changed()
+                self._desired_at = 0.0
+        elif topic == topics.desired(self._device):
+            if payload:
+                self._desired = payload
+                self._apply_desired()
+        elif topic == topics.ack(self._device):
+            self._outbox.acknowledged(decode(payload, Ack, limit=1024).id)
+        elif topic == topics.command(self._device):
+            self._command(payload)
+
+    def _up(self) -> None:
+        log.info("broker connected")
+        self._link.publish(topics.state(self._device), encode(DeviceState(self._device, True, self._session)), qos=1, retain=True)
+        self._send_birth()
+        self._outbox.hurry()
+        self._fetcher.on_link_up()
+
+    def _said(self, item: PipelineSaid) -> None:
+        if not self._pipelines.said(item):
+            return
+        app, event = item.app, item.event
+        match event:
+            case ipc.Running():
+                self._updater.event(app, slots.Ran(event.bundle))
+            case ipc.TrialResult():
+                self._updater.event(app, slots.Compared(event.bundle, event.numbers, event.code, event.detail))
+            case ipc.Switched():
+                self._updater.event(app, slots.TookOver(event.bundle, event.gap_ms, event.frames_lost, event.steady_p99_gap_ms))
+            case ipc.Window():
+                self._windows.add(app, event)
+            case ipc.Results():
+                for result in event.results:
+                    self._link.publish(topics.result(self._device), encode(result), qos=0)
+            case ipc.SourceEvent():
+                log.info("%s: source %s %s %s", app, event.source, "came" if event.up else "went", event.code)
+            case ipc.Failed():
+                log.warning("%s: %s %s", app, event.code, event.detail)
+            case ipc.Hello():
+                log.info("%s: pipeline process %d", app, event.pid)
+
+    # --- deployments --------------------------------------------------------------------------------------
+
+    def _apply_desired(self) -> None:
+        """Verify and apply what the host wants; kept and tried again when it came before the metadata that vouches for it."""
+        data = self._desired
+        if data is None:
+            return
+        self._desired_at = self._clock().mono + DESIRED_RETRY_S
+        record = self._record
+        try:
+            deployment = self._trust.deployment(data, self._device, record.seq, record.digest, self._clock())
+        except UntrustedError as error:
+            if error.code not in ("trust.no-metadata", "trust.unknown-key", "trust.expired"):
+                self._desired = None
+            self._count(error.code)
+            log.warning("the deployment is not accepted: %s [%s]", error.what, error.code)
+            return
+        except JetfleetError:
+            self._desired = None
+            raise
+        if deployment.seq != record.seq:
+            taken = msgspec.structs.replace(record, seq=deployment.seq, digest=message_digest(deployment), deployment=deployment)
+            self._journal.save_board(taken)  # raises when the disk is full: then it is tried again
+            self._record = taken
+        self._desired = None
+        self._updater.deploy(deployment)
+
+    # --- commands -----------------------------------------------------------------------------------------
+
+    def _command(self, payload: bytes) -> None:
+        command = self._trust.command(payload, self._device, self._clock())
+        code, detail, body = self._obey(command)
+        response = Response(self._device, command.seq, self._clock().wall, code, detail, body)
+        self._link.publish(topics.response(self._device, command.seq), self._identity.sign("response", response), qos=1,
+                           expiry_s=RESPONSE_EXPIRY_S)
+
+    def _obey(self, command: Command) -> tuple[str, str, str]:
+        if command.op == "restart":
+            app = command.args.get("app", "")
+            if self._pipelines.restart(app):
+                return "", f"the pipeline of {app} restarts", ""
+            return "app.unknown", f"no pipeline of {app[:63]!r} runs here", ""
+        if command.op == "explain":
+            return "", "", self._explain()
+        return "command.unsupported", f"{command.op} is not supported yet by agent {__version__}", ""
+
+    def _explain(self) -> str:
+        """Per app: what it runs, and the table behind the last choice made since this start."""
+        apps = {state.app: msgspec.to_builtins(state) for state in self._updater.app_states()}
+        choices = {app: msgspec.to_builtins(choice) for app, choice in self._runner.choices.items()}
+        return json.dumps({"apps": apps, "choices": choices}, sort_keys=True)
+
+    # --- what goes out ------------------------------------------------------------------------------------
+
+    def _signed_report(self, report: Report) -> bytes:
+        return self._identity.sign("report", report)
+
+    def _send_reports(self, now: Instant) -> None:
+        if not self._link.connected:
+            return
+        for body in self._outbox.due(now.mono):
+            self._link.publish(topics.report(self._device), body, qos=1)
+
+    def _send_telemetry(self, now: Instant) -> None:
+        if self._windows.due_s(now.mono) > 0:
+            return
+        for window in self._windows.take(now.mono, now.wall, self._read_gauges()):
+            self._link.publish(topics.telemetry(self._device), encode(window), qos=1,
+                               expiry_s=max(int(self._window_s * TELEMETRY_EXPIRY_WINDOWS), 60))
+
+    def _read_gauges(self) -> dict[str, float]:
+        counters = {"order_errors": self._updater.order_errors, "storage_errors": self._updater.storage_errors,
+                    "reports_waiting": len(self._outbox)}
+        crashes = {f"{app}.crashes": float(count) for app, count in self._pipelines.crashes().items()}
+        refused = {f"refused.{code}": float(count) for code, count in self._refused.items()}
+        return {**self._gauges.read(), **{name: float(value) for name, value in counters.items()}, **crashes, **refused}
+
+    def _send_birth(self) -> None:
+        if not self._link.connected:
+            return
+        self._updater.changed = False
+        birth = Birth(self._device, self._session, __version__, CONTRACT_VERSION, self._identity.public_hex, self._chooser.capability,
+                      self._updater.app_states(), self._record.seq)
+        self._link.publish(topics.birth(self._device), self._identity.sign("birth", birth), qos=1, retain=True)
+

@@ -1,0 +1,390 @@
+"""Runs the effects of the slot machines over the board's ports. It decides nothing: it does, and it answers with events.
+
+Each effect says what should be, so each may run again. An error of a port becomes a `Faulted` event about the challenger; a
+champion whose files are damaged is fetched again and then started.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from jetfleet_agent import ipc
+from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
+from jetfleet_contract.chunks import BlobInfo
+from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
+from jetfleet_contract.evaluation import EvaluationResult
+from jetfleet_contract.messages import Instant, Source, TrialPolicy
+from jetfleet_contract.policy import Candidate, Choice
+from jetfleet_contract.slot_records import (
+    Abandon,
+    AppSlots,
+    Back,
+    Choose,
+    Chosen,
+    CollectGarbage,
+    Configure,
+    DropChallenger,
+    Effect,
+    Faulted,
+    Fetch,
+    Fetched,
+    FetchStep,
+    Persist,
+    Probe,
+    Probed,
+    Progress,
+    SendReport,
+    Setup,
+    Slot,
+    StartPipeline,
+    StopPipeline,
+    Switch,
+    Try,
+)
+from jetfleet_contract.slots import blobs_in_use
+from jetfleet_contract.trust import BundleTarget
+
+from .bundle_reader import Blobs, BundleReader, Contents, blob_of_digest
+from .inbox import AppEvent
+
+log = logging.getLogger(__name__)
+
+_BOARD_FAULTS = ("evaluate.disk", "evaluate.stopped")
+
+
+class Bundles(Protocol):
+    """What is used of a TrustStore here."""
+
+    def bundle(self, manifest_blob: str) -> BundleTarget: ...
+
+
+class Fetching(Protocol):
+    """What is used of a Fetcher here."""
+
+    def want(self, blob: str, info: BlobInfo) -> None: ...
+    def cancel_except(self, blobs: set[str]) -> None: ...
+
+
+class Choosing(Protocol):
+    """What is used of a Chooser."""
+
+    def wanted(self, spec: ModelSpec, evaluation: Evaluation) -> tuple[Candidate, ...]: ...
+    def choose(self, spec: ModelSpec, evaluation: Evaluation, paths: Mapping[str, Path], images: tuple[Path, ...],
+               done: Callable[[Choice], None]) -> None: ...
+    def probe_model(self, model_path: Path, candidate: Candidate, task: TaskSpec, probe: ProbeSet, images: tuple[Path, ...],
+                    done: Callable[[EvaluationResult, float], None]) -> None: ...
+
+
+class Running(Protocol):
+    """What is used of Pipelines here."""
+
+    @property
+    def feed_folder(self) -> Path: ...
+    def start(self, name: str, run: ipc.Run) -> None: ...
+    def configure(self, name: str, setup: Setup, sources: ipc.Configure) -> None: ...
+    def try_beside(self, name: str, model: ipc.Model, policy: TrialPolicy) -> None: ...
+    def switch(self, name: str, bundle: str, keep_s: float) -> None: ...
+    def drop(self, name: str, bundle: str) -> None: ...
+    def back(self, name: str, run: ipc.Run) -> None: ...
+    def stop(self, name: str) -> None: ...
+
+
+class Reports(Protocol):
+    """What is used of an Outbox here."""
+
+    def add(self, app: str, progress: Progress, at: float) -> None: ...
+
+
+class RunSettings(msgspec.Struct, frozen=True):
+    """What the board's own config adds to every pipeline. `local_sources` maps the NAME of ``local:NAME`` to an address."""
+
+    local_sources: dict[str, str] = {}
+    threads: int = 0
+    window_s: float = 10.0
+
+
+class _Download(msgspec.Struct):
+    """What one app waits for: a step of its challenger, or the files of its damaged champion, which it then repairs."""
+
+    bundle: str
+    step: FetchStep
+    repairs: Slot | None = None
+    missing: set[str] = msgspec.field(default_factory=set)
+    received: int = 0
+
+
+class EffectRunner:
+    """See the module. All methods belong to the control thread.
+
+    Args:
+        post: takes `AppEvent`s, from any thread.
+        clock: for the time of reports.
+    """
+
+    def __init__(self, bundles: Bundles, store: Blobs, fetcher: Fetching, chooser: Choosing, pipelines: Running, reports: Reports,
+                 post: Callable[[AppEvent], None], clock: Callable[[], Instant], settings: RunSettings) -> None:
+        self._bundles = bundles
+        self._store = store
+        self._reader = BundleReader(store)
+        self._fetcher = fetcher
+        self._chooser = chooser
+        self._pipelines = pipelines
+        self._reports = reports
+        self._post = post
+        self._clock = clock
+        self._settings = settings
+        self._downloads: dict[tuple[str, bool], _Download] = {}  # by app, and whether it is a repair
+        self._awaiting: dict[tuple[str, bool], Callable[[], None]] = {}
+        self._turns: dict[str, int] = {}
+        self._garbage = False
+        self.choices: dict[str, Choice] = {}
+
+    def counts(self, item: AppEvent) -> bool:
+        """False for an answer of work that was given up since."""
+        return item.turn in (0, self._turns.get(item.app, 0))
+
+    def run(self, app: str, state: AppSlots, effect: Effect) -> None:
+        """Run one effect of an app whose new state is `state`; never raises a JetfleetError."""
+        try:
+            self._run(app, state, effect)
+        except JetfleetError as error:
+            log.warning("%s: %s", app, error.what)
+            self._failed(app, state, effect, error)
+
+    def _run(self, app: str, state: AppSlots, effect: Effect) -> None:  # noqa: C901 - one line an effect
+        match effect:
+            case Fetch():
+                self._fetch(app, effect, _waiting_for_metadata(state))
+            case Choose():
+                self._choose(app, effect.bundle)
+            case Probe():
+                self._probe(app, effect.slot)
+            case StartPipeline():
+                self._pipelines.start(app, self._run_of(effect.slot))
+            case Configure():
+                self._pipelines.configure(app, effect.setup, self._configure_of(effect.setup))
+            case Try():
+                self._pipelines.try_beside(app, self._model(effect.slot), effect.policy)
+            case Switch():
+                self._pipelines.switch(app, effect.bundle, effect.keep_s)
+            case DropChallenger():
+                self._pipelines.drop(app, effect.bundle)
+            case Back():
+                self._pipelines.back(app, self._run_of(effect.slot))
+            case StopPipeline():
+                self._pipelines.stop(app)
+            case Abandon():
+                self._abandon(app)
+            case SendReport():
+                self._reports.add(app, effect.progress, self._clock().wall)
+            case CollectGarbage():
+                self._garbage = True
+            case Persist():
+                raise AssertionError("Persist is the updater's")
+
+    def _failed(self, app: str, state: AppSlots, effect: Effect, error: JetfleetError) -> None:
+        champion = state.champion
+        if champion and isinstance(effect, (StartPipeline, Back)) and effect.slot.bundle == champion.bundle:
+            self._repair(app, champion)
+        elif state.challenger is not None:
+            self._fault(app, state.challenger.bundle, error)
+
+    def _fault(self, app: str, bundle: str, error: JetfleetError) -> None:
+        model = isinstance(error, (MalformedError, UntrustedError)) and error.code != "store.rotten"
+        self._post(AppEvent(app, Faulted(bundle, error.code, error.what, model)))
+
+    # --- downloads ----------------------------------------------------------------------------------------
+
+    def _fetch(self, app: str, effect: Fetch, waiting: Progress) -> None:
+        try:
+            infos = self._bundles.bundle(effect.bundle).every()
+        except UntrustedError as error:
+            self._awaiting[app, False] = lambda: self._fetch(app, effect, waiting)
+            self._reports.add(app, msgspec.structs.replace(waiting, code=error.code, detail=error.what), self._clock().wall)
+            return
+        self._want(app, _Download(effect.bundle, effect.step), effect.blobs, infos)
+
+    def _want(self, app: str, download: _Download, blobs: Iterable[str], infos: Mapping[str, BlobInfo]) -> None:
+        missing = {blob for blob in blobs if not self._store.has(blob)}
+        strange = missing - infos.keys()
+        if strange:
+            raise UntrustedError("bundle.unsigned", f"blob {min(strange)} of the bundle is not in its signed target")
+        size = sum(infos[blob].size for blob in missing)
+        self._store.check_space(size)
+        download.missing, download.received = missing, size
+        key = (app, download.repairs is not None)
+        self._downloads[key] = download
+        if not missing:
+            self._complete(key)
+            return
+        for blob in sorted(missing):
+            self._fetcher.want(blob, infos[blob])
+
+    def blob_done(self, blob: str) -> None:
+        """A blob is in the store."""
+        for key, download in list(self._downloads.items()):
+            if blob in download.missing:
+                download.missing.discard(blob)
+                if not download.missing:
+                    self._complete(key)
+
+    def blob_failed(self, blob: str, error: JetfleetError) -> None:
+        """A blob cannot be had."""
+        for key, download in list(self._downloads.items()):
+            if blob in download.missing:
+                del self._downloads[key]
+                self._fault(key[0], download.bundle, error)
+
+    def metadata_changed(self) -> None:
+        """New signed metadata: what was not in the old one may be now."""
+        awaiting, self._awaiting = self._awaiting, {}
+        for retry in awaiting.values():
+            retry()
+
+    def _complete(self, key: tuple[str, bool]) -> None:
+        app, download = key[0], self._downloads.pop(key)
+        try:
+            if download.repairs is not None:
+                self._pipelines.start(app, self._run_of(download.repairs))
+                return
+            following = self._following(download)
+        except JetfleetError as error:
+            self._fault(app, download.bundle, error)
+            return
+        self._post(AppEvent(app, Fetched(download.bundle, download.step, following, download.received)))
+
+    def _following(self, download: _Download) -> tuple[str, ...]:
+        if download.step == "manifest":
+            return self._reader.parts(download.bundle)
+        if download.step == "parts":
+            contents = self._reader.contents(download.bundle)
+            wanted = self._chooser.wanted(contents.spec, contents.evaluation)
+            return tuple(dict.fromkeys(blob_of_digest(contents.spec.variant(candidate.variant).digest) for candidate in wanted))
+        return ()
+
+    def _abandon(self, app: str) -> None:
+        self._turns[app] = self._turns.get(app, 0) + 1
+        self._downloads.pop((app, False), None)
+        self._awaiting.pop((app, False), None)
+        self._fetcher.cancel_except({blob for download in self._downloads.values() for blob in download.missing})
+
+    def _repair(self, app: str, slot: Slot) -> None:
+        """Fetch what is missing of a committed model, then start it."""
+        log.warning("%s: files of the committed model are missing, fetching them again", app)
+        try:
+            infos = self._bundles.bundle(slot.bundle).every()
+            self._want(app, _Download(slot.bundle, "", slot), (slot.bundle, *slot.blobs), infos)
+        except JetfleetError as error:
+            log.warning("%s: not yet: %s", app, error.what)
+            self._awaiting[app, True] = lambda: self._repair(app, slot)
+
+    # --- the board's own programs ---------------------------------------------------------------------------
+
+    def _choose(self, app: str, bundle: str) -> None:
+        contents = self._reader.contents(bundle)
+        turn = self._next_turn(app)
+
+        def done(choice: Choice) -> None:
+            self.choices[app] = choice
+            self._post(AppEvent(app, _chosen(bundle, choice, contents.spec), turn))
+
+        self._chooser.choose(contents.spec, contents.evaluation, self._weights(contents), contents.images, done)
+
+    def _weights(self, contents: Contents) -> dict[str, Path]:
+        blobs = {variant.name: blob_of_digest(variant.digest) for variant in contents.spec.variants}
+        return {name: self._store.path(blob) for name, blob in blobs.items() if self._store.has(blob)}
+
+    def _probe(self, app: str, slot: Slot) -> None:
+        contents = self._reader.contents(slot.bundle)
+        if slot.candidate is None:
+            raise MalformedError("slots.candidate", f"{app} has no candidate to probe")
+        turn = self._next_turn(app)
+
+        def done(result: EvaluationResult, agreement: float) -> None:
+            self._post(AppEvent(app, _probed(slot.bundle, result, agreement), turn))
+
+        self._chooser.probe_model(self._store.path(slot.weights), slot.candidate, contents.spec.task, contents.probe, contents.images, done)
+
+    def _next_turn(self, app: str) -> int:
+        self._turns[app] = self._turns.get(app, 0) + 1
+        return self._turns[app]
+
+    # --- pipelines ------------------------------------------------------------------------------------------
+
+    def _model(self, slot: Slot) -> ipc.Model:
+        if slot.candidate is None:
+            raise StorageError("slots.candidate", f"no candidate is stored for {slot.name} {slot.version}")
+        contents = self._reader.contents(slot.bundle)
+        path = str(self._store.path(slot.weights))
+        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, contents.spec, self._settings.threads)
+
+    def _run_of(self, slot: Slot) -> ipc.Run:
+        setup = slot.setup
+        return ipc.Run(self._model(slot), setup.config, self.resolve(setup.sources), setup.input_from, setup.feed_to,
+                       str(self._pipelines.feed_folder), self._settings.window_s)
+
+    def _configure_of(self, setup: Setup) -> ipc.Configure:
+        return ipc.Configure(setup.config, self.resolve(setup.sources), setup.feed_to)
+
+    def resolve(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        """The sources with ``local:NAME`` looked up in this board's config.
+
+        Raises:
+            InputError: `source.unknown`.
+        """
+        return tuple(self._resolved(source) for source in sources)
+
+    def _resolved(self, source: Source) -> Source:
+        if not source.uri.startswith("local:"):
+            return source
+        name = source.uri.removeprefix("local:")
+        address = self._settings.local_sources.get(name)
+        if address is None:
+            known = ", ".join(self._settings.local_sources)
+            raise InputError("source.unknown", f"this board has no local source {name[:63]!r}; it has: {known or 'none'}",
+                             remedy="name it under [local_sources] of the agent's config")
+        return msgspec.structs.replace(source, uri=address)
+
+    # --- garbage --------------------------------------------------------------------------------------------
+
+    def collect(self, states: Iterable[AppSlots]) -> None:
+        """Drop unused blobs, if asked for and nothing is being fetched: parts and tables of what is under way count as used."""
+        if not self._garbage or self._downloads:
+            return
+        self._garbage = False
+        keep = {blob for state in states for blob in blobs_in_use(state)}
+        try:
+            gone = self._store.remove_except(keep)
+        except OSError as error:
+            log.warning("unused blobs could not be removed: %s", error)
+            return
+        if gone:
+            log.info("%d unused blobs removed", len(gone))
+
+
+def _waiting_for_metadata(state: AppSlots) -> Progress:
+    slot, target = state.challenger, state.target
+    if slot is None or target is None:
+        return Progress(state.seq, state.phase)
+    return Progress(state.seq, state.phase, slot.bundle, slot.version, state.champion.version if state.champion else "",
+                    rollout=target.rollout)
+
+
+def _chosen(bundle: str, choice: Choice, spec: ModelSpec) -> Chosen:
+    best = choice.chosen
+    if best is None:
+        reasons = "; ".join(f"{row.candidate.name}: {row.reason}" for row in choice.rows[:8])
+        return Chosen(bundle, None, reason=f"no variant runs on this board: {reasons}")
+    reason = next((row.reason for row in choice.rows if row.verdict == "chosen"), "")
+    return Chosen(bundle, best, blob_of_digest(spec.variant(best.variant).digest), reason)
+
+
+def _probed(bundle: str, result: EvaluationResult, agreement: float) -> Probed | Faulted:
+    if result.error in _BOARD_FAULTS:
+        return Faulted(bundle, result.error, result.detail)
+    return Probed(bundle, agreement, result.error, result.detail)
