@@ -335,17 +335,20 @@ def _probed(state: AppSlots, event: Probed, now: Instant) -> Step:
 
 
 def _compared(state: AppSlots, event: Compared, now: Instant) -> Step:
+    before = state
     numbers = msgspec.structs.replace(event.numbers, probe_agreement=state.metrics.get("probe_agreement", 1.0))
     state = _with(state, metrics={
         **state.metrics, "agreement": numbers.live_agreement, "frames_compared": float(numbers.live_frames),
         "champion_p99_ms": numbers.champion_p99_ms, "challenger_p99_ms": numbers.challenger_p99_ms})
     if event.code:
         return _lost(state, now, event.code, event.detail, model=not event.code.startswith("source."))
-    passed, code, sentence = judge_trial(_policy(state), numbers)
+    policy = _policy(state)
+    passed, code, sentence = judge_trial(policy, numbers)
+    if not passed and 0 < numbers.live_frames < policy.frames:
+        return before, _work(before)  # the frames ran out: too few to convict, so try again until the lease ends
     if not passed:
         return _lost(state, now, code, sentence, model=True)
     after = _enter(state, "keeping", now)
-    policy = _policy(state)
     return after, (SendReport(_progress(after, detail=sentence)), Switch(_challenger(after).bundle, policy.keep_s))
 
 

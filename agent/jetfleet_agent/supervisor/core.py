@@ -19,6 +19,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -194,7 +195,7 @@ class Supervisor:
             item = self._inbox.take(wait)
             if item is None:
                 return
-            self._guarded(type(item).__name__, lambda item=item: self._handle(item))
+            self._guarded(type(item).__name__, partial(self._handle, item))
             wait = 0.0
 
     def _deadlines(self) -> float:

@@ -151,6 +151,7 @@ class Pipelines:
         if app is None:
             return
         app.trying = ipc.Try(model, policy)
+        app.try_sent = False
         if app.live:
             self._send_try(app)
 
@@ -222,7 +223,7 @@ class Pipelines:
     # --- what is ------------------------------------------------------------------------------------------
 
     def said(self, item: PipelineSaid) -> bool:
-        """Note a line of a pipeline. False when it comes from a process that does not count any more."""
+        """Note a line of a pipeline. False when it ends here: it comes from a process that does not count any more, or asks for a restart."""
         app = self._apps.get(item.app)
         if app is None or app.process is None or app.process.pid != item.pid or app.ending:
             return False
@@ -238,6 +239,10 @@ class Pipelines:
                 self._send_try(app)
         elif isinstance(event, ipc.Failed):
             app.failed = event
+        elif isinstance(event, ipc.TrialResult) and event.code and event.bundle in ("", app.run.model.bundle):
+            log.warning("pipeline %s cannot exchange models in memory (%s) and is restarted", item.app, event.code)
+            self._end(app)
+            return False
         return True
 
     def ended(self, item: PipelineEnded) -> Crashed | None:
