@@ -102,7 +102,13 @@ class Chooser:
             images: sample inputs.
             done: gets the table, always, unless `stop` came first.
         """
-        self._tasks.put(lambda: done(self._choose_safely(spec, evaluation, dict(paths), images)))
+        def task() -> None:
+            choice = self._choose_safely(spec, evaluation, dict(paths), images)
+            if not self._stopping.is_set():
+                self._keep(spec, choice)
+                done(choice)
+
+        self._tasks.put(task)
 
     def probe_model(self, model_path: Path, candidate: Candidate, task: TaskSpec, probe: ProbeSet, images: tuple[Path, ...],
                     done: Callable[[EvaluationResult, float], None]) -> None:
@@ -112,7 +118,12 @@ class Chooser:
             images: the probe set's images on disk, in its order.
             done: gets the result and the agreement with the reference's answers, 0..1 (0 when it could not run).
         """
-        self._tasks.put(lambda: done(*self._probe(model_path, candidate, task, probe, images)))
+        def probing() -> None:
+            result, agreed = self._probe(model_path, candidate, task, probe, images)
+            if not self._stopping.is_set():
+                done(result, agreed)
+
+        self._tasks.put(probing)
 
     def stop(self) -> None:
         """Kill the measurement in hand; callbacks that have not come will not come."""
@@ -135,15 +146,16 @@ class Chooser:
     def _choose_safely(self, spec: ModelSpec, evaluation: Evaluation, paths: dict[str, Path], images: tuple[Path, ...]) -> Choice:
         try:
             with self._turn():
-                choice = self._measured_choice(spec, evaluation, paths, images)
+                return self._measured_choice(spec, evaluation, paths, images)
         except Exception as error:
             log.exception("choosing for %s %s failed", spec.name, spec.version)
             return Choice(tuple(ChoiceRow(candidate, "refused", f"could not be measured: {error}") for candidate in candidates(spec)))
+
+    def _keep(self, spec: ModelSpec, choice: Choice) -> None:
         try:
             self._store.keep_choice(ChoiceRecord(spec.name, spec.version, time.time(), self._capability, choice))
         except (OSError, StorageError) as error:  # a full disk must not lose the choice: it is made again at the next start
             log.warning("the choice for %s %s is not kept: %s", spec.name, spec.version, error)
-        return choice
 
     def _measured_choice(self, spec: ModelSpec, evaluation: Evaluation, paths: dict[str, Path], images: tuple[Path, ...]) -> Choice:
         slow = slower_at_builder(spec, evaluation, self._capability, memory_mb=self._memory_mb)

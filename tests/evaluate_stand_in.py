@@ -1,0 +1,59 @@
+"""A stand-in for the evaluate program, for tests at the process port: ``python evaluate_stand_in.py JOB RESULT``.
+
+The "weights" file is JSON: what to do by `backend:precision`, else by `*`. `ms` answers with that latency; `answers` gives
+predictions; `do` is crash, hang, garbage, silent, exit or huge. Each run appends a line to the weights file's ``.log``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
+from jetfleet_contract.messages import decode, encode
+from jetfleet_contract.predictions import Detection
+from jetfleet_contract.sketch import sketch_of
+
+
+def main(job_path: Path, result_path: Path) -> int:
+    """Do what the weights say."""
+    job = decode(job_path.read_bytes(), EvaluationJob)
+    weights = Path(job.model)
+    plan = json.loads(weights.read_text())
+    name = f"{job.backend}:{job.precision}"
+    orders = plan.get(name, plan.get("*", {"ms": 10.0}))
+    with weights.with_suffix(".log").open("a") as file:
+        file.write(f"{name}\n")
+    done = weights.with_suffix(".log").read_text().split().count(name)
+    action = orders.get("do", "")
+    if action == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if action == "hang":
+        time.sleep(600)
+    if action == "exit":
+        print("no such operator: Frobnicate", file=sys.stderr)
+        return 3
+    if action == "silent":
+        return 0
+    if action == "garbage":
+        result_path.write_bytes(b"\xff{not json")
+        return 0
+    if action == "error":
+        result_path.write_bytes(encode(EvaluationResult(job.backend, error="backend.load", detail="it does not load")))
+        return 0
+    each = orders["ms"]
+    ms = each[min(done, len(each)) - 1] if isinstance(each, list) else each
+    predictions = tuple((Detection(label, 0.9),) for label in orders.get("answers", ()))
+    latencies = tuple([ms] * job.latency_runs)
+    result_path.write_bytes(encode(EvaluationResult(
+        job.backend, precision=job.precision, latency=sketch_of(list(latencies)), latency_ms=latencies, predictions=predictions,
+        peak_rss_mb=orders.get("mb", 50.0))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
