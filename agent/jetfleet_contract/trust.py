@@ -22,7 +22,7 @@ import msgspec
 
 from .chunks import BlobInfo, top_page
 from .errors import MalformedError, UntrustedError
-from .messages import MAX_MESSAGE_BYTES, Envelope, Message, Signature, decode, encode, signed_bytes
+from .messages import MAX_APPS, MAX_MESSAGE_BYTES, Deployment, Envelope, Message, Signature, decode, encode, signed_bytes
 from .topics import check_blob, check_name
 
 FIELD = "x-jetfleet"
@@ -31,6 +31,7 @@ MAX_ROOTS = 256
 MAX_BLOBS_A_TARGET = 300
 MAX_SIGNATURES = 16
 MAX_KEYS = 16
+MAX_SOURCES = 32
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -157,6 +158,38 @@ def _field(value: object, kind: type[T], where: str) -> T:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise MalformedError("trust.target", f"{where}: jetfleet's field is wrong: {error}") from None
+
+
+def check_deployment(deployment: Deployment) -> Deployment:
+    """Names fit for topics and paths, counts within bounds, apps fed by each other without a circle.
+
+    Raises:
+        MalformedError: `name.bad`, `blob.bad`, `deployment.apps`, `deployment.input`, `deployment.sources`.
+    """
+    check_name("device", deployment.device)
+    feeds = {check_name("app", app.app): app.input_from for app in deployment.apps}
+    if len(deployment.apps) > MAX_APPS or len(feeds) != len(deployment.apps):
+        raise MalformedError("deployment.apps", f"{len(deployment.apps)} apps are over the limit of {MAX_APPS}, or two have one name")
+    for app in deployment.apps:
+        check_blob(app.bundle)
+        check_name("model", app.name)
+        check_name("version", app.version)
+        names = [check_name("source", source.name) for source in app.sources]
+        if len(names) > MAX_SOURCES or len(set(names)) != len(names):
+            raise MalformedError("deployment.sources", f"app {app.app} has over {MAX_SOURCES} sources, or two of one name")
+        _check_feed(app.app, feeds)
+    return deployment
+
+
+def _check_feed(app: str, feeds: dict[str, str]) -> None:
+    at = app
+    for _ in range(len(feeds)):
+        at = feeds[at]
+        if not at:
+            return
+        if at not in feeds:
+            raise MalformedError("deployment.input", f"app {app} is fed by {at[:63]!r}, which is not in the deployment")
+    raise MalformedError("deployment.input", f"app {app} is fed by itself in a circle")
 
 
 # --- envelopes ---------------------------------------------------------------------------------------------

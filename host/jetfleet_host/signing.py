@@ -11,7 +11,7 @@ import msgspec
 
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.messages import Command, Deployment
-from jetfleet_contract.trust import seal, unseal
+from jetfleet_contract.trust import check_deployment, seal, unseal
 
 if TYPE_CHECKING:
     from jetfleet_host.project import Project
@@ -20,8 +20,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def sign_deployment(project: Project, deployment: Deployment) -> bytes:
-    """The envelope (JSON) of a deployment. InputError `keys.missing`, `keys.mode`, `keys.bad`."""
-    return _sign(project, "deployment", deployment, project.repository.load().keys.deployment)
+    """The envelope (JSON) of a deployment. InputError `keys.missing`, `keys.mode`, `keys.bad`; MalformedError as `check_deployment`."""
+    return _sign(project, "deployment", check_deployment(deployment), project.repository.load().keys.deployment)
 
 
 def sign_command(project: Project, command: Command) -> bytes:

@@ -23,13 +23,15 @@ import msgspec
 
 from jetfleet_agent.durable import write_file
 from jetfleet_agent.supervisor.identity import verify_ed25519
+from jetfleet_agent.supervisor.trust_floor import BUILD_TIME, Floor, load_floor, write_floor
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, UntrustedError
-from jetfleet_contract.messages import Command, Deployment, Instant, Message, encode
+from jetfleet_contract.messages import Command, Deployment, Instant
 from jetfleet_contract.trust import (
     FIELD,
     BundleTarget,
     MetaPackage,
     SigningKeys,
+    check_deployment,
     decode_package,
     encode_package,
     message_digest,
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BUILD_TIME = 1_785_542_400
-"""2026-08-01 00:00 UTC: no board that runs this release lives before it."""
 FUTURE_SLACK_S = 86_400
 MAX_SEQ = 1 << 53
 _ROLES = ("timestamp", "snapshot", "targets")
@@ -62,21 +62,6 @@ class _State(msgspec.Struct, frozen=True):
     signed: int
     keys: SigningKeys
     bundles: dict[str, BundleTarget]
-
-
-class _Floor(Message, frozen=True):
-    """Never below this. Versions count as long as the pinned root and the keys of timestamp and snapshot are the same."""
-
-    pinned: str
-    versions: dict[str, int] = {}
-    keyids: dict[str, list[str]] = {}
-    clock: int = BUILD_TIME
-    command_seq: int = 0
-
-
-class _SealedFloor(Message, frozen=True):
-    floor: _Floor
-    sha256: str
 
 
 class _RootBody(msgspec.Struct, frozen=True):
@@ -109,7 +94,7 @@ class TrustStore:
         except _tuf_errors() as error:
             raise InputError("trust.pinned-root", f"the pinned root is no valid root metadata: {error}",
                              remedy="copy device/root.json from the project folder again") from None
-        self._floor = self._load_floor()
+        self._floor = load_floor(folder, hashlib.sha256(pinned_root).hexdigest())
         self._state: _State | None = None
         self._state = self._load_state()
         if self._state is not None and self._state.versions != self._floor.versions:
@@ -139,7 +124,7 @@ class TrustStore:
         fresh = decode_package(package)
         state = self._verify(fresh, self._reference(now))
         self._check_floor(state)
-        if now.wall_trusted and state.signed > self._reference(now) + FUTURE_SLACK_S:
+        if _is_trusted(now) and state.signed > self._reference(now) + FUTURE_SLACK_S:
             raise UntrustedError("trust.future", "the metadata was signed in the future", remedy="set the host's clock, or this board's")
         if self._state is not None and self._state.versions == state.versions:
             return False
@@ -168,12 +153,14 @@ class TrustStore:
             last_digest: its `message_digest`; empty to skip the comparison.
 
         Raises:
-            MalformedError: `message.*`. UntrustedError: `trust.no-metadata`, `trust.type`, `trust.unknown-key`, `trust.signature`,
+            MalformedError: `message.*`, and as `check_deployment`. UntrustedError: `trust.no-metadata`, `trust.type`,
+            `trust.unknown-key`, `trust.signature`,
             `trust.device`, `trust.seq`, `trust.seq-lower`, `trust.seq-fork` (an alarm: somebody signed two of one number),
             `trust.expired`.
         """
         state = self._trusted()
         found = unseal(data, "deployment", Deployment, state.keys.deployment, verify_ed25519)
+        check_deployment(found)
         _check_addressee("deployment", found.device, found.seq, device)
         if found.seq < last_seq:
             raise UntrustedError("trust.seq-lower", f"deployment {found.seq} is older than {last_seq}, which this board has accepted")
@@ -209,7 +196,7 @@ class TrustStore:
 
         An untrusted clock does not count at all: 1970 would accept everything, 2040 would refuse everything.
         """
-        wall = now.wall if now.wall_trusted and math.isfinite(now.wall) else 0.0
+        wall = now.wall if _is_trusted(now) else 0.0
         return min(max(wall, float(self._floor.clock)), float(1 << 34))
 
     def _check_fresh(self, kind: str, expires: float, now: Instant) -> None:
@@ -231,8 +218,6 @@ class TrustStore:
 
     def _root_chain(self, fresh: MetaPackage, reference: float) -> tuple[TrustedMetadataSet, tuple[msgspec.Raw, ...]]:
         """Walk from the pinned root over what is known to the newest one offered; a device may have missed any number."""
-        from tuf.api.exceptions import BadVersionNumberError
-
         known = self._state.package.root if self._state else ()
         trusted = _metadata_set(self._pinned, reference)
         chain: list[msgspec.Raw] = []
@@ -240,11 +225,10 @@ class TrustStore:
             version = _root_version(root)
             if version <= trusted.root.version:
                 continue
-            try:
-                trusted.update_root(bytes(root))
-            except BadVersionNumberError:
+            if version > trusted.root.version + 1:
                 raise UntrustedError("trust.root-gap", f"root {version} does not follow root {trusted.root.version}",
-                                     remedy="give the board the project's newest device/root.json") from None
+                                     remedy="give the board the project's newest device/root.json")
+            trusted.update_root(bytes(root))
             chain.append(root)
         return trusted, tuple(chain) or (fresh.root[-1],)
 
@@ -306,31 +290,20 @@ class TrustStore:
         clock = max(self._floor.clock, state.signed)
         self._write_floor(msgspec.structs.replace(self._floor, versions=state.versions, keyids=state.keyids, clock=clock))
 
-    def _write_floor(self, floor: _Floor) -> None:
-        write_file(self._folder / "floor.json", encode(_SealedFloor(floor, message_digest(floor))))
+    def _write_floor(self, floor: Floor) -> None:
+        write_floor(self._folder, floor)
         self._floor = floor
-
-    def _load_floor(self) -> _Floor:
-        pinned = hashlib.sha256(self._pinned).hexdigest()
-        path = self._folder / "floor.json"
-        if not path.exists():
-            return _Floor(pinned)
-        try:
-            sealed = msgspec.json.decode(path.read_bytes(), type=_SealedFloor)
-        except (msgspec.MsgspecError, UnicodeDecodeError, OSError):
-            sealed = None
-        if sealed is None or sealed.sha256 != message_digest(sealed.floor):
-            log.warning("stored version floor is unusable; the stored metadata alone guards against rollback")
-            return _Floor(pinned)
-        if sealed.floor.pinned != pinned:  # a new root was given to the board by hand: another chain, other versions
-            return _Floor(pinned, clock=max(BUILD_TIME, sealed.floor.clock))
-        return sealed.floor
 
     def _trusted(self) -> _State:
         if self._state is None:
             raise UntrustedError("trust.no-metadata", "no signed metadata has arrived yet",
                                  remedy="start `jetfleet serve`, which publishes it")
         return self._state
+
+
+def _is_trusted(now: Instant) -> bool:
+    """True for a clock that says it is right and is not plainly wrong."""
+    return now.wall_trusted and math.isfinite(now.wall) and now.wall >= BUILD_TIME
 
 
 def _check_addressee(kind: str, named: str, seq: int, device: str) -> None:
