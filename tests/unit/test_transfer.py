@@ -1,0 +1,349 @@
+"""The machines of a transfer: their tables, and many receivers against one sender over a bad network in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jetfleet_contract import pacing, rounds, transfer
+from jetfleet_contract.chunks import Bitmap
+from jetfleet_contract.errors import OrderError
+from jetfleet_contract.messages import encode
+
+CHUNK = 65536
+MARK = transfer.RoundMark(round=7, mark=1, kind="sync", chunks=3)
+RECEIVER_EVENTS: tuple[transfer.ReceiverEvent, ...] = (
+    transfer.Opened(Bitmap.full(3), 0.5), transfer.Up(0.5), transfer.Down(), transfer.Stored(7, 1), transfer.Spoiled(7, 1),
+    transfer.Marked(MARK, 0.5), transfer.Tick(0.5), transfer.Checked(), transfer.Unchecked(Bitmap.of(3, [1]), 0.5),
+    transfer.Broken("store.full"),
+)
+SENDER_EVENTS: tuple[rounds.SenderEvent, ...] = (
+    rounds.Wanted("a", transfer.Want(CHUNK, Bitmap.full(3))), rounds.Grant(2), rounds.Lost(),
+)
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", get_args(transfer.ReceiverPhase))
+@pytest.mark.parametrize("event", RECEIVER_EVENTS, ids=lambda event: type(event).__name__)
+def test_a_receiver_takes_what_its_table_says_and_nothing_else(phase: transfer.ReceiverPhase, event: transfer.ReceiverEvent) -> None:
+    state = transfer.Receiver(CHUNK, Bitmap.full(3), phase=phase, online=True)
+    before = encode_state(state)
+    legal = {
+        "opening": {"Opened", "Up", "Down", "Marked", "Tick", "Broken"},
+        "checking": {"Checked", "Unchecked", "Broken", "Up", "Down", "Stored", "Spoiled", "Marked", "Tick"},
+        "done": {"Up", "Down", "Stored", "Spoiled", "Marked", "Tick"},
+        "failed": {"Up", "Down", "Stored", "Spoiled", "Marked", "Tick"},
+    }.get(phase, {"Up", "Down", "Stored", "Spoiled", "Marked", "Tick", "Broken"})
+    if type(event).__name__ in legal:
+        transfer.step_receiver(state, event, 10.0)
+    else:
+        with pytest.raises(OrderError, match=phase):
+            transfer.step_receiver(state, event, 10.0)
+    assert encode_state(state) == before
+
+
+@pytest.mark.parametrize("event", SENDER_EVENTS, ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("phase", get_args(rounds.SenderPhase))
+def test_a_sender_never_changes_the_state_it_was_given(phase: rounds.SenderPhase, event: rounds.SenderEvent) -> None:
+    state = rounds.sender(3, 6)
+    state, _ = rounds.step_sender(state, SENDER_EVENTS[0], 0.0)
+    steps = {"idle": 0, "gathering": 1, "sending": 2, "draining": 3}
+    for number in range(1, steps[phase]):
+        state, _ = rounds.step_sender(state, rounds.Grant(1 if number == 1 else 3), float(number))
+    if phase == "idle":
+        state = rounds.sender(3, 6)
+    assert state.phase == phase
+    before = encode_state(state)
+    rounds.step_sender(state, event, 9.0)
+    assert encode_state(state) == before
+
+
+def test_an_unknown_event_is_out_of_order() -> None:
+    with pytest.raises(OrderError):
+        rounds.step_sender(rounds.sender(3, 1), transfer.Checked(), 0.0)  # type: ignore[arg-type]
+
+
+def encode_state(state: object) -> str:
+    return repr(state)
+
+
+# --- single behaviours --------------------------------------------------------------------------------------
+
+
+def opened(count: int, missing: Bitmap | None = None) -> transfer.Receiver:
+    state, _ = transfer.step_receiver(transfer.receiver(count, CHUNK), transfer.Up(0.0), 0.0)
+    state, _ = transfer.step_receiver(state, transfer.Opened(missing or Bitmap.full(count), 0.0), 0.0)
+    return state
+
+
+def test_a_resumed_receiver_asks_only_for_its_holes() -> None:
+    state, effects = transfer.step_receiver(opened(9, Bitmap.of(9, [4, 5])), transfer.Tick(0.5), 0.1)
+    assert isinstance(effects[0], transfer.Ask)
+    assert list(effects[0].want.missing) == [4, 5]
+
+
+def test_nothing_missing_goes_straight_to_the_check_without_a_network() -> None:
+    state, effects = transfer.step_receiver(transfer.receiver(4, CHUNK), transfer.Opened(Bitmap(4), 0.0), 0.0)
+    assert (state.phase, effects) == ("checking", (transfer.Check(),))
+
+
+def test_an_unanswered_ask_is_repeated_ever_more_slowly_and_for_ever() -> None:
+    state, at, gaps = opened(2), 0.0, []
+    for _ in range(14):
+        state, effects = transfer.step_receiver(state, transfer.Tick(0.5), state.wake_at)
+        assert [type(effect) for effect in effects] == [transfer.Ask]
+        gaps.append(state.wake_at - at)
+        at = state.wake_at
+    assert gaps[-1] == pytest.approx(transfer.MAX_ASK_S)
+    assert gaps == sorted(gaps)
+
+
+def test_a_forged_chunk_neither_counts_nor_silences_the_asking() -> None:
+    state = opened(2)
+    due = state.wake_at
+    state, effects = transfer.step_receiver(state, transfer.Spoiled(7, 1), due - 0.01)
+    assert (effects, state.wake_at, len(state.missing), state.spoiled) == ((), due, 2, 1)
+
+
+def test_a_due_answer_is_not_put_off_by_later_marks() -> None:
+    state = opened(500)
+    state, _ = transfer.step_receiver(state, transfer.Marked(transfer.RoundMark(7, 1, "sync", 9, 10.0), 0.1), 0.0)
+    due = state.answer_at
+    state, _ = transfer.step_receiver(state, transfer.Marked(transfer.RoundMark(7, 2, "sync", 9, 10.0), 0.9), 0.5)
+    assert state.answer_at == due
+    state, effects = transfer.step_receiver(state, transfer.Tick(0.0), due)
+    assert isinstance(effects[0], transfer.Ask)
+    assert effects[0].want.mark == 2
+
+
+def test_a_blob_that_reads_back_wrong_again_and_again_is_given_up() -> None:
+    state = opened(1)
+    for left in range(transfer.MAX_CHECKS, 0, -1):
+        state, _ = transfer.step_receiver(state, transfer.Stored(7, 0), 1.0)
+        assert state.phase == "checking"
+        state, effects = transfer.step_receiver(state, transfer.Unchecked(Bitmap.full(1), 0.0), 1.0)
+        assert state.phase == ("asking" if left > 1 else "failed")
+    assert effects == (transfer.GiveUp("blob.unverifiable"),)
+
+
+def wanted(device: str, missing: Bitmap, round_: int = 0, mark: int = 0) -> rounds.Wanted:
+    return rounds.Wanted(device, transfer.Want(CHUNK, missing, round_, mark))
+
+
+def test_one_chunk_is_sent_once_for_all_who_lack_it() -> None:
+    state = rounds.sender(10, 6)
+    for device, missing in (("a", range(10)), ("b", range(5)), ("c", range(3, 8))):
+        state, _ = rounds.step_sender(state, wanted(device, Bitmap.of(10, missing)), 0.0)
+    state, effects = rounds.step_sender(state, rounds.Grant(100), 5.0)
+    sent = [index for effect in effects if isinstance(effect, rounds.Send) for index in effect.indices]
+    assert sorted(sent) == list(range(10))
+
+
+def test_a_round_waits_for_a_slow_receiver_but_not_for_a_dead_one() -> None:
+    count = rounds.MARK_EVERY * (rounds.WINDOW_MARKS + 4)
+    state, _ = rounds.step_sender(rounds.sender(count, 6), wanted("slow", Bitmap.full(count)), 0.0)
+    state, _ = rounds.step_sender(state, rounds.Grant(count), 1.0)
+    assert rounds.held_back(state)
+    assert len(state.sent) == rounds.MARK_EVERY * rounds.WINDOW_MARKS
+    state, _ = rounds.step_sender(state, wanted("slow", Bitmap.full(count).minus(state.marks[1]), state.round, 1), 1.1)
+    state, _ = rounds.step_sender(state, rounds.Grant(count), 1.2)
+    assert len(state.sent) == rounds.MARK_EVERY * (rounds.WINDOW_MARKS + 1)
+    state, _ = rounds.step_sender(state, rounds.Grant(count), 1.2 + rounds.PATIENCE_S)
+    assert not state.queue
+
+
+def test_only_what_was_sent_before_the_mark_counts_as_lost() -> None:
+    count = rounds.MARK_EVERY * 3
+    state, _ = rounds.step_sender(rounds.sender(count, 6), wanted("a", Bitmap.full(count)), 0.0)
+    state, _ = rounds.step_sender(state, rounds.Grant(rounds.MARK_EVERY * 2 + 5), 1.0)
+    holes = Bitmap.full(count).minus(Bitmap.of(count, range(rounds.MARK_EVERY))).with_(3)
+    state, effects = rounds.step_sender(state, wanted("a", holes, state.round, 1), 1.1)
+    assert effects == (rounds.Observe("a", rounds.MARK_EVERY, 1),)
+
+
+def test_nobody_gets_more_than_one_and_a_half_blobs_and_slack_at_once() -> None:
+    count, sent, refused = 100, 0, 0
+    state = rounds.sender(count, 6)
+    for turn in range(10):
+        now = turn * 5.0
+        state, _ = rounds.step_sender(state, rounds.Lost(), now)
+        state, _ = rounds.step_sender(state, wanted("greedy", Bitmap.full(count)), now)
+        state, effects = rounds.step_sender(state, rounds.Grant(1000), now + 1)
+        sent += sum(len(effect.indices) for effect in effects if isinstance(effect, rounds.Send))
+        refused += sum(isinstance(effect, rounds.Refuse) for effect in effects)
+    assert sent <= count * rounds.BUDGET_BLOBS + rounds.BUDGET_SLACK + 50 / rounds.BUDGET_RENEW_S * count
+    assert refused >= 8
+    assert rounds.allowance(state, "greedy", now + rounds.BUDGET_RENEW_S * 2) == int(count * rounds.BUDGET_BLOBS + rounds.BUDGET_SLACK)
+
+
+def test_asking_again_within_a_round_is_not_charged_again() -> None:
+    state, _ = rounds.step_sender(rounds.sender(50, 6), wanted("a", Bitmap.full(50)), 0.0)
+    state, _ = rounds.step_sender(state, rounds.Grant(1), 1.0)
+    left = rounds.allowance(state, "a", 1.0)
+    for _ in range(20):
+        state, _ = rounds.step_sender(state, wanted("a", Bitmap.full(50), 0, 0), 1.0)
+    assert rounds.allowance(state, "a", 1.0) == left
+
+
+def test_pace_halves_on_loss_and_recovers_slowly() -> None:
+    pace = pacing.starting(1000.0, 10.0, 500.0, 0.0)
+    pace = pacing.observe(pace, 300, 30, 1.0)
+    assert pace.rate == 500.0
+    assert pacing.observe(pace, 300, 30, 1.5).rate == 500.0  # once a second
+    for step in range(20):
+        pace = pacing.observe(pace, 300, 299, 3.0 + step)
+    assert pace.rate == 10.0
+    for _ in range(30):
+        pace = pacing.observe(pace, 300, 0, 50.0)
+    assert pace.rate == 1000.0
+    pace = pacing.refill(pace, 50.0)
+    assert pacing.refill(pacing.spend(pace, 400), 50.2).tokens == pytest.approx(300.0)
+
+
+# --- many receivers, one sender, a bad network, virtual time ------------------------------------------------
+
+
+class World:
+    """A discrete-event simulation: the real machines and codecs, a network that loses, repeats, delays and reorders."""
+
+    def __init__(self, seed: int, count: int, devices: int, loss: float, jitter_s: float, repeat: float) -> None:
+        self.random = random.Random(seed)
+        self.count, self.loss, self.jitter_s, self.repeat = count, loss, jitter_s, repeat
+        self.now = 0.0
+        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self.order = itertools.count()
+        self.sender = rounds.sender(count, 1 + self.random.randrange(1 << 30))
+        self.disks = {f"d{n}": Bitmap.full(count) for n in range(devices)}
+        self.boards = {name: transfer.receiver(count, CHUNK) for name in self.disks}
+        self.published = 0
+        for name in self.boards:
+            self.at(self.random.random() * 0.02, lambda name=name: self.boot(name))
+        self.at(0.0, self.grant)
+
+    def at(self, delay: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self.agenda, (self.now + delay, next(self.order), what))
+
+    def boot(self, name: str) -> None:
+        self.boards[name] = transfer.receiver(self.count, CHUNK)
+        self.board(name, transfer.Up(self.random.random()))
+        self.board(name, transfer.Opened(self.disks[name], self.random.random()))
+
+    def board(self, name: str, event: transfer.ReceiverEvent) -> None:
+        state, effects = transfer.step_receiver(self.boards[name], event, self.now)
+        self.boards[name] = state
+        for effect in effects:
+            if isinstance(effect, transfer.Ask):
+                payload = transfer.encode_want(effect.want)
+                self.carry(lambda payload=payload: self.heard(name, payload), self.loss / 4)
+            elif isinstance(effect, transfer.Check):
+                self.at(0.01, lambda: self.board_if_checking(name))
+        if state.wake_at != transfer.NEVER:
+            self.at(max(0.0, state.wake_at - self.now), lambda due=state.wake_at: self.wake(name, due))
+
+    def board_if_checking(self, name: str) -> None:
+        if self.boards[name].phase == "checking":
+            self.board(name, transfer.Checked())
+
+    def wake(self, name: str, due: float) -> None:
+        if self.boards[name].wake_at == due:
+            self.board(name, transfer.Tick(self.random.random()))
+
+    def carry(self, arrive: Callable[[], None], loss: float) -> None:
+        if self.random.random() >= loss:
+            self.at(0.001 + self.random.random() * self.jitter_s, arrive)
+        if self.random.random() < self.repeat:
+            self.at(0.001 + self.random.random() * self.jitter_s * 3, arrive)
+
+    def heard(self, name: str, payload: bytes) -> None:
+        self.host(rounds.Wanted(name, transfer.decode_want(payload, self.count)))
+
+    def host(self, event: rounds.SenderEvent) -> None:
+        self.sender, effects = rounds.step_sender(self.sender, event, self.now)
+        for effect in effects:
+            if isinstance(effect, rounds.Send):
+                for index in effect.indices:
+                    self.published += 1
+                    for name in self.boards:
+                        self.carry(lambda name=name, index=index, turn=effect.round: self.chunk(name, turn, index), self.loss)
+            elif isinstance(effect, rounds.Announce):
+                payload = encode(effect.mark)
+                for name in self.boards:
+                    self.carry(lambda name=name, payload=payload: self.mark(name, payload), self.loss)
+
+    def chunk(self, name: str, turn: int, index: int) -> None:
+        if self.boards[name].phase in ("opening", "checking"):
+            return
+        self.disks[name] = self.disks[name].without(index)
+        self.board(name, transfer.Stored(turn, index))
+
+    def mark(self, name: str, payload: bytes) -> None:
+        self.board(name, transfer.Marked(transfer.decode_mark(payload), self.random.random()))
+
+    def grant(self) -> None:
+        self.host(rounds.Grant(8))
+        self.at(0.002, self.grant)
+
+    def run(self, until_s: float) -> bool:
+        """True when every board is done in time."""
+        while self.agenda and self.now < until_s:
+            if all(board.phase == "done" for board in self.boards.values()):
+                return True
+            self.now, _, what = heapq.heappop(self.agenda)
+            what()
+        return all(board.phase == "done" for board in self.boards.values())
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 1 << 30), count=st.integers(1, 200), devices=st.integers(1, 6), loss=st.sampled_from([0.0, 0.01, 0.1, 0.3]),
+    jitter_s=st.sampled_from([0.0, 0.005, 0.2]), repeat=st.sampled_from([0.0, 0.2]),
+)
+def test_everybody_gets_everything_over_a_bad_network(
+    seed: int, count: int, devices: int, loss: float, jitter_s: float, repeat: float
+) -> None:
+    world = World(seed, count, devices, loss, jitter_s, repeat)
+    assert world.run(7200.0), {name: (board.phase, len(board.missing)) for name, board in world.boards.items()}
+    assert not any(world.disks.values())
+
+
+@given(seed=st.integers(0, 1 << 30), devices=st.integers(2, 20))
+@settings(max_examples=20)
+def test_a_clean_network_costs_each_chunk_once(seed: int, devices: int) -> None:
+    world = World(seed, 300, devices, 0.0, 0.0, 0.0)
+    assert world.run(100.0)
+    assert world.published == 300
+
+
+@given(seed=st.integers(0, 1 << 30), data=st.data())
+@settings(max_examples=30)
+def test_restarts_of_boards_and_host_cost_only_what_was_missing(seed: int, data: st.DataObject) -> None:
+    world = World(seed, 300, 3, 0.02, 0.002, 0.0)
+    world.run(data.draw(st.floats(0.05, 0.2)))
+    lacked = sum(len(bits) for bits in world.disks.values())
+    before = world.published
+    if data.draw(st.booleans()):
+        world.sender = rounds.sender(300, 1 + world.random.randrange(1 << 30))  # the host forgot everything
+    for name in data.draw(st.sets(st.sampled_from(sorted(world.boards)))):
+        world.boot(name)  # the board forgot everything but its disk
+    assert world.run(7200.0)
+    assert world.published - before <= lacked * 1.5 + 3 * rounds.BUDGET_SLACK
+
+
+def test_a_late_joiner_gets_the_rest_of_the_round_and_its_holes_in_the_next() -> None:
+    world = World(3, 200, 1, 0.0, 0.0, 0.0)
+    world.run(0.09)
+    assert 0 < world.published < 200
+    missed = world.published
+    world.disks["late"] = Bitmap.full(200)
+    world.boot("late")
+    assert world.run(60.0)
+    assert 200 < world.published <= 200 + missed + 60
