@@ -113,7 +113,7 @@ def telemetry_from(topic: str, payload: bytes) -> Telemetry:
 
 def _check_series(series: Series) -> None:
     topics.check_name("app", series.app)
-    topics.check_name("source", series.source)
+    _check_words(series.source)
     _check_bundle(series.bundle)
     _check_words(series.version)
     _check_words(series.candidate, limit=MAX_CANDIDATE)
@@ -132,7 +132,7 @@ def result_from(topic: str, payload: bytes) -> Result:
     result = decode(payload, Result)
     topics.device_of(topic)
     topics.check_name("app", result.app)
-    topics.check_name("source", result.source)
+    _check_words(result.source)
     _check_words(result.version)
     _check_words(result.candidate, limit=MAX_CANDIDATE)
     if len(result.detections) > MAX_DETECTIONS or abs(result.position) > MAX_NUMBER or not 0 <= result.frame <= MAX_NUMBER:

@@ -24,6 +24,8 @@ Examples:
     jetfleet serve --dir fleet --json     # one JSON line when the link comes (up) or goes (down)
 """
 
+_DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
@@ -31,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    folder: Path = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`."),
+    folder: Path = _DIR,
     as_json: bool = typer.Option(False, "--json", help="Say what happens as JSON lines on stdout."),
 ) -> None:
     from jetfleet_host import clock

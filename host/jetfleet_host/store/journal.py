@@ -156,3 +156,18 @@ def latency(session: Session, *, app: str, bundles: set[str], devices: Iterable[
 
 def _head(state: Rollout) -> bytes:
     return _ENCODE(msgspec.structs.replace(state, devices={}))
+
+
+def answer_of(session: Session, request: int) -> tuple[str, str] | None:
+    """`(code, text)` once it was answered."""
+    row = session.get_one(RolloutRequest, request)
+    return (row.code, row.answer) if row.answered else None
+
+
+def withdraw(session: Session, request: int) -> bool:
+    """Take back a request that nobody has answered; False when it was answered meanwhile."""
+    row = session.get_one(RolloutRequest, request)
+    if row.answered:
+        return False
+    row.answered, row.code = True, "request.withdrawn"
+    return True
