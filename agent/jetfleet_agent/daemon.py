@@ -1,0 +1,269 @@
+"""The agent's command line and the device's one composition root: reads arguments and environment, wires, runs.
+
+Each command is a function from parsed arguments to an exit code. Every JetfleetError ends as one clear message and its own
+exit code; with ``--json`` it is also an object on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError
+from jetfleet_contract.messages import Capability
+from jetfleet_contract.policy import Choice, Measurement
+
+from . import doctor, state_lock
+from .arguments import parser
+from .bench import bench, lone_model
+from .boards import board_names, detect_board, load_board
+from .bundle_folder import BundleFolder, read_bundle
+from .capability import probe, probe_machine
+from .clocks import BoardClock
+from .config import EXAMPLE, AgentConfig, MeasureConfig, load
+from .status import CHOOSER, JOURNAL, model_of, read_status
+from .supervisor.chooser import Chooser
+from .supervisor.core import Supervisor, begin_session, will
+from .supervisor.evaluation_process import EvaluationProcess
+from .supervisor.fetch import Fetcher
+from .supervisor.identity import Identity
+from .supervisor.inbox import Inbox
+from .supervisor.journal import Journal
+from .supervisor.measurements import ChoiceRecord, MeasurementStore
+from .supervisor.mqtt import BrokerSettings, MqttLink
+from .supervisor.pipeline_link import PipelineLink, run_folder
+from .supervisor.pipelines import Pipelines
+from .supervisor.store import BlobStore
+from .supervisor.trust import TrustStore
+from .systemd_notify import Heartbeat, ServiceManager
+from .tables import bench_text, capability_text, checks_text, choice_text, status_text
+
+log = logging.getLogger(__name__)
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    parsed = parser(COMMANDS).parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING, stream=sys.stderr,
+                        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    try:
+        code = parsed.command(parsed)
+    except JetfleetError as error:
+        if parsed.json:
+            print(json.dumps({"error": {"code": error.code, "what": error.what, "where": error.where, "remedy": error.remedy}}))
+        print(f"jetfleet-agent: {error.diagnostics()}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("jetfleet-agent: stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.example:
+        print(EXAMPLE, end="")
+        return 0
+    config = load(parsed.config)
+    with state_lock.hold(config.state_dir):
+        return run_agent(config, _configured_capability(config))
+
+
+def _probe(parsed: argparse.Namespace) -> int:
+    if parsed.boards:
+        boards = [load_board(name) for name in board_names()]
+        _show(parsed, boards, "\n".join(f"{b.board:12} {b.title} ({b.support})" for b in boards))
+        return 0
+    capability = _capability(parsed.board)
+    _show(parsed, capability, capability_text(capability))
+    return 0
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    if parsed.bundle:
+        bundle, capability = read_bundle(parsed.bundle), _capability(parsed.board)
+        choice = _choose_now(bundle, capability, parsed.threads)
+        records: tuple[ChoiceRecord, ...] = (ChoiceRecord(bundle.spec.name, bundle.spec.version, time.time(), capability, choice),)
+    else:
+        records = _kept_choices(load(parsed.config), parsed.app)
+    text = "\n\n".join(choice_text(f"{r.name} {r.version} on {r.capability.board}", r.choice) for r in records)
+    _show(parsed, records, text)
+    return 0 if all(record.choice.chosen for record in records) else IncompatibleError.exit_code
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    bundle = _bench_input(parsed)
+    capability = _capability(parsed.board)
+    with tempfile.TemporaryDirectory(prefix="jetfleet-bench-") as folder:
+        process = EvaluationProcess(Path(folder), MeasureConfig().timeout_s)
+        rows = bench(bundle, capability, process.run, threads=parsed.threads, runs=parsed.runs, warmup=parsed.warmup,
+                     rounds=parsed.rounds, progress=_say_progress)
+    _show(parsed, rows, bench_text(f"{bundle.spec.name} on {capability.board}, {capability.cpu}, {capability.cores} cores", rows))
+    return 0 if any(not row.error for row in rows) else IncompatibleError.exit_code
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    checks = doctor.examine(parsed.config, _configured_capability, try_broker)
+    _show(parsed, checks, checks_text(checks))
+    return doctor.exit_code(checks)
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    status = read_status(load(parsed.config))
+    _show(parsed, status, status_text(status))
+    return 0
+
+
+# --- the agent itself ---------------------------------------------------------------------------------------
+
+
+def run_agent(config: AgentConfig, capability: Capability) -> int:
+    """Wire the supervisor and run it in this thread until SIGTERM or SIGINT; then stop the pipelines and end with 0."""
+    state, clock, inbox = config.state_dir, BoardClock(), Inbox()
+    journal = Journal(state / JOURNAL)
+    trust = TrustStore(state / "trust", config.root.read_bytes())
+    identity = Identity.load_or_create(state / "identity")
+    store = BlobStore(state)
+    session = begin_session(journal, clock())
+    link = MqttLink(_broker_settings(config), config.device, inbox.message, inbox.link_up, inbox.link_down,
+                    will=will(config.device, session))
+    fetcher = Fetcher(store, link, config.device, clock, inbox.blob_done, inbox.blob_failed)
+    pipelines = Pipelines(PipelineLink(run_folder(state) / "supervisor.sock", inbox.put), time.monotonic, random.random)
+    chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure)
+    manager = ServiceManager(os.environ, os.getpid())
+    heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
+    supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, identity, chooser, pipelines, clock,
+                            beat=heart.beat)
+    _stop_on_signals(inbox.stop)
+    log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)
+    supervisor.run()
+    manager.stopping()
+    return 0
+
+
+def _stop_on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` once a signal asks us to end.
+
+    The handler only writes a byte: the queue that `stop` uses has a lock, and the interrupted thread may be holding it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def wait() -> None:
+        os.read(reader, 1)
+        stop()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(writer, b"s")
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+
+
+def try_broker(config: AgentConfig) -> str:
+    """Connect once, as this agent would but under another client id; the reason when the broker does not accept us."""
+    attempt = doctor.BrokerProbe()
+    link = MqttLink(_broker_settings(config), f"{config.device}-doctor", lambda _topic, _payload: None, attempt.up, attempt.down)
+    link.start()
+    try:
+        return attempt.outcome(doctor.BROKER_WAIT_S)
+    finally:
+        link.stop()
+
+
+def _broker_settings(config: AgentConfig) -> BrokerSettings:
+    return BrokerSettings(**msgspec.structs.asdict(config.broker))
+
+
+# --- what the commands share --------------------------------------------------------------------------------
+
+
+def _configured_capability(config: AgentConfig) -> Capability:
+    machine = probe_machine()
+    board = detect_board(machine.arch, machine.compatible) if config.board == "auto" else load_board(config.board)
+    return probe(board, config.simulate, machine=machine)
+
+
+def _capability(name: str) -> Capability:
+    """This machine; or, when another board is named, that board put over this machine (and the output says so)."""
+    machine = probe_machine()
+    if name == "auto":
+        return probe(detect_board(machine.arch, machine.compatible), False, machine=machine)
+    board = load_board(name)
+    try:
+        return probe(board, False, machine=machine)
+    except IncompatibleError:
+        return probe(board, True, machine=machine)
+
+
+def _choose_now(bundle: BundleFolder, capability: Capability, threads: int) -> Choice:
+    chosen: list[Choice] = []
+    ready = threading.Event()
+
+    def done(choice: Choice) -> None:
+        chosen.append(choice)
+        ready.set()
+
+    with tempfile.TemporaryDirectory(prefix="jetfleet-explain-") as folder:
+        chooser = Chooser(capability, Path(folder), threads=threads, progress=_say_measured)
+        try:
+            chooser.choose(bundle.spec, bundle.evaluation, bundle.paths, bundle.images, done)
+            ready.wait()
+        finally:
+            chooser.stop()
+    return chosen[0]
+
+
+def _kept_choices(config: AgentConfig, app: str) -> tuple[ChoiceRecord, ...]:
+    records = MeasurementStore(config.state_dir / CHOOSER).choices()
+    if app:
+        name, version = model_of(config, app)
+        records = tuple(record for record in records if (record.name, record.version) == (name, version))
+    if not records:
+        raise InputError("explain.nothing", "this board has not chosen anything yet" + (f" for app {app!r}" if app else ""),
+                         where=str(config.state_dir), remedy="roll a model out to it, or give --bundle DIR to measure a bundle now")
+    return records
+
+
+def _bench_input(parsed: argparse.Namespace) -> BundleFolder:
+    if parsed.bundle:
+        return read_bundle(parsed.bundle)
+    width, _, height = parsed.size.partition("x")
+    if not (width.isdigit() and height.isdigit() and 0 < int(width) <= 8192 and 0 < int(height) <= 8192):
+        raise InputError("bench.size", f"--size {parsed.size!r} is not WIDTHxHEIGHT", remedy="for example --size 640x480")
+    return lone_model(parsed.model, width=int(width), height=int(height), precision=parsed.precision)
+
+
+def _show(parsed: argparse.Namespace, value: object, text: str) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() if parsed.json else text)
+
+
+def _say_progress(name: str, number: int, total: int) -> None:
+    print(f"[{number}/{total}] {name}", file=sys.stderr, flush=True)
+
+
+def _say_measured(name: str, measurement: Measurement) -> None:
+    print(f"{name}: {measurement.error or f'{measurement.p50_ms:.2f} ms'}", file=sys.stderr, flush=True)
+
+
+COMMANDS = {"run": _run, "probe": _probe, "explain": _explain, "bench": _bench, "doctor": _doctor, "status": _status}
+
+if __name__ == "__main__":
+    main()

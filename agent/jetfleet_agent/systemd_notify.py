@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 
 class ServiceManager:
@@ -44,3 +44,24 @@ class ServiceManager:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto(text.encode(), self._address)
+
+
+class Heartbeat:
+    """Called each time round the control loop: the first beat says ready, later ones feed the watchdog, not more than needed."""
+
+    def __init__(self, manager: ServiceManager, status: str, clock: Callable[[], float]) -> None:
+        self._manager = manager
+        self._status = status
+        self._clock = clock
+        self._due = 0.0
+        self._ready = False
+
+    def beat(self) -> None:
+        """The loop made progress."""
+        if not self._ready:
+            self._ready = True
+            self._manager.ready(self._status)
+        now = self._clock()
+        if self._manager.watchdog_s and now >= self._due:
+            self._due = now + self._manager.watchdog_s / 4
+            self._manager.alive()

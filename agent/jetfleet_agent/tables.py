@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from jetfleet_contract.messages import Capability
 from jetfleet_contract.policy import Choice, ChoiceRow
 
+from .bench import BenchRow
+from .doctor import Check
+from .status import Status
+
 WIDTH = 100
 
 
@@ -41,6 +45,42 @@ def choice_text(title: str, choice: Choice) -> str:
             for row in choice.rows]
     verdict = f"chosen: {choice.chosen.name}" if choice.chosen else "nothing can run here; the reasons are in the table"
     return "\n".join([title, columns(("   candidate", "verdict", "p50 ms", "drop", "reason"), rows), verdict])
+
+
+def bench_text(title: str, rows: Sequence[BenchRow]) -> str:
+    """The bench table, fastest first."""
+    cells = [_bench_cells(row) for row in rows]
+    heads = ("candidate", "p50 ms", "p99 ms", "load ms", "peak MB", "agreement", "runs in", "builder says", "why not")
+    return "\n".join([title, columns(heads, cells)])
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    """The doctor's findings; what is bad carries its remedy below."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check.verdict.upper():8} {check.name}: {check.finding}")
+        if check.remedy:
+            lines.append(f"         try: {check.remedy}")
+    return "\n".join(lines)
+
+
+def status_text(status: Status) -> str:
+    """The board's state and one line an app."""
+    running = f"running (process {status.process})" if status.running else "not running"
+    rows = [(a.app, f"{a.name} {a.version}".strip() or "-", a.candidate or "-", a.phase or "-", a.reason or "-",
+             status.previous.get(a.app, "-")) for a in status.apps]
+    head = f"{status.device}: agent {running}, session {status.session}, deployment {status.seq}"
+    if not rows:
+        return head + "\nno app was deployed here yet"
+    return "\n".join([head, columns(("app", "model", "runs as", "phase", "reason", "before"), rows)])
+
+
+def _bench_cells(row: BenchRow) -> tuple[str, ...]:
+    if row.error:
+        return (row.candidate.name, "-", "-", "-", "-", "-", "-", row.builder, row.error)
+    agreement = f"{row.agreement:.4f}" if row.agreement >= 0 else "-"
+    return (row.candidate.name, f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}", f"{row.activate_ms:.0f}", f"{row.peak_rss_mb:.0f}", agreement,
+            row.runs_in, row.builder, "")
 
 
 def _ms(row: ChoiceRow) -> str:
