@@ -196,8 +196,11 @@ def _check_feed(app: str, feeds: dict[str, str]) -> None:
 
 
 def message_digest(message: msgspec.Struct) -> str:
-    """SHA-256 in hex of a message's canonical bytes: tells two bodies of one `seq` apart, whoever signed them."""
-    return hashlib.sha256(encode(message)).hexdigest()
+    """SHA-256 in hex of a message's canonical bytes: tells two bodies of one `seq` apart, whoever signed them.
+
+    Decoded once more first, so that a whole number in a float field counts as what the receiver sees.
+    """
+    return hashlib.sha256(encode(decode(encode(message), type(message)))).hexdigest()
 
 
 def seal(kind: str, message: msgspec.Struct, key: str, sign: Callable[[bytes], bytes]) -> bytes:
