@@ -68,7 +68,8 @@ class PipelineProcess:
         """Wait on a condition over the events; fails with the process's own log."""
         with self._changed:
             if not self._changed.wait_for(lambda: condition() or self._gone, timeout) or not condition():
-                raise AssertionError(f"condition not met; events {[type(e).__name__ for e in self.events][-20:]}\n{self.log.read_text()[-4000:]}")
+                last = [type(event).__name__ for event in self.events][-20:]
+                raise AssertionError(f"condition not met; last events {last}\n{self.log.read_text()[-4000:]}")
 
     def wait(self, kind: type[E], timeout: float = 60.0) -> E:
         """The next event of that kind that `wait` has not given yet."""
@@ -117,7 +118,6 @@ class PipelineProcess:
 
 def save_map_model(path: Path, *, gain: float = 1.0, width: int = WIDTH, height: int = HEIGHT, work: int = 0) -> Path:
     """An ONNX detector for detect-db: probability = clip(gain * (1 - mean of the channels)), dark areas are text. `work` adds layers."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     weights = [numpy_helper.from_array(np.full((1, 3, 1, 1), -gain / 3.0, np.float32), "w"),
@@ -139,7 +139,6 @@ def save_map_model(path: Path, *, gain: float = 1.0, width: int = WIDTH, height:
 
 def save_brightness_model(path: Path, *, width: int = WIDTH, height: int = HEIGHT, free: bool = False) -> Path:
     """An ONNX classifier: logits (1 - mean, mean) * 10 of the tensor. `free` leaves height and width symbolic."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     shape: list[Any] = [1, 3, "h", "w"] if free else [1, 3, height, width]
@@ -180,7 +179,7 @@ def save_video(path: Path, frames: int, *, width: int = WIDTH, height: int = HEI
     """A white video with one black bar a frame; the bar's column tells the frame's index."""
     import cv2
 
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25.0, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25.0, (width, height))
     assert writer.isOpened()
     for index in range(frames):
         writer.write(bar_image(index, width, height))

@@ -27,7 +27,7 @@ def oracle(frame: np.ndarray, spec: InputSpec) -> np.ndarray:
     if spec.color == "rgb":
         canvas = canvas[:, :, ::-1]
     values = (canvas.astype(np.float64) * spec.scale - np.array(spec.mean)) / np.array(spec.std)
-    return values.transpose(2, 0, 1)[None].astype(np.float32)
+    return np.asarray(values.transpose(2, 0, 1)[None], np.float32)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])

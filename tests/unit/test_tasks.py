@@ -55,7 +55,7 @@ def test_closed_form_growth_equals_the_polygon_clipper(angle: float) -> None:
     contours, _ = cv2.findContours((probability[0, 0] > 0.3).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     inner = cv2.minAreaRect(contours[0])
     points = cv2.boxPoints(inner)
-    distance = grown(*inner[1], 1.6)
+    distance = grown(float(inner[1][0]), float(inner[1][1]), 1.6)
     clipper = pyclipper.PyclipperOffset()
     clipper.AddPath([(round(float(x)), round(float(y))) for x, y in points], pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON)
     outer = cv2.minAreaRect(np.array(clipper.Execute(distance)[0], np.int32))
@@ -140,7 +140,7 @@ def test_classify_refuses_labels_that_do_not_fit() -> None:
 @pytest.mark.parametrize("options", [{"treshold": 0.3}, {"threshold": "high"}, {"threshold": 7.0}, {"max_candidates": True}])
 def test_a_bad_option_is_one_clear_error(options: dict[str, float | str | bool]) -> None:
     with pytest.raises(InputError) as caught:
-        load_task(spec(**options))
+        load_task(TaskSpec("detect-db", InputSpec("x", W, H), (), options))
     assert caught.value.code == "task.option"
 
 
