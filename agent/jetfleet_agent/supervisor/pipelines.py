@@ -223,7 +223,7 @@ class Pipelines:
     # --- what is ------------------------------------------------------------------------------------------
 
     def said(self, item: PipelineSaid) -> bool:
-        """Note a line of a pipeline. False when it ends here: it comes from a process that does not count any more, or asks for a restart."""
+        """Note a line of a pipeline. False when it ends here: from a process that does not count any more, or asking for a restart."""
         app = self._apps.get(item.app)
         if app is None or app.process is None or app.process.pid != item.pid or app.ending:
             return False

@@ -1,0 +1,172 @@
+"""The A/B machine under everything at once: random events, and the board dying before or after any single effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from slot_worlds import BUNDLES, CANDIDATE, World, target, weights_of
+
+from jetfleet_contract import slot_records as r
+from jetfleet_contract.policy import TrialNumbers
+
+LETTERS = st.sampled_from("abcd")
+DEATHS = st.one_of(st.none(), st.none(), st.integers(0, 6))
+CODES = st.sampled_from(["", "runtime.crash", "source.gone"])
+
+
+class Board(RuleBasedStateMachine):
+    """One app on one board. `die` kills the supervisor after so many effects of the step; it then starts again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.seq = 0
+        self.ever_committed = False
+
+    @initialize()
+    def boot(self) -> None:
+        self.world.restart()
+
+    @property
+    def under_way(self) -> str:
+        challenger = self.world.state.challenger
+        return challenger.bundle if challenger else ""
+
+    @rule(letter=LETTERS, config=st.integers(1, 2), die=DEATHS)
+    def deploy(self, letter: str, config: int, die: int | None) -> None:
+        self.seq += 1
+        event = r.Deploy(target(self.seq, letter, config=config))
+        self.world.send(event, die_after=die)
+        self.world.send(event)  # the supervisor applies the stored deployment again after a restart
+
+    @rule(die=DEATHS)
+    def same_again(self, die: int | None) -> None:
+        if self.world.state.target is not None:
+            self.world.send(r.Deploy(self.world.state.target), die_after=die)
+
+    @precondition(lambda self: isinstance(self.world.work, r.Fetch))
+    @rule(die=DEATHS)
+    def fetched(self, die: int | None) -> None:
+        work = self.world.work
+        assert isinstance(work, r.Fetch)
+        self.world.fetch_step()
+        self.die_between(die)
+
+    def die_between(self, die: int | None) -> None:
+        if die is not None:
+            self.world.restart()
+
+    @precondition(lambda self: self.world.state.phase == "choosing")
+    @rule(found=st.booleans() | st.just(True), die=DEATHS)
+    def chosen(self, found: bool, die: int | None) -> None:
+        bundle = self.under_way
+        self.world.send(r.Chosen(bundle, CANDIDATE if found else None, weights_of(bundle) if found else ""), die_after=die)
+
+    @precondition(lambda self: self.world.state.phase == "probing")
+    @rule(agreement=st.sampled_from([0.2, 0.99, 0.99, 0.99]), die=DEATHS)
+    def probed(self, agreement: float, die: int | None) -> None:
+        self.world.send(r.Probed(self.under_way, agreement), die_after=die)
+
+    @precondition(lambda self: self.world.state.phase == "trial" and not self.world.state.alone)
+    @rule(agreement=st.sampled_from([0.2, 0.95, 0.95]), frames=st.sampled_from([0, 3, 30, 30]), die=DEATHS)
+    def compared(self, agreement: float, frames: int, die: int | None) -> None:
+        numbers = TrialNumbers(live_frames=frames, live_agreement=agreement, champion_p99_ms=10.0, challenger_p99_ms=11.0)
+        self.world.send(r.Compared(self.under_way, numbers), die_after=die)
+
+    @precondition(lambda self: self.world.running is not None)
+    @rule(die=DEATHS)
+    def runs(self, die: int | None) -> None:
+        self.world.send(r.Ran(self.world.running or ""), die_after=die)
+
+    @precondition(lambda self: self.world.state.phase == "keeping" and self.world.running == self.under_way)
+    @rule(die=DEATHS)
+    def took_over(self, die: int | None) -> None:
+        self.world.send(r.TookOver(self.under_way, 5.0, 0, 9.0), die_after=die)
+
+    @rule(code=CODES, by_champion=st.booleans(), die=DEATHS)
+    def crash(self, code: str, by_champion: bool, die: int | None) -> None:
+        champion = self.world.state.champion
+        self.world.running, self.world.loaded = None, set()
+        self.world.send(r.Crashed(champion.bundle if champion and by_champion else "", code), die_after=die)
+
+    @precondition(lambda self: self.world.state.challenger is not None)
+    @rule(model=st.booleans(), die=DEATHS)
+    def fault(self, model: bool, die: int | None) -> None:
+        self.world.send(r.Faulted(self.under_way, "some.fault", "", model), die_after=die)
+
+    @rule(kind=st.sampled_from([r.Fetched(BUNDLES["f"], "weights"), r.Chosen(BUNDLES["f"], None), r.Probed(BUNDLES["f"], 0.0),
+                                r.Faulted(BUNDLES["f"], "x", "", True), r.TookOver(BUNDLES["f"])]))
+    def late_news(self, kind: Any) -> None:
+        assert self.world.send(kind) == ()
+
+    @rule(seconds=st.sampled_from([1.0, 31.0, 61.0, 700.0]), die=DEATHS)
+    def time_passes(self, seconds: float, die: int | None) -> None:
+        self.world.mono += seconds
+        self.world.send(r.Tick(), die_after=die)
+
+    @rule(reboot=st.booleans())
+    def power_cut(self, reboot: bool) -> None:
+        self.world.restart(reboot=reboot)
+
+    @rule(die=DEATHS)
+    def undeploy(self, die: int | None) -> None:
+        self.seq += 1
+        self.world.send(r.Undeploy(self.seq), die_after=die)
+        self.world.send(r.Undeploy(self.seq))
+        self.ever_committed = False
+
+    @invariant()
+    def memory_is_what_is_on_disk_and_it_can_run(self) -> None:
+        self.world.check()
+
+    @invariant()
+    def a_committed_model_is_always_there(self) -> None:
+        self.ever_committed = self.ever_committed or self.world.state.champion is not None
+        if self.ever_committed:
+            assert self.world.state.champion is not None
+            assert self.world.running is not None, "a board with a committed model runs none"
+
+    @invariant()
+    def nothing_of_a_champion_is_changed_but_by_commit(self) -> None:
+        state = self.world.state
+        assert state.challenger is None or state.phase != "idle"
+        assert r.restore("app", msgspec.json.encode(state)) == state
+
+    def teardown(self) -> None:
+        """Whatever happened: a good model that is deployed now gets committed, with restarts in between."""
+        world = self.world
+        self.seq += 1
+        bundle = BUNDLES["e"]
+        world.send(r.Deploy(target(self.seq, "e")))
+        for _ in range(60):
+            self.one_good_step(bundle)
+            if world.state.phase == "idle":
+                break
+        assert world.state.champion is not None
+        assert world.state.champion.bundle == bundle == world.running
+        assert world.reports[-1].outcome == "committed"
+
+    def one_good_step(self, bundle: str) -> None:
+        world = self.world
+        phase = world.state.phase
+        if phase == "fetching":
+            world.fetch_step()
+        elif phase == "choosing":
+            world.send(r.Chosen(bundle, CANDIDATE, weights_of(bundle)))
+        elif phase == "probing":
+            world.send(r.Probed(bundle, 1.0))
+        elif phase == "trial" and not world.state.alone:
+            world.send(r.Compared(bundle, TrialNumbers(live_frames=30, live_agreement=1.0, champion_p99_ms=10.0, challenger_p99_ms=9.0)))
+        elif phase in ("trial", "keeping") and not world.state.switched:
+            world.send(r.Ran(bundle))
+        else:
+            world.mono += 31.0
+            world.send(r.Tick())
+
+
+TestBoard = Board.TestCase
+TestBoard.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
