@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from jetfleet_agent.supervisor import store as store_module
 from jetfleet_agent.supervisor.store import BlobStore
 from jetfleet_contract.chunks import MIN_CHUNK_BYTES, ChunkTable, open_table, table_of
 from jetfleet_contract.errors import MalformedError, StorageError, UntrustedError
@@ -29,6 +28,10 @@ TABLE: ChunkTable = open_table(BLOB, TABLED.info, [TABLED.pages[0][1]])
 @pytest.fixture
 def store(tmp_path: Path) -> BlobStore:
     return BlobStore(tmp_path)
+
+
+def names(store: BlobStore) -> list[str]:
+    return sorted(entry.name for entry in store.folder.iterdir())
 
 
 def fill(store: BlobStore, indices: range) -> None:
@@ -47,7 +50,7 @@ def test_chunks_in_any_order_make_the_blob(store: BlobStore) -> None:
         path = partial.finish()
     assert path == store.path(BLOB)
     assert path.read_bytes() == DATA
-    assert os.listdir(store.folder) == [BLOB]
+    assert names(store) == [BLOB]
 
 
 def test_a_wrong_chunk_is_not_written(store: BlobStore) -> None:
@@ -95,12 +98,12 @@ def no_space(*_: object) -> None:
 
 def test_a_full_disk_before_the_download_leaves_nothing_behind(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put_bytes(table_of([b"old"]).blob, b"old")
-    monkeypatch.setattr(store_module.os, "posix_fallocate", no_space)
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(StorageError) as caught:
         store.open_partial(BLOB, TABLE)
     assert caught.value.code == "store.full"
     assert caught.value.remedy
-    assert os.listdir(store.folder) == [table_of([b"old"]).blob]
+    assert names(store) == [table_of([b"old"]).blob]
 
 
 def test_a_disk_that_fills_up_keeps_what_was_written(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,11 +111,11 @@ def test_a_disk_that_fills_up_keeps_what_was_written(store: BlobStore, monkeypat
     with store.open_partial(BLOB, TABLE) as partial:
         for index in range(6):
             partial.write(index, PARTS[index])
-        monkeypatch.setattr(store_module.os, "pwrite", no_space)
+        monkeypatch.setattr(os, "pwrite", no_space)
         with pytest.raises(StorageError) as caught:
             partial.write(6, PARTS[6])
     assert caught.value.code == "store.full"
-    monkeypatch.setattr(store_module.os, "pwrite", real)
+    monkeypatch.setattr(os, "pwrite", real)
     with store.open_partial(BLOB, TABLE) as partial:
         assert list(partial.missing()) == list(range(6, len(PARTS)))
 
@@ -125,7 +128,7 @@ def test_a_disk_that_fails_while_finishing_gives_no_name(store: BlobStore, monke
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with store.open_partial(BLOB, TABLE) as partial:
-        monkeypatch.setattr(store_module.os, call, broken)
+        monkeypatch.setattr(os, call, broken)
         with pytest.raises(StorageError) as caught:
             partial.finish()
     assert caught.value.code == "store.io"
@@ -134,7 +137,7 @@ def test_a_disk_that_fails_while_finishing_gives_no_name(store: BlobStore, monke
 
 def test_short_writes_are_continued(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwrite
-    monkeypatch.setattr(store_module.os, "pwrite", lambda fd, data, at: real(fd, bytes(data[:100]), at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, bytes(data[:100]), at))
     fill(store, range(2))
     assert store.part(BLOB).read_bytes()[: SIZE * 2] == DATA[: SIZE * 2]
 
@@ -154,7 +157,7 @@ def test_a_really_full_file_system(tmp_path: Path) -> None:
         pytest.skip("this machine does not let us mount a tmpfs")
     try:
         small = BlobStore(mount)
-        small.check_space = lambda _bytes: None  # type: ignore[method-assign]  # the reserve alone is larger than this disk
+        small.check_space = lambda bytes_needed: None  # type: ignore[method-assign]  # the reserve alone is larger than this disk
         kept = small.put_bytes(table_of([b"kept"]).blob, b"kept")
         big = [os.urandom(65536) for _ in range(8)]
         tabled = table_of(big)
@@ -162,7 +165,7 @@ def test_a_really_full_file_system(tmp_path: Path) -> None:
             small.open_partial(tabled.blob, open_table(tabled.blob, tabled.info, [tabled.pages[0][1]]))
         assert caught.value.code == "store.full"
         assert kept.read_bytes() == b"kept"
-        assert os.listdir(small.folder) == [kept.name]
+        assert names(small) == [kept.name]
     finally:
         subprocess.run(["umount", str(mount)], check=True)
 
@@ -237,7 +240,7 @@ def test_sweeping_keeps_what_is_named(store: BlobStore) -> None:
     kept, gone = (store.put_bytes(table_of([text]).blob, text).name for text in (b"kept", b"gone"))
     fill(store, range(2))
     assert set(store.remove_except({kept})) == {gone, BLOB}
-    assert os.listdir(store.folder) == [kept]
+    assert names(store) == [kept]
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "", "0" * 63])

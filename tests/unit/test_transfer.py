@@ -6,6 +6,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -86,7 +87,7 @@ def opened(count: int, missing: Bitmap | None = None) -> transfer.Receiver:
 
 
 def test_a_resumed_receiver_asks_only_for_its_holes() -> None:
-    state, effects = transfer.step_receiver(opened(9, Bitmap.of(9, [4, 5])), transfer.Tick(0.5), 0.1)
+    _, effects = transfer.step_receiver(opened(9, Bitmap.of(9, [4, 5])), transfer.Tick(0.5), 0.1)
     assert isinstance(effects[0], transfer.Ask)
     assert list(effects[0].want.missing) == [4, 5]
 
@@ -226,7 +227,7 @@ class World:
         self.boards = {name: transfer.receiver(count, CHUNK) for name in self.disks}
         self.published = 0
         for name in self.boards:
-            self.at(self.random.random() * 0.02, lambda name=name: self.boot(name))
+            self.at(self.random.random() * 0.02, partial(self.boot, name))
         self.at(0.0, self.grant)
 
     def at(self, delay: float, what: Callable[[], None]) -> None:
@@ -243,11 +244,12 @@ class World:
         for effect in effects:
             if isinstance(effect, transfer.Ask):
                 payload = transfer.encode_want(effect.want)
-                self.carry(lambda payload=payload: self.heard(name, payload), self.loss / 4)
+                self.carry(partial(self.heard, name, payload), self.loss / 4)
             elif isinstance(effect, transfer.Check):
                 self.at(0.01, lambda: self.board_if_checking(name))
-        if state.wake_at != transfer.NEVER:
-            self.at(max(0.0, state.wake_at - self.now), lambda due=state.wake_at: self.wake(name, due))
+        due = state.wake_at
+        if due != transfer.NEVER:
+            self.at(max(0.0, due - self.now), lambda: self.wake(name, due))
 
     def board_if_checking(self, name: str) -> None:
         if self.boards[name].phase == "checking":
@@ -273,11 +275,11 @@ class World:
                 for index in effect.indices:
                     self.published += 1
                     for name in self.boards:
-                        self.carry(lambda name=name, index=index, turn=effect.round: self.chunk(name, turn, index), self.loss)
+                        self.carry(partial(self.chunk, name, effect.round, index), self.loss)
             elif isinstance(effect, rounds.Announce):
                 payload = encode(effect.mark)
                 for name in self.boards:
-                    self.carry(lambda name=name, payload=payload: self.mark(name, payload), self.loss)
+                    self.carry(partial(self.mark, name, payload), self.loss)
 
     def chunk(self, name: str, turn: int, index: int) -> None:
         if self.boards[name].phase in ("opening", "checking"):

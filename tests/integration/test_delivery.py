@@ -1,0 +1,210 @@
+"""Blobs from a host to boards over real brokers: losses, restarts of every party, forged bytes, full disks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from brokers import BROKERS, Mosquitto, running, until
+from delivery_rig import Board, Host, MemoryBlobs, content, holds
+
+from jetfleet_agent.supervisor import store as store_module
+from jetfleet_contract import topics
+from jetfleet_contract.chunks import CHUNK_BYTES, Bitmap, BlobInfo
+from jetfleet_contract.transfer import Want, encode_chunk, encode_want
+from jetfleet_host.brokers import EmbeddedBroker
+from jetfleet_host.delivery import DeliverySettings
+
+SIZE = 4_000_000 + 77
+SLOW = DeliverySettings(rate_bytes_s=3e6, floor_bytes_s=3e6, burst_bytes=128 << 10)
+OVERHEAD = 40_000  # the table's page and the headers
+
+
+class Site:
+    """A broker, a host with one blob, and a way to add boards; everything is stopped at the end."""
+
+    def __init__(self, broker: Mosquitto | EmbeddedBroker, root: Path) -> None:
+        self.broker, self.root = broker, root
+        self.blobs = MemoryBlobs()
+        self.data = content(SIZE)
+        self.blob, self.info = self.blobs.add(self.data)
+        self.parties: list[Board | Host] = []
+
+    def host(self, settings: DeliverySettings | None = None) -> Host:
+        host = Host(self.broker.port, self.blobs, settings)
+        self.parties.append(host)
+        until(lambda: host.link.connected, "the host's link")
+        return host
+
+    def board(self, name: str, loses: Callable[[bytes], bool] = lambda _: False) -> Board:
+        board = Board(name, self.broker.port, self.root, loses)
+        self.parties.append(board)
+        until(lambda: board.link.connected, f"the link of {name}")
+        return board
+
+    def stop(self, party: Board | Host) -> None:
+        self.parties.remove(party)
+        party.stop()
+
+    def close(self) -> None:
+        faults = [fault for party in self.parties for fault in party.faults]
+        for party in list(self.parties):
+            self.stop(party)
+        assert not faults
+
+
+@pytest.fixture(params=BROKERS)
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with running(request.param) as broker:
+        site = Site(broker, tmp_path)
+        yield site
+        site.close()
+
+
+def everybody_has_it(site: Site, boards: list[Board]) -> None:
+    until(lambda: all(board.done or board.failed for board in boards), "every board", 60)
+    assert [board.failed for board in boards] == [[]] * len(boards)
+    assert all(holds(board, site.blob) for board in boards)
+
+
+def test_three_boards_cost_the_host_one_copy(site: Site) -> None:
+    host, boards = site.host(), [site.board(f"b{n}") for n in range(3)]
+    for board in boards:
+        board.want(site.blob, site.info)
+    everybody_has_it(site, boards)
+    assert host.distributor.stats.published_bytes <= SIZE * 1.02
+    until(lambda: not host.distributor.stats.blobs[site.blob].wanters, "the host to know that all have it")
+
+
+def a_tenth(seed: int) -> Callable[[bytes], bool]:
+    draw = random.Random(seed)
+    return lambda _: draw.random() < 0.1
+
+
+def test_each_loses_a_tenth_of_its_chunks(site: Site) -> None:
+    host = site.host()
+    boards = [site.board(f"b{n}", a_tenth(n)) for n in range(3)]
+    for board in boards:
+        board.want(site.blob, site.info)
+    everybody_has_it(site, boards)
+    assert host.distributor.stats.published_bytes <= SIZE * 1.5
+    assert not host.distributor.stats.refused
+
+
+def test_the_broker_restarts_in_the_middle(site: Site) -> None:
+    host, boards = site.host(SLOW), [site.board(f"b{n}") for n in range(2)]
+    for board in boards:
+        board.want(site.blob, site.info)
+    until(lambda: all(board.progress() > SIZE / 4 for board in boards), "a quarter of the blob")
+    site.broker.stop()
+    until(lambda: all(board.downs for board in boards) and host.link.trouble, "everybody to notice")
+    trouble = host.link.trouble
+    assert trouble is not None
+    assert trouble.code == "broker.down"
+    assert str(site.broker.port) in trouble.where
+    site.broker.start()
+    everybody_has_it(site, boards)
+    assert host.distributor.stats.blobs[site.blob].payload_bytes <= SIZE * 1.4  # what was under way when it died came again
+
+
+def test_a_board_restarts_in_the_middle_and_gets_only_the_rest(site: Site) -> None:
+    host, board = site.host(SLOW), site.board("b0")
+    board.want(site.blob, site.info)
+    until(lambda: board.progress() > SIZE / 2, "half of the blob")
+    site.stop(board)
+    again = site.board("b0")
+    again.want(site.blob, site.info)
+    everybody_has_it(site, [again])
+    assert again.chunks <= SIZE / CHUNK_BYTES * 0.6
+    assert host.distributor.stats.blobs[site.blob].payload_bytes <= SIZE * 1.3
+
+
+def test_the_host_restarts_in_the_middle(site: Site) -> None:
+    first, board = site.host(SLOW), site.board("b0")
+    board.want(site.blob, site.info)
+    until(lambda: board.progress() > SIZE / 2, "half of the blob")
+    site.stop(first)
+    second = site.host()
+    everybody_has_it(site, [board])
+    assert second.distributor.stats.blobs[site.blob].payload_bytes <= SIZE * 0.6
+
+
+def test_a_board_that_comes_late_costs_only_its_holes(site: Site) -> None:
+    host, early = site.host(SLOW), site.board("b0")
+    early.want(site.blob, site.info)
+    until(lambda: early.progress() > SIZE / 3, "a third of the blob")
+    late = site.board("b1")
+    late.want(site.blob, site.info)
+    everybody_has_it(site, [early, late])
+    assert host.distributor.stats.blobs[site.blob].payload_bytes < SIZE * 1.7
+
+
+def test_forged_chunks_and_marks_change_nothing(site: Site) -> None:
+    host, board, liar = site.host(SLOW), site.board("b0"), site.board("liar")
+    board.want(site.blob, site.info)
+    until(lambda: site.blob in board.fetcher.progress and board.progress() > 0, "the transfer to run")
+    for index in range(20, 62):
+        liar.link.publish(topics.chunk(site.blob), encode_chunk(1, index, b"\xee" * CHUNK_BYTES))
+    liar.link.publish(topics.chunk(site.blob), encode_chunk(1, 1 << 31, b"\xee"))
+    liar.link.publish(topics.blob_round(site.blob), b'{"round":1,"mark":0,"kind":"end","chunks":0,"spread_s":1e9}')
+    liar.link.publish(topics.blob_round(site.blob), b"\xff\xfe")
+    liar.link.publish(topics.want(site.blob, "liar"), b"\0" * 50)
+    liar.link.publish(topics.want("0" * 64, "liar"), encode_want(Want(CHUNK_BYTES, Bitmap.full(1))))
+    everybody_has_it(site, [board])
+    assert {"want.bad", "delivery.unknown"} <= host.distributor.stats.refused.keys()
+
+
+def test_a_device_may_not_want_what_is_not_its_own(site: Site) -> None:
+    host, board = site.host(), site.board("b0")
+    host.distributor._allowed = lambda device, blob: device != "b0"
+    board.want(site.blob, site.info)
+    until(lambda: "delivery.unassigned" in host.distributor.stats.refused, "the refusal")
+    assert host.distributor.stats.published_bytes == 0
+
+
+def test_a_full_disk_is_one_clear_failure_and_is_forgiven_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.host()
+    board = site.board("b0")
+    monkeypatch.setattr(store_module, "RESERVE_BYTES", 1 << 60)
+    board.want(site.blob, site.info)
+    until(lambda: board.failed, "the failure")
+    blob, error = board.failed.pop()
+    assert (blob, error.code) == (site.blob, "store.full")
+    assert not board.fetcher.progress
+    monkeypatch.undo()
+    board.want(site.blob, site.info)
+    everybody_has_it(site, [board])
+
+
+def test_small_and_empty_blobs_and_one_that_is_there_already(site: Site) -> None:
+    site.host()
+    board = site.board("b0")
+    blobs = [site.blobs.add(data) for data in (b"", b"labels", content(CHUNK_BYTES), content(CHUNK_BYTES + 1))]
+    for blob, info in blobs:
+        board.want(blob, info)
+        board.want(blob, info)
+    until(lambda: {blob for blob, _ in blobs} <= set(board.done), "all of them")
+    assert sorted(board.done) == sorted(blob for blob, _ in blobs)
+    board.want(*blobs[1])
+    until(lambda: board.done.count(blobs[1][0]) == 2, "the one that is there")
+
+
+def test_what_is_cancelled_stops_and_resumes_when_wanted_again(site: Site) -> None:
+    host, board = site.host(SLOW), site.board("b0")
+    board.want(site.blob, site.info)
+    until(lambda: board.progress() > SIZE / 4, "a quarter of the blob")
+    board.posted.put(lambda: board.fetcher.cancel_except(set()))
+    until(lambda: not board.fetcher.progress, "the cancellation")
+    board.want(site.blob, site.info)
+    everybody_has_it(site, [board])
+    assert board.chunks <= SIZE / CHUNK_BYTES * 1.5
+    assert host.distributor.stats.blobs[site.blob].payload_bytes <= SIZE * 1.6
+
+
+def test_an_info_that_lies_about_its_table_is_refused(site: Site) -> None:
+    board = site.board("b0")
+    board.want(site.blob, BlobInfo(size=SIZE))
+    until(lambda: board.faults, "the refusal")
+    assert "lacks its chunk table" in str(board.faults.pop())
