@@ -75,6 +75,8 @@ def test_close_frees_a_waiting_producer_and_the_consumer() -> None:
     queue.close()
     waiting.join(5)
     assert answers == [False]
+    assert drain(queue) == [("a", 0)], "what was taken in is still answered"
+    assert queue.is_drained
     assert queue.get(5.0) is None
 
 

@@ -101,12 +101,12 @@ class FrameQueue:
         self._changed.notify_all()
 
     def get(self, timeout: float) -> Frame | None:
-        """The next frame; None after `timeout` seconds, after `wake`, or when closed."""
+        """The next frame; None after `timeout` seconds, after `wake`, or when drained."""
         with self._changed:
             if not self._turns and not self._closed and not self._woken:
                 self._changed.wait(timeout)
             self._woken = False
-            if not self._turns or self._closed:
+            if not self._turns:
                 return None
             frame = self._waiting[self._turns.popleft()].popleft()
             self._changed.notify_all()
@@ -126,9 +126,16 @@ class FrameQueue:
             self._changed.notify_all()
 
     def close(self) -> None:
+        """Take no more; what waits can still be got."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    @property
+    def is_drained(self) -> bool:
+        """Closed, and everything was got."""
+        with self._changed:
+            return self._closed and not self._turns
 
     def __len__(self) -> int:
         with self._changed:

@@ -104,7 +104,7 @@ class Stages:
             thread.start()
 
     def stop(self) -> None:
-        """Finish the frame in hand, then end both threads."""
+        """Answer the few frames that were taken in, then end both threads."""
         self._stopping = True
         self.frames.close()
         for thread in self._threads:
@@ -175,7 +175,7 @@ class Stages:
     # --- inference thread --------------------------------------------------------------------------------------
 
     def _infer_loop(self) -> None:
-        while not self._stopping:
+        while not self.frames.is_drained:
             if self._next is not None:
                 self._champion, self._next = self._next, None
             frame = self.frames.get(0.2)
