@@ -1,0 +1,256 @@
+"""The agent's commands as a user runs them: separate processes, a real broker, real runtimes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from brokers import embedded, free_port, until
+from bundle_maker import make_bundle
+
+from jetfleet_agent import state_lock
+from jetfleet_agent.bench import BenchRow
+from jetfleet_agent.config import parse
+from jetfleet_agent.supervisor.measurements import ChoiceRecord
+from jetfleet_contract.messages import Capability
+from jetfleet_host.project import Project
+
+MAX_WAIT_S = 120
+
+
+def agent(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "jetfleet_agent.daemon", *map(str, arguments)], capture_output=True, text=True,
+                          check=False, timeout=MAX_WAIT_S)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config whose broker is not there."""
+    Project.init(tmp_path / "project")
+    path = tmp_path / "agent.toml"
+    path.write_text(f'device = "gate-7"\nroot = "project/device/root.json"\nstate_dir = "state"\nwindow_s = 1.0\n'
+                    f'[broker]\nhost = "127.0.0.1"\nport = {free_port()}\n')
+    return path
+
+
+def with_port(config: Path, port: int) -> None:
+    lines = config.read_text().splitlines()
+    config.write_text("\n".join([*lines[:-1], f"port = {port}", ""]))
+
+
+@pytest.mark.parametrize("command", ["run", "probe", "explain", "bench", "doctor", "status"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = agent(command, "--help")
+    assert done.returncode == 0
+    assert f"jetfleet-agent {command}" in done.stdout
+    assert "examples:" in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_probe_tells_what_this_machine_is() -> None:
+    done = agent("probe", "--json")
+    capability = msgspec.json.decode(done.stdout, type=Capability)
+    assert done.returncode == 0
+    assert not capability.simulated
+    assert any(not backend.missing for backend in capability.backends)
+
+
+def test_probe_puts_another_board_over_this_machine_and_says_so() -> None:
+    done = agent("probe", "--board", "orin-nano")
+    assert done.returncode == 0
+    assert "simulated" in done.stdout
+    assert "tensorrt" in done.stdout
+
+
+def test_an_unknown_board_is_one_error_in_both_forms() -> None:
+    done = agent("probe", "--board", "orin-nan", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "board.unknown"
+    assert "orin-nano" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_example_config_is_valid() -> None:
+    done = agent("run", "--example")
+    assert done.returncode == 0
+    assert parse(done.stdout, Path("/etc/jetfleet/agent.toml")).device == "gate-7"
+
+
+@pytest.mark.parametrize("command", ["run", "status", "explain"])
+def test_an_unknown_key_ends_with_exit_code_2(command: str, config: Path) -> None:
+    config.write_text('devise = "x"\n' + config.read_text())
+    done = agent(command, "--config", config)
+    assert done.returncode == 2
+    assert "'devise'" in done.stderr
+    assert "did you mean device?" in done.stderr
+    assert str(config) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_config_that_is_not_there_ends_with_exit_code_2(tmp_path: Path) -> None:
+    done = agent("run", "--config", tmp_path / "nope.toml")
+    assert done.returncode == 2
+    assert "--example" in done.stderr
+
+
+def test_status_and_explain_before_anything_was_deployed(config: Path) -> None:
+    status = agent("status", "--config", config, "--json")
+    assert status.returncode == 0
+    assert json.loads(status.stdout)["running"] is False
+    explained = agent("explain", "--config", config)
+    assert explained.returncode == 2
+    assert "explain.nothing" in explained.stderr
+    assert "app.unknown" in agent("explain", "--config", config, "--app", "reader").stderr
+
+
+def test_a_second_agent_on_one_state_folder_is_refused(config: Path) -> None:
+    with state_lock.hold(config.parent / "state"):
+        done = agent("run", "--config", config)
+        assert json.loads(agent("status", "--config", config, "--json").stdout)["running"] is True
+    assert done.returncode == 7
+    assert str(os.getpid()) in done.stderr
+
+
+def test_doctor_without_a_broker_fails_with_a_remedy(config: Path) -> None:
+    done = agent("doctor", "--config", config, "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert checks["broker"]["verdict"] == "failed"
+    assert "firewall" in checks["broker"]["remedy"]
+    assert checks["root metadata"]["verdict"] == "ok"
+
+
+def test_doctor_with_a_broker_is_content(config: Path) -> None:
+    with embedded() as broker:
+        with_port(config, broker.port)
+        done = agent("doctor", "--config", config)
+    assert done.returncode == 0, done.stdout
+    assert "accepts this agent" in done.stdout
+
+
+@pytest.fixture
+def notify(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(MAX_WAIT_S)
+        yield listener
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("with_broker", [True, False])
+def test_the_agent_says_ready_and_ends_clean_on_a_signal(config: Path, notify: socket.socket, number: int, with_broker: bool) -> None:
+    with embedded() as broker:
+        if with_broker:
+            with_port(config, broker.port)
+        environment = {**os.environ, "NOTIFY_SOCKET": notify.getsockname(), "WATCHDOG_USEC": "60000000"}
+        process = subprocess.Popen([sys.executable, "-m", "jetfleet_agent.daemon", "run", "--config", str(config)], env=environment,
+                                   stderr=subprocess.PIPE, text=True)
+        assert notify.recv(512).startswith(b"READY=1\nSTATUS=gate-7")
+        assert notify.recv(512) == b"WATCHDOG=1"
+        assert state_lock.is_held(config.parent / "state")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=MAX_WAIT_S)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert notify.recv(512) == b"STOPPING=1"
+
+
+def test_the_session_number_grows_with_every_start(config: Path, notify: socket.socket) -> None:
+    environment = {**os.environ, "NOTIFY_SOCKET": notify.getsockname()}
+    for session in (1, 2):
+        process = subprocess.Popen([sys.executable, "-m", "jetfleet_agent.daemon", "run", "--config", str(config)], env=environment)
+        assert notify.recv(512).endswith(f"session {session}".encode())
+        process.terminate()
+        assert process.wait(MAX_WAIT_S) == 0
+        assert notify.recv(512) == b"STOPPING=1"
+
+
+# --- measuring -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small real network: 3 x 32 x 48 in, 4 scores out."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32), "w")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+             helper.make_node("Flatten", ["p"], ["y"])]
+    graph = helper.make_graph(nodes, "toy", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 48])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])], [weights])
+    path = tmp_path_factory.mktemp("model") / "toy.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_bench_measures_a_model_on_every_runtime(model: Path) -> None:
+    done = agent("bench", "--model", model, "--size", "48x32", "--runs", "5", "--warmup", "1", "--rounds", "2", "--json")
+    rows = msgspec.json.decode(done.stdout, type=list[BenchRow])
+    assert done.returncode == 0
+    measured = {row.candidate.name: row for row in rows if not row.error}
+    assert measured["fp32@onnxruntime:fp32"].p50_ms > 0
+    assert measured["fp32@onnxruntime:fp32"].runs_in == "fp32"
+    assert any("no tensorrt" in row.error for row in rows)
+    assert "[1/" in done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (("--model", "nope.onnx"), 2, "there is no model file"),
+    (("--bundle", "nope"), 2, "no bundle folder"),
+    (("--model", "nope.onnx", "--size", "640"), 2, "WIDTHxHEIGHT"),
+    (("--model", "nope.onnx", "--runs", "0"), 2, "1 to 100000"),
+    ((), 2, "required"),
+])
+def test_bench_with_wrong_arguments(arguments: tuple[str, ...], code: int, words: str, tmp_path: Path) -> None:
+    done = agent("bench", *arguments)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bundle_that_cannot_run_is_a_table_of_reasons(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "toy.bundle", weight_bytes=1000)
+    done = agent("explain", "--bundle", tmp_path / "toy.bundle", "--json")
+    (record,) = msgspec.json.decode(done.stdout, type=list[ChoiceRecord])
+    assert done.returncode == 5
+    assert record.choice.chosen is None
+    reasons = {row.candidate.name: row.reason for row in record.choice.rows}
+    assert "does not run here" in reasons["fp32@onnxruntime:fp32"]
+
+
+@pytest.mark.parametrize(("damage", "code"), [("flip", "bundle.flipped"), ("truncate", "bundle.truncated"), ("remove", "bundle.missing")])
+def test_a_damaged_bundle_is_refused_by_name(tmp_path: Path, damage: str, code: str) -> None:
+    make_bundle(tmp_path / "toy.bundle")
+    blob = max((tmp_path / "toy.bundle/blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(blob.read_bytes())
+    if damage == "flip":
+        data[100] ^= 1
+        blob.write_bytes(data)
+    elif damage == "truncate":
+        blob.write_bytes(data[:-1])
+    else:
+        blob.unlink()
+    done = agent("explain", "--bundle", tmp_path / "toy.bundle", "--json")
+    assert done.returncode in (3, 4)
+    assert json.loads(done.stdout)["error"]["code"] == code
+
+
+def test_a_running_agent_can_be_asked_for_its_status(config: Path, notify: socket.socket) -> None:
+    environment = {**os.environ, "NOTIFY_SOCKET": notify.getsockname()}
+    process = subprocess.Popen([sys.executable, "-m", "jetfleet_agent.daemon", "run", "--config", str(config)], env=environment)
+    try:
+        notify.recv(512)
+        until(lambda: json.loads(agent("status", "--config", config, "--json").stdout)["process"] == str(process.pid), "status")
+    finally:
+        process.terminate()
+        assert process.wait(MAX_WAIT_S) == 0
