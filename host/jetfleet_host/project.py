@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_contract.topics import check_blob
-from jetfleet_host.durable import sync_folder, write_file
+from jetfleet_host.durable import sweep_partials, sync_folder, write_file
 from jetfleet_host.keys import ROLES, TUF_ROLES, KeyFolder
 from jetfleet_host.repository import Repository
 
@@ -182,6 +182,7 @@ class Project:
         """Replace the key of a role; new boards pin the new root. Returns the new public key in hex."""
         public = self.repository.rotate(role)
         newest = self.repository.load().root.signed.version
+        sweep_partials(self.root_file.parent)
         write_file(self.root_file, (self.repo_dir / f"{newest}.root.json").read_bytes())
         return public
 

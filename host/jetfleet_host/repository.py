@@ -140,32 +140,28 @@ class Repository:
         with self.locked():
             current = self.load()
             self._sweep(current)
-            if role in MESSAGE_ROLES:
-                old, new = self._rotate_message_key(current, role)
-            else:
-                old, new = self._rotate_role_key(current, role)
-            for public in old:
-                self.keys.remove(role, public)
+            new = self._rotate_message_key(current, role) if role in MESSAGE_ROLES else self._rotate_role_key(current, role)
+            for public in self.keys.held(role):
+                if public != new:  # also what an interrupted rotation left behind: no metadata names it
+                    self.keys.remove(role, public)
             return new
 
-    def _rotate_message_key(self, current: Metadatas, role: str) -> tuple[tuple[str, ...], str]:
-        keys: SigningKeys = current.keys
-        old, new = tuple(getattr(keys, role)), self.keys.create(role)
-        named = msgspec.to_builtins(keys)
+    def _rotate_message_key(self, current: Metadatas, role: str) -> str:
+        new = self.keys.create(role)
+        named = msgspec.to_builtins(current.keys)
         named[role] = [new]
         current.targets.signed.unrecognized_fields[FIELD] = named
         current.targets.signed.version += 1
         current.targets.signed.expires = self._expiry("targets")
         self._commit(current)
-        return old, new
+        return new
 
-    def _rotate_role_key(self, current: Metadatas, role: str) -> tuple[tuple[str, ...], str]:
+    def _rotate_role_key(self, current: Metadatas, role: str) -> str:
         root = current.root.signed
         if root.roles[role].threshold > 1:
             raise InputError("keys.threshold", f"the role {role} needs {root.roles[role].threshold} signatures",
                              remedy="rotate it with a TUF signing tool where its keys are kept")
         old_root = self._signer(current.root, "root")
-        old = tuple(root.keys[keyid].keyval["public"] for keyid in root.roles[role].keyids)
         signer = self.keys.signer(role, self.keys.create(role))
         for keyid in list(root.roles[role].keyids):
             root.revoke_key(keyid, role)
@@ -178,7 +174,7 @@ class Repository:
             current.targets.signed.expires = self._expiry("targets")
         self._write(f"{root.version}.root.json", _bytes(current.root))
         self._commit(current)
-        return old, public_hex(signer)
+        return public_hex(signer)
 
     def refresh(self, now: float) -> bool:
         """Sign anew what has less than half of its time left: timestamp, snapshot, and targets where its key is here.
@@ -262,6 +258,7 @@ class Repository:
     def _sweep(self, current: Metadatas) -> None:
         """Remove what a killed writer left, and versions that nothing names any more. Roots up to the current one stay."""
         sweep_partials(self.folder)
+        sweep_partials(self.keys.folder)
         keep = {f"{current.targets.signed.version}.targets.json", f"{current.snapshot.signed.version}.snapshot.json"}
         for path in self.folder.glob("*.*.json"):
             number, role, _ = path.name.split(".")
