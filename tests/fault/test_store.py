@@ -202,7 +202,8 @@ WRITER = """
 @pytest.mark.parametrize("last", [1, 2, 9, 22, 23, 24])
 def test_killed_at_any_call_it_resumes(tmp_path: Path, last: int) -> None:
     """Calls are: 1 fallocate, 2..22 pwrite, 23 fsync of the file, 24 fsync of the folder (after the rename)."""
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path), str(last), str(Path(__file__).parent)], check=False)
+    here = str(Path(__file__).parent)
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path), str(last), here], check=False)
     assert killed.returncode == -signal.SIGKILL
     store = BlobStore(tmp_path)
     assert store.has(BLOB) == (last == 24)
