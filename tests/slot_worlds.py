@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jetfleet_contract import slot_records as r
 from jetfleet_contract.messages import AppConfig, AppSpec, Instant, Source, TrialPolicy
 from jetfleet_contract.policy import Candidate, TrialNumbers
@@ -101,7 +103,7 @@ class World:
         self.loaded = {slot.bundle}
 
     def _need(self, slot: r.Slot) -> None:
-        assert slot.bundle in self.store and slot.weights in self.store, f"{slot.version} is to run but its files are gone"
+        assert {slot.bundle, slot.weights} <= self.store, f"{slot.version} is to run but its files are gone"
 
     # --- what the outside does ----------------------------------------------------------------------------
 
@@ -123,7 +125,8 @@ class World:
             "trial": lambda: self.send(r.Probed(bundle, 0.99)),
             "keeping": lambda: self.send(r.Compared(bundle, GOOD)) if self.state.champion else self.send(r.Ran(bundle)),
         }
-        for name, act in steps.items():
+        acts: dict[str, Callable[[], object]] = dict(steps)
+        for name, act in acts.items():
             act()
             assert self.state.phase == name
             if name == phase:
@@ -138,7 +141,8 @@ class World:
         self.mono += 31.0
         self.send(r.Tick())
         assert self.state.phase == "idle"
-        assert self.state.last is not None and self.state.last.outcome == "committed"
+        assert self.state.last is not None
+        assert self.state.last.outcome == "committed"
         return self
 
     def check(self) -> None:

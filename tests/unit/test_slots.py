@@ -22,11 +22,12 @@ ALWAYS = {r.Resume, r.Deploy, r.Undeploy, r.Crashed, r.Ran, r.TookOver, r.Tick}
 
 
 def sample(kind: type, bundle: str) -> r.Event:
-    return {
+    samples: dict[type, r.Event] = {
         r.Resume: r.Resume(), r.Deploy: r.Deploy(target(9, "c")), r.Undeploy: r.Undeploy(9), r.Fetched: r.Fetched(bundle, "manifest", ()),
         r.Chosen: r.Chosen(bundle, CANDIDATE, weights_of(bundle)), r.Probed: r.Probed(bundle, 1.0), r.Compared: r.Compared(bundle, GOOD),
         r.Ran: r.Ran(bundle), r.TookOver: r.TookOver(bundle), r.Faulted: r.Faulted(bundle, "x"), r.Crashed: r.Crashed(), r.Tick: r.Tick(),
-    }[kind]
+    }
+    return samples[kind]
 
 
 def updating(phase: str) -> World:

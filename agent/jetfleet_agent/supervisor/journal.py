@@ -128,8 +128,8 @@ class Journal:
 
     def apps(self) -> tuple[str, ...]:
         """The apps that have a record."""
-        names = {name.removesuffix(".prev").removesuffix(".json") for name in self._names() if name.startswith("app-") and ".json" in name}
-        return tuple(sorted(name.removeprefix("app-") for name in names))
+        records = [name.removesuffix(".prev") for name in self._names()]  # a ".new" that a kill left behind is no record
+        return tuple(sorted({name[len("app-"):-len(".json")] for name in records if name.startswith("app-") and name.endswith(".json")}))
 
     def app(self, name: str) -> AppSlots:
         """The app's state; the safe default when it cannot be read."""

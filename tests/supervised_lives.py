@@ -1,0 +1,250 @@
+"""A board's update path with real files and a simulated outside, for kills and disk faults.
+
+Real: Updater, EffectRunner, Journal, Outbox, BlobStore and the bundles. Simulated, each in a few lines: the network (a folder that
+blobs are copied from), the chooser and the pipelines, which answer at once, and the clock, which jumps when nothing else is left to do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+from bundle_maker import make_bundle
+
+from jetfleet_agent import ipc
+from jetfleet_agent.supervisor.effects import EffectRunner, RunSettings
+from jetfleet_agent.supervisor.inbox import AppEvent
+from jetfleet_agent.supervisor.journal import Disk, Journal, RealDisk
+from jetfleet_agent.supervisor.outbox import Outbox
+from jetfleet_agent.supervisor.store import BlobStore
+from jetfleet_agent.supervisor.updater import Updater
+from jetfleet_contract import slot_records as r
+from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
+from jetfleet_contract.chunks import BlobInfo
+from jetfleet_contract.errors import UntrustedError
+from jetfleet_contract.evaluation import EvaluationResult
+from jetfleet_contract.messages import AppSpec, Deployment, Instant, Report, Source, TrialPolicy, encode
+from jetfleet_contract.policy import Candidate, Choice, ChoiceRow, TrialNumbers
+from jetfleet_contract.slots import live_slot
+from jetfleet_contract.trust import BundleTarget
+
+CANDIDATE = Candidate("fp32", "onnxruntime", "fp32")
+APP = "gate"
+
+
+class Shelf:
+    """Published bundles in a folder: what trust vouches for, and where the network gets its bytes."""
+
+    def __init__(self, folder: Path, versions: tuple[str, ...]) -> None:
+        self.paths: dict[str, Path] = {}
+        self.targets: dict[str, BundleTarget] = {}
+        self.bundles: dict[str, str] = {}
+        for version in versions:
+            out = folder / version
+            manifest = (make_bundle(out, version=version, weight_bytes=2000, seed=hash_of(version))
+                        if not out.exists() else _manifest_of(out)).removeprefix("sha256:")
+            blobs = {path.name: path for path in (out / "blobs" / "sha256").iterdir()}
+            self.paths.update(blobs)
+            infos = {blob: BlobInfo(path.stat().st_size, 65536, "") for blob, path in blobs.items()}
+            self.targets[manifest] = BundleTarget("toy", version, manifest, infos.pop(manifest), infos)
+            self.bundles[version] = manifest
+
+    def bundle(self, manifest_blob: str) -> BundleTarget:
+        if manifest_blob not in self.targets:
+            raise UntrustedError("trust.unknown-bundle", "nobody signed it")
+        return self.targets[manifest_blob]
+
+    def deployment(self, seq: int, version: str) -> Deployment:
+        spec = AppSpec(APP, self.bundles[version], "toy", version, sources=(Source("cam", "synthetic:64x48"),),
+                       trial=TrialPolicy(frames=10, lease_s=600, keep_s=30))
+        return Deployment("board", seq, 4e9, (spec,), f"r{seq}")
+
+
+def hash_of(version: str) -> int:
+    return sum(version.encode())
+
+
+def _manifest_of(bundle: Path) -> str:
+    index = msgspec.json.decode((bundle / "index.json").read_bytes())
+    return str(index["manifests"][0]["digest"])
+
+
+class DiesAt:
+    """Counts points of a life and ends the process at one of them, as a power cut would."""
+
+    def __init__(self, point: int = -1) -> None:
+        self.point = point
+        self.passed: list[str] = []
+
+    def __call__(self, what: str) -> None:
+        if len(self.passed) == self.point:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.passed.append(what)
+
+
+class MortalDisk(RealDisk):
+    """The real disk, with a point of death before each operation that changes it."""
+
+    def __init__(self, point: DiesAt) -> None:
+        self._point = point
+
+    def put(self, path: Path, data: bytes) -> None:
+        self._point(f"disk put {path.name}")
+        super().put(path, data)
+
+    def move(self, old: Path, new: Path) -> None:
+        self._point(f"disk move {new.name}")
+        super().move(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        self._point(f"disk link {new.name}")
+        super().link(old, new)
+
+    def remove(self, path: Path) -> None:
+        self._point(f"disk remove {path.name}")
+        super().remove(path)
+
+
+class MortalRunner(EffectRunner):
+    """The real runner, with a point of death before and after each effect."""
+
+    point: DiesAt
+
+    def run(self, app: str, state: r.AppSlots, effect: r.Effect) -> None:
+        self.point(f"before {type(effect).__name__}")
+        super().run(app, state, effect)
+        self.point(f"after {type(effect).__name__}")
+
+
+class Life:
+    """One run of the supervisor's update path, from its start to the outcome of the last deployment."""
+
+    def __init__(self, folder: Path, shelf: Shelf, *, disk: Disk | None = None, point: DiesAt | None = None, good: bool = True) -> None:
+        self.shelf = shelf
+        self.good = good
+        self.mono = 50.0
+        self.events: deque[AppEvent] = deque()
+        self.started: list[str] = []
+        self.running: str = ""
+        self.loaded: set[str] = set()
+        self.pending: list[Callable[[], None]] = []
+        self.effects: list[str] = []
+        self.disk = disk or RealDisk()
+        self.store = BlobStore(folder)
+        self.journal = Journal(folder / "journal", self.disk)
+        self.outbox = Outbox(folder / "reports", "board", 1, self._sign, lambda: 0.5, self.disk)
+        self.reports: list[Report] = []
+        self.runner = MortalRunner(shelf, self.store, self, self, self, self.outbox, self.events.append, self.now, RunSettings())
+        self.runner.point = point or DiesAt()
+        self.updater = Updater(self.journal, self.runner, self.outbox, self.now)
+
+    def now(self) -> Instant:
+        return Instant(self.mono, "boot", 1.8e9 + self.mono, wall_trusted=True)
+
+    def _sign(self, report: Report) -> bytes:
+        self.reports.append(report)
+        return encode(report)
+
+    def live(self, deployments: tuple[Deployment, ...]) -> r.AppSlots:
+        """Resume, then each deployment to its end; the final state."""
+        self.updater.resume()
+        self.check()
+        for deployment in deployments:
+            if APP in self.updater.states and self.updater.states[APP].seq > deployment.seq:
+                continue
+            self.updater.deploy(deployment)
+            self.settle(deployment.seq)
+        return self.updater.states[APP]
+
+    def settle(self, seq: int) -> None:
+        for _ in range(400):
+            self.check()
+            state = self.updater.states.get(APP)
+            if state is not None and state.seq == seq and state.phase == "idle":
+                self.updater.tick()
+                return
+            if self.events:
+                self.updater.answered(self.events.popleft())
+            elif self.pending:
+                self.pending.pop(0)()
+            else:
+                self.mono += 6.0
+                self.updater.tick()
+        raise AssertionError(f"no end of {self.updater.states}")
+
+    def check(self) -> None:
+        """A committed model has its files, and something runs."""
+        state = self.updater.states.get(APP)
+        if state is None or state.champion is None:
+            return
+        for blob in (state.champion.bundle, state.champion.weights):
+            assert self.store.has(blob), f"the committed model {state.champion.version} lost its files"
+        assert self.running, f"nothing runs although {state.champion.version} is committed"
+        live = live_slot(state)
+        assert live is not None
+
+    # --- Fetching ---------------------------------------------------------------------------------------------
+
+    def want(self, blob: str, info: BlobInfo) -> None:
+        def arrive() -> None:
+            self.store.put_bytes(blob, self.shelf.paths[blob].read_bytes())
+            self.runner.blob_done(blob)
+
+        self.pending.append(arrive)
+
+    def cancel_except(self, blobs: set[str]) -> None:
+        pass
+
+    # --- Choosing ---------------------------------------------------------------------------------------------
+
+    def wanted(self, spec: ModelSpec, evaluation: Evaluation) -> tuple[Candidate, ...]:
+        return (CANDIDATE,)
+
+    def choose(self, spec: ModelSpec, evaluation: Evaluation, paths: Mapping[str, Path], images: tuple[Path, ...],
+               done: Callable[[Choice], None]) -> None:
+        assert set(paths) == {"fp32"}
+        self.pending.append(lambda: done(Choice((ChoiceRow(CANDIDATE, "chosen", "the only one"),), CANDIDATE)))
+
+    def probe_model(self, model_path: Path, candidate: Candidate, task: TaskSpec, probe: ProbeSet, images: tuple[Path, ...],
+                    done: Callable[[EvaluationResult, float], None]) -> None:
+        assert model_path.is_file()
+        self.pending.append(lambda: done(EvaluationResult("onnxruntime"), 0.99 if self.good else 0.1))
+
+    # --- Running ----------------------------------------------------------------------------------------------
+
+    @property
+    def feed_folder(self) -> Path:
+        return Path("/run/feed")
+
+    def start(self, name: str, run: ipc.Run) -> None:
+        if self.running == run.model.bundle:
+            return
+        assert Path(run.model.path).is_file()
+        self.running, self.loaded = run.model.bundle, {run.model.bundle}
+        self.pending.append(lambda: self.updater.event(name, r.Ran(run.model.bundle)))
+
+    def configure(self, name: str, setup: r.Setup, sources: ipc.Configure) -> None:
+        pass
+
+    def try_beside(self, name: str, model: ipc.Model, policy: TrialPolicy) -> None:
+        self.loaded.add(model.bundle)
+        numbers = TrialNumbers(live_frames=policy.frames, live_agreement=0.99, champion_p99_ms=10, challenger_p99_ms=9)
+        self.pending.append(lambda: self.updater.event(name, r.Compared(model.bundle, numbers)))
+
+    def switch(self, name: str, bundle: str, keep_s: float) -> None:
+        if bundle in self.loaded:
+            self.running = bundle
+            self.pending.append(lambda: self.updater.event(name, r.TookOver(bundle, 5.0, 0, 9.0)))
+
+    def drop(self, name: str, bundle: str) -> None:
+        self.loaded.discard(bundle)
+
+    def back(self, name: str, run: ipc.Run) -> None:
+        self.start(name, run)
+
+    def stop(self, name: str) -> None:
+        self.running = ""
