@@ -100,3 +100,11 @@ def test_the_frame_to_show_is_the_one_that_found_most(seen: Observations) -> Non
     best = seen.best_frame("1.0.0")
     assert best is not None
     assert len(best.detections) == 2
+
+
+def test_shown_boxes_carry_what_the_orientation_app_said(seen: Observations) -> None:
+    seen.message(topics.result("a"), result(Detection("180", 0.9, (200.0, 200.0, 300.0, 230.0)), app="orient"), 1.0)
+    seen.message(topics.result("a"), result(Detection("text", 0.9, BOX), Detection("text", 0.8, OTHER)), 1.0)
+    best = seen.best_frame("1.0.0")
+    assert best is not None
+    assert [found.label for found in seen.with_turns(best)] == ["", "turned"]

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jetfleet_contract.errors import InputError
 from jetfleet_contract.predictions import iou
 from jetfleet_host.demo import labels, scene
 
@@ -43,6 +44,13 @@ def test_boxes_lie_inside_and_never_overlap(video: scene.Video) -> None:
             assert 0 <= x0 < x1 <= scene.WIDTH
             assert 0 <= y0 < y1 <= scene.HEIGHT
             assert all(iou(box.box, other.box) == 0 for other in boxes[i + 1:])
+
+
+def test_one_frame_can_be_shown(video: scene.Video) -> None:
+    assert np.array_equal(video.frame(7), frames_of(video.path)[7])
+    with pytest.raises(InputError) as caught:
+        video.frame(20)
+    assert caught.value.code == "demo.frame"
 
 
 def test_labels_move(video: scene.Video) -> None:

@@ -19,7 +19,9 @@ from .scene import Truth, TruthBox
 
 TEXT, ORIENT = "text", "orient"
 MIN_IOU = 0.5
+SAME_PLACE_IOU = 0.8
 KEPT_RESULTS = 400
+KEPT_TURNS = 64
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Observations:
         self._sketches: dict[tuple[str, str, str], Sketch] = {}
         self._points: list[tuple[str, LatencyPoint]] = []
         self._kept: dict[tuple[str, int], Result] = {}
+        self._turned: dict[int, list[Detection]] = {}
 
     # --- in ---------------------------------------------------------------------------------------------------
 
@@ -124,6 +127,9 @@ class Observations:
     def _turn(self, variant: Variant, truth: Iterable[TruthBox], result: Result) -> None:
         """Right and all answers for crops that lie on a label; a crop of something else has no true turn."""
         right, total = self.turns.get(variant, (0, 0))
+        told = self._turned.setdefault(result.position, [])
+        told.extend(result.detections)
+        del told[:-KEPT_TURNS]
         for detection in result.detections:
             label = label_under(truth, detection)
             if label is not None:
@@ -190,10 +196,20 @@ class Observations:
         kept = [result for (of, _), result in sorted(self._kept.items()) if of == version]
         return max(kept, key=self._worth, default=None)
 
+    def with_turns(self, result: Result) -> tuple[Detection, ...]:
+        """The detections of a text result, labelled by what the orientation app said of the same place on the same frame."""
+        told = self._turned.get(result.position, [])
+        return tuple(Detection(_turn_at(told, found), found.score, found.box, found.quad) for found in result.detections)
+
     def _worth(self, result: Result) -> tuple[int, int]:
         truth = self._truth.frames[result.position]
         count = match_frame(tuple(Detection(TEXT, 1.0, box.box) for box in truth), result.detections, min_iou=MIN_IOU)
         return count.matched - count.extra - count.missed, sum(box.turn == 180 for box in truth)
+
+
+def _turn_at(told: Iterable[Detection], found: Detection) -> str:
+    same = [t for t in told if t.box is not None and found.box is not None and iou(t.box, found.box) >= SAME_PLACE_IOU]
+    return {"0": "upright", "180": "turned"}.get(same[-1].label, "") if same else ""
 
 
 def label_under(truth: Iterable[TruthBox], detection: Detection) -> TruthBox | None:

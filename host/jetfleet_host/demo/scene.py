@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from jetfleet_contract.errors import IncompatibleError, StorageError
+from jetfleet_contract.errors import IncompatibleError, InputError, StorageError
 from jetfleet_contract.messages import Message
 
 from .labels import TEXTS, Patch, draw_label, random_label
@@ -58,6 +58,21 @@ class Video:
 
     path: Path
     truth: Truth
+
+    def frame(self, position: int) -> Image:
+        """Frame `position` of the file, (h, w, 3) uint8 BGR. InputError `demo.frame` when it cannot be read."""
+        import cv2
+        import numpy as np
+
+        capture = cv2.VideoCapture(str(self.path))
+        # Read up to it: seeking in MPEG-4 lands on key frames with some builds.
+        good = all(capture.grab() for _ in range(position + 1))
+        image = capture.retrieve()[1] if good else None
+        capture.release()
+        if image is None:
+            raise InputError("demo.frame", f"frame {position} of the demo's video cannot be read", where=str(self.path),
+                             remedy="delete that file and run again")
+        return np.asarray(image, np.uint8)
 
 
 @dataclass(frozen=True)
