@@ -1,9 +1,205 @@
-"""Commands: build."""
+"""Commands: build, report."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import typer
+
+if TYPE_CHECKING:
+    from jetfleet_host.compress.building import BuildReport
+    from jetfleet_host.compress.recipe import Job, Recipe
+
+_MODEL = typer.Argument(..., metavar="MODEL.onnx", help="The trained model.")
+_BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Bundle folder, made by `jetfleet build`.")
+_DATA = typer.Option(..., "--data", help="Folder of images, with labels.json or class sub-folders where there are labels.")
+_TARGETS = typer.Option(..., "--target", help="Board that the bundle is for; give it again for more.")
+_OUT = typer.Option(..., "--out", help="Bundle folder to write.")
+_CACHE = typer.Option(None, "--cache", help="Folder for checkpoints of finished stages (default: the user's cache folder).")
+_OPTIONS = typer.Option([], "--task-option", help="NAME=VALUE for the task's decoder; give it again for more.")
+_HTML = typer.Option(None, "--html", help="Write the report as one self-contained page.")
+_JSON = typer.Option(False, "--json", help="Print JSON.")
+
+_STAGES = {
+    "read": "read model and data", "prepare": "prepare (opset, shapes, folding)", "reference": "score the reference",
+    "calibrate": "calibrate", "sensitivity": "noise by layer", "int8": "search int8", "score": "score every candidate",
+    "write": "write the bundle", "latency": "time every candidate",
+}
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
+    app.command("build")(build)
+    app.command("report")(report)
+
+
+def build(
+    model: Path = _MODEL,
+    data: Path = _DATA,
+    name: str = typer.Option(..., help="The model's name in the fleet."),
+    version: str = typer.Option(..., help="Its version; a published version never changes."),
+    target: list[str] = _TARGETS,
+    out: Path = _OUT,
+    preset: str = typer.Option("", help="Known pre-processing: ppocr-det, ppocr-cls, imagenet."),
+    task: str = typer.Option("", help="What the output means: detect-db or classify."),
+    task_option: list[str] = _OPTIONS,
+    labels: str = typer.Option("", help="Class labels, comma-separated, or @FILE with one a line."),
+    shape: str = typer.Option("", help="Input shape, for example 1x3x480x640 (default: the preset's)."),
+    mean: str = typer.Option("", help="One or three numbers: tensor = (pixel * scale - mean) / std."),
+    std: str = typer.Option("", help="One or three numbers."),
+    scale: float = typer.Option(0.0, help="Factor on the 0..255 pixels (default: the preset's, 1/255)."),
+    color: str = typer.Option("", help="Channel order of the tensor: rgb or bgr."),
+    resize: str = typer.Option("", help="stretch or letterbox."),
+    max_drop: float = typer.Option(0.5, help="Largest accepted loss of accuracy against fp32, in points."),
+    percentile: float = typer.Option(99.99, min=90.0, max=100.0, help="Share of values that the int8 range covers, in percent."),
+    calibration_images: int = typer.Option(32, min=1, max=4096, help="Images to calibrate with, evenly spaced over the data."),
+    threads: int = typer.Option(0, min=0, max=1024, help="CPU threads for scoring and timing; 0 lets the runtime decide."),
+    latency_rounds: int = typer.Option(3, min=0, max=100, help="Rounds of timing over all candidates; 0 skips timing."),
+    cache: Path | None = _CACHE,
+    as_json: bool = _JSON,
+) -> None:
+    """Make every variant of a model, score each, refuse what loses too much, and write a bundle.
+
+    Example:
+
+        jetfleet build detector.onnx --data images --name detector --version 1.0.0 --target cpu-x86 --target orin-nano --out detector.bundle
+    """
+    from jetfleet_host.compress.building import build as run
+    from jetfleet_host.compress.recipe import Job, Recipe, make_task, parse_options, parse_shape, parse_triple
+
+    overrides: dict[str, Any] = {}
+    if mean:
+        overrides["mean"] = parse_triple(mean, "--mean")
+    if std:
+        overrides["std"] = parse_triple(std, "--std")
+    if scale:
+        overrides["scale"] = scale
+    if color:
+        overrides["color"] = _one_of("--color", color, ("rgb", "bgr"))
+    if resize:
+        overrides["resize"] = _one_of("--resize", resize, ("stretch", "letterbox"))
+    wanted = task or ("" if preset else "detect-db")
+    spec, size = make_task(wanted, preset, shape=parse_shape(shape) if shape else None, labels=_labels(labels),
+                           options=parse_options(task_option), overrides=overrides)
+    recipe = Recipe(name, version, tuple(dict.fromkeys(target)), spec, size, max_drop=max_drop, percentile=percentile,
+                    calibration_images=calibration_images, threads=threads, latency_rounds=latency_rounds)
+    made = _run(run, Job(model, data, out, cache or default_cache()), recipe)
+    _show_built(made, as_json)
+
+
+def report(bundle: Path = _BUNDLE, as_json: bool = _JSON, page: Path | None = _HTML) -> None:
+    """Show a bundle's candidates: accuracy, latency, verdict, and where each number came from.
+
+    Examples:
+
+        jetfleet report detector.bundle
+
+        jetfleet report detector.bundle --html report.html
+    """
+    from jetfleet_host import report as reports
+    from jetfleet_host.bundles import open_bundle
+    from jetfleet_host.durable import write_file
+    from jetfleet_host.measurements import measurements_of
+
+    opened = open_bundle(bundle)
+    measured = measurements_of(opened)
+    if page is not None:
+        write_file(page, reports.as_html(opened, measured).encode())
+    if as_json:
+        print(json.dumps(reports.as_json(opened, measured), indent=2))
+        return
+    _print_table(opened, measured)
+    if page is not None:
+        print(f"Wrote {page}.")
+
+
+def default_cache() -> Path:
+    """``$XDG_CACHE_HOME/jetfleet/build``, else ``~/.cache/jetfleet/build``."""
+    import os
+
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "jetfleet" / "build"
+
+
+def _run(run: Callable[[Job, Recipe, Callable[[str, int, int], None]], BuildReport], job: Job, recipe: Recipe) -> BuildReport:
+    with _progress() as step:
+        return run(job, recipe, step)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr, one a stage; nothing when stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr)
+    with Progress(TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console,
+                  disable=not console.is_terminal) as bars:
+        shown: dict[str, Any] = {}
+
+        def step(stage: str, done: int, of: int) -> None:
+            if stage not in shown:
+                shown[stage] = bars.add_task(_STAGES.get(stage, stage), total=of)
+            bars.update(shown[stage], completed=done, total=of)
+
+        yield step
+
+
+def _show_built(made: BuildReport, as_json: bool) -> None:
+    from jetfleet_host import report as reports
+    from jetfleet_host.bundles import open_bundle
+
+    opened = open_bundle(made.bundle)
+    if as_json:
+        shown = {**reports.as_json(opened, made.measurements), "path": str(made.bundle), "left_out": list(made.refused)}
+        print(json.dumps(shown, indent=2))
+        return
+    _print_table(opened, made.measurements)
+    if made.refused:
+        print(f"Left out of the bundle, because no runtime may use it: {', '.join(made.refused)}.")
+    print(f"Wrote {made.bundle} ({made.manifest_digest}).")
+    print(f"Next: jetfleet publish {made.bundle} --dir PROJECT")
+
+
+def _print_table(bundle: Any, measurements: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jetfleet_host import report as reports
+
+    table = Table(title=f"{bundle.spec.name}:{bundle.spec.version}", title_justify="left")
+    for index, heading in enumerate(reports.headings(bundle.evaluation.metric)):
+        table.add_column(heading, justify="left" if index in (0, 7, 8) else "right", no_wrap=index == 0,
+                         overflow="fold")
+    for line in reports.lines_of(bundle, measurements):
+        table.add_row(*reports.table_cells(line), style="" if line.row.verdict == "accepted" else "red")
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    for sentence in reports.provenance(bundle, measurements):
+        console.print(sentence, highlight=False)
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    from jetfleet_contract.errors import InputError
+
+    if not text.startswith("@"):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    path = Path(text[1:])
+    try:
+        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("build.labels", f"the label file {path} cannot be read: {error}", where=str(path),
+                         remedy="give a text file with one label a line") from None
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    from jetfleet_contract.errors import InputError
+
+    if value not in allowed:
+        raise InputError("build.input", f"{option} {value[:40]!r} is unknown", remedy=f"use {' or '.join(allowed)}")
+    return value

@@ -148,20 +148,20 @@ def _out_channels(node: NodeProto, weight: Array) -> int:
 def _scale_out(node: NodeProto, weight: Array, factor: Array) -> Array | None:
     """Weights times one factor per output channel; None for a grouped transposed convolution (its layout mixes groups)."""
     if node.op_type == "Conv":
-        return weight * factor.reshape(-1, *([1] * (weight.ndim - 1)))
+        return np.asarray(weight * factor.reshape(-1, *([1] * (weight.ndim - 1))))
     if int(attribute(node, "group", 1)) != 1:
         return None
-    return weight * factor.reshape(1, -1, *([1] * (weight.ndim - 2)))
+    return np.asarray(weight * factor.reshape(1, -1, *([1] * (weight.ndim - 2))))
 
 
 def _scale_in(node: NodeProto, weight: Array, factor: Array) -> Array | None:
     """Weights times one factor per input channel, by group."""
     group = int(attribute(node, "group", 1))
     if node.op_type == "ConvTranspose":
-        return weight * factor.reshape(-1, *([1] * (weight.ndim - 1)))
+        return np.asarray(weight * factor.reshape(-1, *([1] * (weight.ndim - 1))))
     per_group = factor.reshape(group, -1)  # (group, in / group)
     rows = np.repeat(per_group, weight.shape[0] // group, axis=0)  # (out, in / group)
-    return weight * rows.reshape(*rows.shape, *([1] * (weight.ndim - 2)))
+    return np.asarray(weight * rows.reshape(*rows.shape, *([1] * (weight.ndim - 2))))
 
 
 def _fold_backward(model: ModelProto) -> ModelProto | None:

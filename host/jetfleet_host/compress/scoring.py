@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -77,9 +76,9 @@ class Scorer:
             return EvaluationRow(built.variant.name, backend, precision, self.metric, 0.0, 0.0, 0.0, 0, 0.0, 0.0, built.variant.size,
                                  "refused", f"does not run: {answer.error}")
         accuracy = round(self.accuracy(answer, reference), 6)
-        drop = round(100.0 * (self.accuracy(reference, reference) - accuracy), 4)
+        drop = round(100.0 * (round(self.accuracy(reference, reference), 6) - accuracy), 4) + 0.0  # no negative zero
         verdict, reason = judge(drop, max_drop)
-        note = "" if answer.ran_in in ("", precision) else f"; ran in {answer.ran_in}, this machine has no {precision}"
+        note = "" if answer.ran_in in ("", precision) else f"; the runtime ran it mostly in {answer.ran_in}"
         return EvaluationRow(
             built.variant.name, backend, precision, self.metric, accuracy, drop,
             round(agreement(reference.predictions, answer.predictions), 6), len(answer.predictions), 0.0, 0.0, built.variant.size,
@@ -109,14 +108,3 @@ def ways_to_run(variant: Variant) -> tuple[tuple[str, str], ...]:
 def _answer_of(result: EvaluationResult) -> Answer:
     error = f"{result.detail or result.error} [{result.error}]" if result.error else ""
     return Answer(result.predictions, result.provider, result.precision, result.versions, error)
-
-
-Progress = Callable[[str, int, int], None]
-
-
-def shown(_stage: str, _done: int, _of: int) -> None:
-    """The progress callback that shows nothing: (stage, steps done, steps in all)."""
-
-
-def image_names(images: Sequence[Path]) -> tuple[str, ...]:
-    return tuple(image.name for image in images)

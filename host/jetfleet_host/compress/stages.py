@@ -1,0 +1,57 @@
+"""The float half of a build: from the user's file to one clean fp32 model, pass by pass, each checked and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jetfleet_contract.errors import InputError
+
+from .checkpoints import Checkpoints
+from .equality import check_equal, outputs_of
+from .folding import FoldAffine, FuseHardSwish
+from .handles import ModelHandle, serialized
+from .loading import load_checked
+from .preparing import FixShapes, Pass, Simplify, UpgradeOpset, image_input
+from .recipe import Shape
+
+Tensor = NDArray[np.float32]
+
+
+def passes_for(shape: Shape) -> tuple[Pass, ...]:
+    """The passes in their order. Simplify comes twice: folding frees constants, and patterns appear."""
+    return UpgradeOpset(), FixShapes(shape), Simplify(), FuseHardSwish(), FoldAffine(), Simplify()
+
+
+def import_model(path: Path, checkpoints: Checkpoints) -> tuple[ModelHandle, str]:
+    """The user's model, checked, as the first checkpoint (external data inside), and the name of its image input."""
+    model = load_checked(path)
+    value = image_input(model)
+    return checkpoints.keep_model(checkpoints.key("import", str(path.resolve())), serialized(model)), str(value.name)
+
+
+def prepare(model: ModelHandle, shape: Shape, samples: Sequence[Tensor], checkpoints: Checkpoints,
+            step: Callable[[str, int, int], None]) -> ModelHandle:
+    """Run every pass; each one's output must equal the original's on the samples (1, C, H, W).
+
+    Raises:
+        InputError: `build.opset`, `build.shape`, `build.run`. RuntimeFailure: `build.not-equal`.
+    """
+    original = outputs_of(model.load(), samples)
+    if not all(np.isfinite(output).all() for image in original for output in image):
+        raise InputError("build.not-finite", "the model's output holds NaN or infinity on the data",
+                         remedy="check the model and its pre-processing (--mean, --std, --scale)")
+    passes = passes_for(shape)
+    for index, stage in enumerate(passes):
+        key = checkpoints.key("prepare", index, stage, model.digest)
+        done = checkpoints.model(key)
+        if done is None:
+            proto = stage.apply(model.load())
+            check_equal(stage.name, original, outputs_of(proto, samples))
+            done = checkpoints.keep_model(key, serialized(proto))
+        model = done
+        step(stage.name, index + 1, len(passes))
+    return model

@@ -1,0 +1,109 @@
+"""Measurements as an OCI referrer: timings beside a bundle, never inside it.
+
+A bundle is immutable and the same for the same inputs; a timing is neither. So it is a manifest of its own in the same
+image layout, whose `subject` is the bundle's manifest (OCI image-spec 1.1, "referrers"), and a registry carries it along.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from jetfleet_contract.bundle import OCI_MANIFEST, Descriptor, Manifest, digest_of
+from jetfleet_contract.errors import MalformedError
+from jetfleet_contract.messages import Message, decode, encode
+
+from .bundles import OpenBundle
+from .durable import write_file
+
+MEASUREMENTS = "application/vnd.jetfleet.measurements.v1+json"
+EMPTY = "application/vnd.oci.empty.v1+json"
+MAX_BYTES = 1 << 20
+
+
+class MeasuredRow(Message, frozen=True):
+    """Timing of one candidate: session ms, batch 1; `ran_in` is the precision that the runtime reported."""
+
+    variant: str
+    backend: str
+    precision: str
+    p50_ms: float
+    p99_ms: float
+    runs: int
+    ran_in: str = ""
+    peak_rss_mb: float = 0.0
+    activate_ms: float = 0.0
+    error: str = ""
+
+
+class Measurements(Message, frozen=True):
+    """All timings of one run on one machine. `taken` is wall-clock seconds since 1970 (UTC); `threads` 0 means the runtime's own."""
+
+    machine: str
+    taken: float
+    threads: int
+    rows: tuple[MeasuredRow, ...]
+    software: dict[str, str] = {}
+
+    def row(self, variant: str, backend: str, precision: str) -> MeasuredRow | None:
+        """The row of that candidate, if it was measured."""
+        return next((r for r in self.rows if (r.variant, r.backend, r.precision) == (variant, backend, precision)), None)
+
+
+class _Index(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    schema_version: int
+    manifests: tuple[Descriptor, ...]
+    media_type: str = "application/vnd.oci.image.index.v1+json"
+
+
+def attach_measurements(bundle: OpenBundle, measurements: Measurements) -> str:
+    """Add them to the bundle's layout as a referrer; earlier ones stay. Returns the referrer's manifest digest."""
+    index = _read_index(bundle.path)
+    subject = next(entry for entry in index.manifests if entry.digest == bundle.manifest_digest)
+    body, empty = encode(measurements), b"{}"
+    manifest = encode(Manifest(
+        2, OCI_MANIFEST, MEASUREMENTS, Descriptor(EMPTY, digest_of(empty), len(empty)),
+        (Descriptor(MEASUREMENTS, digest_of(body), len(body)),),
+        subject=Descriptor(subject.media_type, subject.digest, subject.size)))
+    for data in (body, empty, manifest):
+        write_file(bundle.blob_path(digest_of(data)), data)
+    entry = Descriptor(OCI_MANIFEST, digest_of(manifest), len(manifest), artifact_type=MEASUREMENTS)
+    others = tuple(known for known in index.manifests if known.digest != entry.digest)
+    write_file(bundle.path / "index.json", encode(_Index(2, (*others, entry))))
+    return entry.digest
+
+
+def measurements_of(bundle: OpenBundle) -> Measurements | None:
+    """The newest measurements attached to the bundle, or None.
+
+    Raises:
+        MalformedError: `bundle.missing`, `bundle.referrer` or `message.*` when a referrer is damaged.
+    """
+    found = [_read_referrer(bundle, entry) for entry in _read_index(bundle.path).manifests if entry.artifact_type == MEASUREMENTS]
+    return max((m for m in found if m is not None), key=lambda m: m.taken, default=None)
+
+
+def _read_referrer(bundle: OpenBundle, entry: Descriptor) -> Measurements | None:
+    manifest = decode(_blob(bundle, entry), Manifest)
+    if manifest.subject is None or manifest.subject.digest != bundle.manifest_digest:
+        return None
+    return decode(_blob(bundle, manifest.only(MEASUREMENTS)), Measurements, limit=MAX_BYTES)
+
+
+def _blob(bundle: OpenBundle, descriptor: Descriptor) -> bytes:
+    path = bundle.blob_path(descriptor.digest)
+    try:
+        if descriptor.size > MAX_BYTES or path.stat().st_size != descriptor.size:
+            raise MalformedError("bundle.referrer", "a measurement beside the bundle has another size than announced", where=str(path))
+        data = path.read_bytes()
+    except OSError:
+        raise MalformedError("bundle.missing", "a measurement beside the bundle is missing", where=str(path),
+                             remedy="copy the bundle again, or build again") from None
+    if digest_of(data) != descriptor.digest:
+        raise MalformedError("bundle.referrer", "a measurement beside the bundle was changed", where=str(path), remedy="build again")
+    return data
+
+
+def _read_index(path: Path) -> _Index:
+    return decode((path / "index.json").read_bytes(), _Index, limit=MAX_BYTES)
