@@ -13,6 +13,7 @@ from jetfleet_agent.supervisor.identity import Identity
 from jetfleet_agent.supervisor.mqtt import BrokerSettings, MqttLink
 from jetfleet_agent.supervisor.trust import TrustStore
 from jetfleet_contract import topics
+from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import (
     Ack,
     AppState,
@@ -125,7 +126,7 @@ class ContractDevice:
             deployment = self.trust.deployment(envelope, self.name, *self._last, _now())
             for app in deployment.apps:
                 self.trust.bundle(app.bundle)
-        except Exception as error:
+        except JetfleetError as error:
             self.refused.append(str(error))
             self._pending.append(envelope)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import CursorResult, Insert, delete, func, select, update
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -37,16 +37,14 @@ def unpack_stage(stages: bytes, stage: str) -> Sketch:
     return _SKETCH.decode(raw) if raw is not None else Sketch()
 
 
-def insert_once(session: Session, table: type[DeclarativeBase], values: dict[str, Any]) -> bool:
-    """Insert a row unless one with its unique key is there. True when it is new."""
-    insert: Insert
-    if session.get_bind().dialect.name == "postgresql":
-        insert = postgresql.insert(table).values(values).on_conflict_do_nothing()
-    else:
-        insert = sqlite.insert(table).values(values).on_conflict_do_nothing()
-    result = session.execute(insert)
-    assert isinstance(result, CursorResult)  # noqa: S101 - narrows the type, inserts always give one
-    return result.rowcount == 1
+def insert_once(session: Session, table: type[DeclarativeBase], values: dict[str, Any]) -> int | None:
+    """Insert a row unless one with its unique key is there. The new row's id, or None.
+
+    Asks for the id back instead of the number of rows: not every driver tells that.
+    """
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    row_id: int | None = session.scalar(insert(table).values(values).on_conflict_do_nothing().returning(table.__table__.c.id))
+    return row_id
 
 
 def save_birth(session: Session, known: Device | None, birth: Birth, body: bytes, now: float) -> Device:
@@ -82,9 +80,10 @@ def save_report(session: Session, report: Report, now: float) -> bool:
         "outcome": report.outcome, "code": report.code, "detail": report.detail, "candidate": report.candidate,
         "metrics": msgspec.json.encode(report.metrics).decode(), "rollout": report.rollout,
     })
-    if new:
-        _follow(session, report, now)
-    return new
+    if new is None:
+        return False
+    _follow(session, report, now)
+    return True
 
 
 def _follow(session: Session, report: Report, now: float) -> None:
@@ -103,15 +102,14 @@ def save_window(session: Session, device: Device, window: Telemetry, now: float)
     values = {"device": window.device, "session": window.session, "number": window.window, "started": window.started,
               "duration_s": window.duration_s, "received": now, "gauges": msgspec.json.encode(window.gauges).decode()}
     device.last_seen = max(device.last_seen, now)
-    if not insert_once(session, WindowRow, values):
+    row_id = insert_once(session, WindowRow, values)
+    if row_id is None:
         device.duplicates += 1
         return False
     device.windows += 1
     newest = _count_gap(device, window)
     if newest:
         device.gauges = str(values["gauges"])
-    row_id = session.scalar(select(WindowRow.id).where(
-        WindowRow.device == window.device, WindowRow.session == window.session, WindowRow.number == window.window))
     for series in window.series:
         session.add(SeriesRow(
             window_id=row_id, device=window.device, received=now, duration_s=window.duration_s, app=series.app,
@@ -141,11 +139,12 @@ def save_result(session: Session, device: str, app: str, body: bytes, now: float
 
 def count(session: Session, name: str, more: int = 1) -> None:
     """Add to a counter that outlives the bounded tables."""
-    changed = session.execute(update(Counter).where(Counter.name == name).values(value=Counter.value + more))
-    assert isinstance(changed, CursorResult)  # noqa: S101 - narrows the type, updates always give one
-    if not changed.rowcount:
+    row = session.get(Counter, name)
+    if row is None:
         session.add(Counter(name=name, value=more))
-        session.flush()
+    else:
+        row.value += more
+    session.flush()
 
 
 def raise_alarm(session: Session, device: str, code: str, what: str, now: float) -> None:
