@@ -278,6 +278,14 @@ def test_a_timestamp_without_its_field(repo: SignedRepository, store: TrustStore
     refused(store, repo.package(timestamp=repo.sign(repo.timestamp, "timestamp")), "trust.target")
 
 
+@pytest.mark.parametrize("version", [True, 1 << 53, 1 << 200])
+def test_a_version_that_cannot_be_stored(repo: SignedRepository, store: TrustStore, version: int) -> None:
+    repo.timestamp.version = version
+    package = repo.package(timestamp=repo.sign(repo.timestamp, "timestamp"))
+    fresh = TrustStore(store._folder.with_name("fresh"), store._pinned)
+    refused(fresh, package, "trust.malformed")
+
+
 def test_a_withdrawn_bundle_is_unknown_and_a_new_one_is_known(repo: SignedRepository, store: TrustStore) -> None:
     repo.targets.targets.clear()
     repo.add_bundle("cd" * 32, version="2", blobs={"ef" * 32: BlobInfo(70_000, table="01" * 32)})

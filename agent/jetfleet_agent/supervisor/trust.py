@@ -345,9 +345,17 @@ def _read(trusted: TrustedMetadataSet, package: MetaPackage) -> _State:
     root, timestamp, targets = trusted.root, trusted.timestamp, trusted.targets
     field = read_timestamp(timestamp.unrecognized_fields.get(FIELD))
     bundles = [read_target(path, file.hashes.get("sha256", ""), file.custom) for path, file in targets.targets.items()]
-    versions = {"root": root.version, "timestamp": timestamp.version, "snapshot": trusted.snapshot.version, "targets": targets.version}
+    versions = {role: _version(signed.version)
+                for role, signed in (("root", root), ("timestamp", timestamp), ("snapshot", trusted.snapshot), ("targets", targets))}
     return _State(package, versions, _keyids(root), timestamp.expires.timestamp(), field.signed,
                   read_keys(targets.unrecognized_fields.get(FIELD)), {found.manifest: found for found in bundles})
+
+
+def _version(value: object) -> int:
+    """A version that can be stored and compared: python-tuf lets JSON's `true` and any size of number pass."""
+    if type(value) is not int or not 0 < value < MAX_SEQ:
+        raise MalformedError("trust.malformed", f"metadata version {str(value)[:40]} is out of bounds")
+    return value
 
 
 def _tuf_errors() -> tuple[type[Exception], ...]:
