@@ -59,7 +59,7 @@ POLICY = TrialPolicy(frames=12, max_p99_ratio=1000.0, lease_s=120.0, keep_s=1.0)
 
 
 def make_model_bundle(out: Path, version: str, *, wrong: bool = False, broken: bool = False) -> str:
-    """A brightness classifier as a bundle. `wrong`: answers the opposite; `broken`: its weights are no ONNX file. Gives the manifest's blob."""
+    """A brightness classifier as a bundle; gives the manifest's blob. `wrong`: answers the opposite; `broken`: weights are no ONNX."""
     import cv2
     import numpy as np
 

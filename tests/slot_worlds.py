@@ -114,13 +114,17 @@ class World:
         following = {"manifest": parts_of(work.bundle), "parts": (weights_of(work.bundle),), "weights": ()}[work.step]
         self.send(r.Fetched(work.bundle, work.step, following, 1000))
 
+    def fetch_all(self) -> None:
+        for _ in range(3):
+            self.fetch_step()
+
     def go(self, phase: str, seq: int = 1, letter: str = "a", **options: object) -> World:
         """From idle to a phase of the update to `letter`."""
         self.send(r.Deploy(target(seq, letter, **options)))  # type: ignore[arg-type]
         bundle = BUNDLES[letter]
         steps = {
             "fetching": lambda: None,
-            "choosing": lambda: [self.fetch_step() for _ in range(3)],
+            "choosing": self.fetch_all,
             "probing": lambda: self.send(r.Chosen(bundle, CANDIDATE, weights_of(bundle))),
             "trial": lambda: self.send(r.Probed(bundle, 0.99)),
             "keeping": lambda: self.send(r.Compared(bundle, GOOD)) if self.state.champion else self.send(r.Ran(bundle)),

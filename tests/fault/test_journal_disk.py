@@ -156,7 +156,9 @@ def test_what_a_kill_left_behind_is_no_record(tmp_path: Path) -> None:
     assert Journal(tmp_path).apps() == ()
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "journal.full"), (errno.EDQUOT, "journal.full"), (errno.EROFS, "journal.write")])
+@pytest.mark.parametrize(("number", "code"), [
+    (errno.ENOSPC, "journal.full"), (errno.EDQUOT, "journal.full"), (errno.EROFS, "journal.write"),
+])
 def test_errors_name_the_file_and_the_remedy(tmp_path: Path, number: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = RealDisk()
 

@@ -46,5 +46,6 @@ def test_the_outcome_is_reported_wherever_the_kill_was() -> None:
 @pytest.mark.parametrize("kind", ["bad"])
 def test_a_bad_first_model_killed_anywhere_ends_refused(kind: str) -> None:
     rows = table(kind)[1:]
-    wrong = [row for row in rows if (row["after"].get("version"), row["after"].get("outcome"), row["after"].get("running")) != ("", "refused", "")]
+    ends = ("version", "outcome", "running")
+    wrong = [row for row in rows if tuple(row["after"].get(end) for end in ends) != ("", "refused", "")]
     assert not wrong, wrong[:3]

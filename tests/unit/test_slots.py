@@ -143,7 +143,7 @@ def test_a_refused_bundle_is_not_tried_again_under_the_same_number_but_under_the
     assert world.send(r.Deploy(target(2, "b"))) == ()
     assert world.state.phase == "idle"
     world.send(r.Deploy(target(3, "b")))
-    assert world.state.phase == "fetching"
+    assert (world.state.phase, world.state.seq) == ("fetching", 3)
 
 
 def test_an_older_deployment_is_refused() -> None:

@@ -237,6 +237,8 @@ class Pipelines:
             app.live = event.bundle
             if app.trying is not None:
                 self._send_try(app)
+            elif app.live == app.run.model.bundle:
+                app.try_sent = False  # one model is in charge again: it is to blame from now on
         elif isinstance(event, ipc.Failed):
             app.failed = event
         elif isinstance(event, ipc.TrialResult) and event.code and event.bundle in ("", app.run.model.bundle):

@@ -1,0 +1,260 @@
+"""Pipeline processes under the supervisor: real children, a real socket, a fake program; crashes, hangs, orphans, strangers."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from brokers import until
+
+from jetfleet_agent import ipc
+from jetfleet_agent.supervisor.inbox import PipelineEnded, PipelineSaid
+from jetfleet_agent.supervisor.pipeline_link import PipelineLink, run_folder
+from jetfleet_agent.supervisor.pipelines import Pipelines
+from jetfleet_contract.bundle import InputSpec, ModelSpec, TaskSpec, Variant
+from jetfleet_contract.errors import StorageError
+from jetfleet_contract.messages import AppConfig, TrialPolicy
+from jetfleet_contract.policy import Candidate
+from jetfleet_contract.slot_records import Crashed, Setup
+
+TESTS = Path(__file__).parents[1]
+PROGRAM = (sys.executable, str(TESTS / "fake_pipeline.py"))
+SPEC = ModelSpec("m", "1", TaskSpec("classify", InputSpec("x", 8, 8)), (Variant("v", "sha256:" + "0" * 64, 1, "fp32"),), ("cpu-x86",))
+
+
+class Bench:
+    """Pipelines with a control loop that the test turns by hand."""
+
+    def __init__(self, folder: Path, quiet_s: float = 30.0) -> None:
+        self.folder = folder
+        self.posted: queue.Queue[PipelineSaid | PipelineEnded] = queue.Queue()
+        self.link = PipelineLink(folder / "s", self.posted.put)
+        self.pipelines = Pipelines(self.link, time.monotonic, lambda: 0.0, program=PROGRAM, quiet_s=quiet_s)
+        self.said: list[ipc.Event] = []
+        self.crashes: list[Crashed] = []
+        self.pipelines.begin()
+
+    def model(self, letter: str, do: str = "") -> ipc.Model:
+        path = self.folder / f"{letter}.json"
+        path.write_text(json.dumps({"do": do}))
+        return ipc.Model(letter * 64, letter, Candidate("v", "onnxruntime", "fp32"), str(path), SPEC)
+
+    def run(self, letter: str, do: str = "", *, config: int = 1, input_from: str = "") -> ipc.Run:
+        return ipc.Run(self.model(letter, do), AppConfig(config), input_from=input_from, window_s=0.05)
+
+    def turn(self) -> None:
+        self.pipelines.tick()
+        try:
+            item = self.posted.get(timeout=0.01)
+        except queue.Empty:
+            return
+        if isinstance(item, PipelineEnded):
+            crash = self.pipelines.ended(item)
+            if crash is not None:
+                self.crashes.append(crash)
+        elif self.pipelines.said(item):
+            self.said.append(item.event)
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        def turned() -> object:
+            self.turn()
+            return condition()
+
+        until(turned, f"{what}; said {[type(e).__name__ for e in self.said if not isinstance(e, ipc.Window)]}, crashes {self.crashes}", 30)
+
+    def of(self, kind: type) -> list[ipc.Event]:
+        return [event for event in self.said if isinstance(event, kind)]
+
+    def running(self, letter: str, times: int = 1) -> None:
+        self.until(lambda: sum(e.bundle == letter * 64 for e in self.of(ipc.Running)) >= times, f"{letter} to run")  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(run_folder(tmp_path))
+    yield made
+    made.pipelines.finish()
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "fake_pipeline" in " ".join(child.cmdline() or ["fake_pipeline"])]
+
+
+def test_socket_is_private(bench: Bench) -> None:
+    assert bench.link.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_runs_and_stops_without_a_zombie(bench: Bench) -> None:
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.running("a")
+    pid = bench.pipelines.pids()["gate"]
+    bench.pipelines.stop("gate")
+    bench.until(lambda: "gate" not in bench.pipelines.pids(), "the end")
+    assert not psutil.pid_exists(pid)
+    assert bench.crashes == []
+
+
+def test_the_same_order_twice_changes_nothing(bench: Bench) -> None:
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.running("a")
+    pid = bench.pipelines.pids()["gate"]
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.turn()
+    assert bench.pipelines.pids()["gate"] == pid
+    assert bench.of(ipc.SourceEvent) == []
+
+
+def test_a_changed_setup_is_told_and_a_changed_feed_restarts(bench: Bench) -> None:
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.running("a")
+    pid = bench.pipelines.pids()["gate"]
+    bench.pipelines.configure("gate", Setup(AppConfig(5)), ipc.Configure(AppConfig(5)))
+    bench.until(lambda: bench.of(ipc.SourceEvent), "the configuration")
+    assert bench.pipelines.pids()["gate"] == pid
+    bench.pipelines.start("gate", bench.run("a", config=5, input_from="other"))
+    bench.running("a", times=2)
+    assert bench.pipelines.pids()["gate"] != pid
+
+
+@pytest.mark.parametrize(("do", "code", "detail"), [
+    ("crash", "pipeline.killed", "SIGSEGV; something in the vendor's runtime broke"), ("exit", "pipeline.exit", "exit code 7"),
+    ("fail", "runtime.failed", "as planned"), ("camera", "source.gone", "as planned"), ("garbage", "pipeline.killed", "not an event"),
+])
+def test_a_crash_is_told_with_its_cause_and_started_again(bench: Bench, do: str, code: str, detail: str) -> None:
+    bench.pipelines.start("gate", bench.run("a", do))
+    bench.until(lambda: len(bench.crashes) >= 2, "two crashes")
+    assert bench.crashes[0].code == code
+    assert detail in bench.crashes[0].detail
+    assert bench.crashes[0].bundle == "a" * 64
+    assert bench.pipelines.crashes()["gate"] >= 2
+    bench.pipelines.start("gate", bench.run("b"))
+    bench.running("b")
+
+
+def test_restarts_back_off(tmp_path: Path) -> None:
+    now = [0.0]
+    posted: list[PipelineSaid | PipelineEnded] = []
+    link = PipelineLink(run_folder(tmp_path) / "s", posted.append)
+    pipelines = Pipelines(link, lambda: now[0], lambda: 1.0, program=(sys.executable, "-c", "raise SystemExit(3)"))
+    pipelines.begin()
+    run = ipc.Run(ipc.Model("a" * 64, "1", Candidate("v", "x", "fp32"), str(tmp_path / "none.json"), SPEC), AppConfig())
+    pipelines.start("gate", run)
+    waits = []
+    for attempt in range(4):
+        pipelines.tick()
+        until(lambda count=attempt + 1: sum(isinstance(p, PipelineEnded) for p in posted) >= count, "the end")  # type: ignore[misc]
+        pipelines.ended([p for p in posted if isinstance(p, PipelineEnded)][-1])
+        waits.append(pipelines.tick())
+        now[0] += waits[-1]
+    pipelines.finish()
+    assert waits == pytest.approx([0.25, 0.5, 1.0, 2.0])
+
+
+@pytest.mark.parametrize(("do", "code"), [("silent", "pipeline.silent")])
+def test_no_progress_is_ended(tmp_path: Path, do: str, code: str) -> None:
+    bench = Bench(run_folder(tmp_path), quiet_s=0.5)
+    try:
+        bench.pipelines.start("gate", bench.run("a", do))
+        bench.until(lambda: bench.crashes, "the kill")
+        assert bench.crashes[0].code == code
+    finally:
+        bench.pipelines.finish()
+
+
+def test_swap_and_way_back_in_memory(bench: Bench) -> None:
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.pipelines.try_beside("gate", bench.model("b"), TrialPolicy())
+    bench.until(lambda: bench.of(ipc.TrialResult), "the comparison")
+    pid = bench.pipelines.pids()["gate"]
+    bench.pipelines.switch("gate", "b" * 64, 30.0)
+    bench.until(lambda: bench.of(ipc.Switched), "the switch")
+    bench.pipelines.back("gate", bench.run("a"))
+    bench.until(lambda: len(bench.of(ipc.Switched)) == 2, "the way back")
+    assert bench.pipelines.pids()["gate"] == pid
+    assert [e.bundle[0] for e in bench.of(ipc.Switched)] == ["b", "a"]  # type: ignore[union-attr]
+
+
+def test_after_a_switch_a_restart_starts_the_new_model_and_back_the_old_one(bench: Bench) -> None:
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.pipelines.try_beside("gate", bench.model("b"), TrialPolicy())
+    bench.until(lambda: bench.of(ipc.TrialResult), "the comparison")
+    bench.pipelines.switch("gate", "b" * 64, 30.0)
+    bench.until(lambda: bench.of(ipc.Switched), "the switch")
+    os.kill(bench.pipelines.pids()["gate"], signal.SIGKILL)
+    bench.running("b")
+    assert bench.crashes[0].bundle == "b" * 64
+    bench.pipelines.back("gate", bench.run("a"))
+    bench.running("a", times=2)
+
+
+def test_a_trial_waits_for_the_pipeline_and_survives_its_restart(bench: Bench) -> None:
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.pipelines.try_beside("gate", bench.model("b"), TrialPolicy())
+    bench.until(lambda: bench.of(ipc.TrialResult), "the comparison")
+    os.kill(bench.pipelines.pids()["gate"], signal.SIGKILL)
+    bench.until(lambda: len(bench.of(ipc.TrialResult)) == 2, "another comparison")
+    assert bench.crashes[0].bundle == "", "with a challenger loaded, nobody can say who did it"
+
+
+def test_one_that_does_not_stop_is_killed(bench: Bench) -> None:
+    bench.pipelines.start("gate", bench.run("a", "slow-stop"))
+    bench.running("a")
+    bench.pipelines.stop("gate")
+    bench.until(lambda: "gate" not in bench.pipelines.pids(), "the end")
+
+
+def test_strangers_may_not_speak(bench: Bench) -> None:
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.running("a")
+    stranger = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stranger.connect(str(bench.link.path))
+    stranger.settimeout(10)
+    with stranger:
+        assert stranger.recv(1) == b"", "a process that the supervisor did not start is hung up on"
+    bench.turn()
+    assert bench.crashes == []
+
+
+def test_children_die_with_their_supervisor(tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "unit")!r}]
+from pathlib import Path
+from test_pipelines import Bench
+bench = Bench(Path({str(run_folder(tmp_path))!r}))
+bench.pipelines.start("gate", bench.run("a"))
+bench.running("a")
+print(bench.pipelines.pids()["gate"], flush=True)
+import time; time.sleep(600)
+"""
+    supervisor = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert supervisor.stdout is not None
+    pid = int(supervisor.stdout.readline())
+    assert psutil.pid_exists(pid)
+    supervisor.kill()
+    supervisor.wait()
+    supervisor.stdout.close()
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "the orphan's end")
+
+
+def test_a_long_state_path_still_gets_a_socket(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    folder = run_folder(deep)
+    assert len(str(folder)) < 60
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        PipelineLink(tmp_path / "none" / "s", lambda _item: None)
+    assert caught.value.code == "run.socket"
