@@ -277,6 +277,8 @@ def _open(path: Path, verify: bool) -> OpenBundle:
         raise MalformedError("bundle.config", "the ModelPack config names another model than the model spec", where=str(path))
     for layer in manifest.layers:
         _check_blob(path, layer, hashed=verify)
+    if verify:
+        _check_others(path, {entry.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)})
     return OpenBundle(path, manifest, entry.digest, spec, evaluation, probe)
 
 
@@ -323,6 +325,19 @@ def _check_blob(path: Path, descriptor: Descriptor, *, hashed: bool) -> None:
                              where=str(file))
     if hashed and digest_file(file) != descriptor.digest:
         raise _flipped(file)
+
+
+def _check_others(path: Path, checked: set[str]) -> None:
+    """Blobs that the bundle itself does not name, such as measurements attached later, are what their names say too."""
+    for file in sorted((path / "blobs" / "sha256").iterdir()):
+        digest = f"sha256:{file.name}"
+        if file.name.startswith(".") or digest in checked:
+            continue
+        if file.is_symlink() or not file.is_file():
+            raise MalformedError("bundle.link", f"{file.name[:64]} is no plain file", where=str(file),
+                                 remedy="a bundle holds plain files only: copy it with links followed")
+        if digest_file(file) != digest:
+            raise _flipped(file)
 
 
 def digest_file(file: Path) -> str:

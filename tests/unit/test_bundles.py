@@ -214,6 +214,17 @@ def test_a_layer_that_nothing_names_is_extra(bundle: Path, media_type: str) -> N
     assert caught.value.code == "bundle.extra"
 
 
+def test_a_blob_that_only_lies_beside_is_checked_too(bundle: Path) -> None:
+    beside = bundle / "blobs/sha256" / digest_of(b"measured later")[7:]
+    beside.write_bytes(b"measured later")
+    open_bundle(bundle)
+    beside.write_bytes(b"measured Later")
+    with pytest.raises(UntrustedError) as caught:
+        open_bundle(bundle)
+    assert caught.value.where == str(beside)
+    open_bundle(bundle, verify=False)
+
+
 def test_huge_manifest_and_index_are_not_read(bundle: Path) -> None:
     index = json.loads((bundle / "index.json").read_bytes())
     entry = index["manifests"][0]
