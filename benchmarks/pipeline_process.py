@@ -92,6 +92,13 @@ class Pipeline:
         if not condition():
             raise SystemExit(f"the pipeline did not get there: {self.of(Failed) or self.events[-3:]}")
 
+    def until_more(self, kind: type[msgspec.Struct], count: int) -> None:
+        """Wait for more than `count` events of a kind."""
+        self.until(lambda: len(self.of(kind)) > count)
+
+    def until_results(self, count: int) -> None:
+        self.until(lambda: len(self.results) > count)
+
     def of(self, kind: type[E]) -> list[E]:
         return [event for event in list(self.events) if isinstance(event, kind)]
 
