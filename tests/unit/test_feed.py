@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jetfleet_agent.pipeline import feed
 from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.tasks import Crop
-from jetfleet_contract.errors import MalformedError
+from jetfleet_contract.errors import MalformedError, StorageError
 
 PIXELS = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3)
 FRAME = Frame("front", 7, 3, np.zeros((48, 64, 3), np.uint8), 12.5, 1700000000.0)
@@ -99,6 +99,27 @@ def test_a_sender_of_nonsense_is_cut_off_and_the_next_one_served(tmp_path: Path)
             received.until(1)
     finally:
         receiver.stop()
+
+
+def test_a_deep_folder_is_no_obstacle(tmp_path: Path) -> None:
+    """A Unix socket's name has room for 107 bytes; state folders may be longer."""
+    path = feed.socket_path(tmp_path / ("d" * 100) / ("e" * 100), "reader")
+    received = Received()
+    receiver = feed.FeedReceiver(path, received.take)
+    sender = feed.FeedSender(path)
+    try:
+        sender.send(FRAME, [CROP])
+        received.until(1)
+    finally:
+        sender.stop()
+        receiver.stop()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError) as caught:
+        feed.FeedReceiver(tmp_path / "file" / "reader.sock", Received().take)
+    assert caught.value.code == "feed.listen"
 
 
 def test_an_app_name_cannot_leave_the_folder(tmp_path: Path) -> None:

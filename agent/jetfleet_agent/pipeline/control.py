@@ -114,6 +114,9 @@ class Controller:
                 self._tick()
         except JetfleetError as error:
             return self._fail(error)
+        except Exception as error:
+            log.exception("pipeline of %s", self._app)
+            return self._fail(RuntimeFailure("pipeline.crash", f"{type(error).__name__}: {error}"[:300]))
         finally:
             self._stop_all()
             self._sinks.close()

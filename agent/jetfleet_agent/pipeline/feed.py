@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ import numpy as np
 
 from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.tasks import Crop
-from jetfleet_contract.errors import MalformedError
+from jetfleet_contract.errors import MalformedError, StorageError
 from jetfleet_contract.messages import Message
 from jetfleet_contract.topics import check_name
 
@@ -150,7 +150,8 @@ class FeedSender:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         link.settimeout(_SEND_TIMEOUT_S)
         try:
-            link.connect(str(self._path))
+            with reachable(self._path) as address:
+                link.connect(address)
         except OSError:
             link.close()
             with self._changed:
@@ -167,6 +168,36 @@ def _sent(link: socket.socket, data: bytes) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """An address for `path` that fits into a socket name's 107 bytes, however deep the folder lies.
+
+    Raises:
+        OSError: the folder is not there.
+    """
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.unlink(missing_ok=True)
+        with reachable(path) as address:
+            listener.bind(address)
+        path.chmod(0o600)  # bind has no mode of its own
+        listener.listen(4)
+    except OSError as error:
+        listener.close()
+        raise StorageError("feed.listen", f"cannot listen for crops: {error.strerror or error}", where=str(path),
+                           remedy="check that the agent's state folder is writable") from None
+    return listener
+
+
 class FeedReceiver:
     """Listens for crops and hands each to `on_frame`; a sender that talks nonsense is cut off."""
 
@@ -174,13 +205,7 @@ class FeedReceiver:
         self._path = path
         self._on_frame = on_frame
         self._stopping = False
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
-        os.chmod(path, 0o600)  # noqa: PTH101  bind has no mode of its own
-        self._listener.listen(4)
+        self._listener = _listen(path)
         self._links: set[socket.socket] = set()
         self._thread = threading.Thread(target=self._accept, name=f"fed-{path.stem}", daemon=True)
         self._thread.start()
