@@ -91,8 +91,9 @@ def provenance(bundle: OpenBundle, measurements: Measurements | None) -> list[st
         return [accuracy, "Latency: not measured (build with --latency-rounds, or let a board measure)."]
     runs = max((row.runs for row in measurements.rows), default=0)
     threads = f"{measurements.threads} threads" if measurements.threads else "the runtime's own number of threads"
-    return [accuracy, f"Latency: session alone, batch 1, {threads}, {runs} runs interleaved, one process a measurement; "
-                      f"on {measurements.machine}."]
+    latency = (f"Latency: session alone, batch 1, {threads}, {runs} runs interleaved, one process a measurement; "
+               f"on {measurements.machine}.")
+    return [accuracy, latency]
 
 
 def as_html(bundle: OpenBundle, measurements: Measurements | None) -> str:

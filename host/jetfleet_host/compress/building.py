@@ -126,7 +126,22 @@ class _Build:
         return answer
 
     def _variants(self, scorer: Scorer, reference: Answer, model: ModelHandle, data: DataSet, tensors: Sequence[Tensor]) -> list[Built]:
+        built = [Built(_variant("fp32", "fp32", model, "prepared: opset, shapes, folding"), model)]
+        if not self.recipe.methods:
+            return built
         table = self._scales(model, data, tensors)
+        if "fp16" in self.recipe.methods:
+            built.append(self._half(model, table))
+        if "int8" in self.recipe.methods:
+            built += self._twins(scorer, reference, model, table, tensors)
+        return built
+
+    def _half(self, model: ModelHandle, table: ScaleTable) -> Built:
+        key = self.checkpoints.key("fp16", model.digest, table)
+        half = self.checkpoints.model(key) or self.checkpoints.keep_model(key, serialized(halve(model.load(), table)))
+        return Built(_variant("fp16", "fp16", half, "float32 inputs and outputs"), half)
+
+    def _twins(self, scorer: Scorer, reference: Answer, model: ModelHandle, table: ScaleTable, tensors: Sequence[Tensor]) -> list[Built]:
         noise = self._noise(model, table, tensors)
 
         def passes(int8: ModelHandle, uint8: ModelHandle) -> bool:
@@ -136,11 +151,7 @@ class _Build:
 
         twins = search_twins(model, table, noise, self.checkpoints, passes, lambda done, of: self.progress("int8", done, of))
         self.progress("int8", 1, 1)
-        half_key = self.checkpoints.key("fp16", model.digest, table)
-        half = self.checkpoints.model(half_key) or self.checkpoints.keep_model(half_key, serialized(halve(model.load(), table)))
-        built = [Built(_variant("fp32", "fp32", model, "prepared: opset, shapes, folding"), model),
-                 Built(_variant("fp16", "fp16", half, "float32 inputs and outputs"), half)]
-        return built + (_int8_variants(twins) if twins else [])
+        return _int8_variants(twins) if twins else []
 
     def _scales(self, model: ModelHandle, data: DataSet, tensors: Sequence[Tensor]) -> ScaleTable:
         key = self.checkpoints.key("scales", model.digest, data.digest, self.task.input, len(tensors), self.recipe.percentile)

@@ -81,6 +81,7 @@ def _watching_session(model: ModelHandle) -> tuple[Any, Sequence[str]]:
                               for name in watched if name not in present)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # keep every tensor as written
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"]), watched
 
 

@@ -36,7 +36,8 @@ class Edge(msgspec.Struct, frozen=True, order=True):
 class Placement(msgspec.Struct, frozen=True):
     """Edges that read through a Q/DQ pair, nodes whose weights are int8, and tensors that share another one's scale.
 
-    `outputs` are tensors quantized for all of their readers, because the producing kernel needs it.
+    `outputs` are tensors quantized for all of their readers, because the producing kernel needs it. `clipped` are tensors
+    that get a Clip to their own quantized range before Q, which changes nothing in the numbers.
     """
 
     layout: Layout
@@ -44,6 +45,7 @@ class Placement(msgspec.Struct, frozen=True):
     edges: tuple[Edge, ...]
     outputs: tuple[str, ...] = ()
     same_scale: dict[str, str] = {}
+    clipped: tuple[str, ...] = ()
 
 
 def quantizable(view: GraphView) -> tuple[NodeProto, ...]:
@@ -61,12 +63,22 @@ def place(view: GraphView, nodes: Collection[str], layout: Layout) -> Placement:
     edges |= {Edge(add.output[0], skip) for add, skip in adds}
     same = _through_pools(view, edges)
     if layout == "qdq-int8":
-        return Placement(layout, tuple(n.output[0] for n in wanted), tuple(sorted(edges)), (), same)
+        return Placement(layout, tuple(n.output[0] for n in wanted), tuple(sorted(edges)), (), same, _joined(view, edges))
     outputs = {_after_activation(view, node) for node in wanted}
     for add, _ in adds:
         edges |= {Edge(add.output[0], 0), Edge(add.output[0], 1)}
         outputs.add(_after_activation(view, add))
     return Placement(layout, tuple(n.output[0] for n in wanted), tuple(sorted(edges)), tuple(sorted(outputs)), same)
+
+
+def _joined(view: GraphView, edges: set[Edge]) -> tuple[str, ...]:
+    """Quantized tensors that a Concat makes.
+
+    OpenVINO 2026.4 moves such a Q above the Concat and then mixes u8 and i8 branches: output off by 98 % on PP-OCRv4's head,
+    right with any node between. TensorRT and ONNX Runtime do not mind the Clip.
+    """
+    read = {view.producer[edge.node].input[edge.index] for edge in edges}
+    return tuple(sorted(name for name in read if name in view.producer and view.producer[name].op_type == "Concat"))
 
 
 def _after_activation(view: GraphView, node: NodeProto) -> str:

@@ -88,8 +88,14 @@ class _Writer:
         origin = self.placement.same_scale.get(tensor, tensor)
         self.constants[scale] = np.asarray(self.table.scale(origin), np.float32)
         self.constants[zero] = zero_point(self.view, tensor, self.placement.layout)
+        source, clip = tensor, []
+        if tensor in self.placement.clipped:
+            source, limit = f"{tensor}.clipped", np.float32(127.0) * self.constants[scale]
+            self.constants.update({f"{source}.low": np.asarray(-limit), f"{source}.high": np.asarray(limit)})
+            clip = [onnx.helper.make_node("Clip", [tensor, f"{source}.low", f"{source}.high"], [source], name=source)]
         return [
-            onnx.helper.make_node("QuantizeLinear", [tensor, scale, zero], [f"{tensor}.q"], name=f"{tensor}.q"),
+            *clip,
+            onnx.helper.make_node("QuantizeLinear", [source, scale, zero], [f"{tensor}.q"], name=f"{tensor}.q"),
             onnx.helper.make_node("DequantizeLinear", [f"{tensor}.q", scale, zero], [f"{tensor}.dq"], name=f"{tensor}.dq"),
         ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -39,13 +39,14 @@ DEFAULT_PRESET = {"detect-db": "ppocr-det", "classify": "imagenet"}
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """One build. `task.input.name` is filled from the model; `percentile` clips calibration outliers."""
+    """One build. `task.input.name` is filled from the model; `percentile` clips calibration outliers; `methods` come beside fp32."""
 
     name: str
     version: str
     targets: tuple[str, ...]
     task: TaskSpec
     shape: Shape
+    methods: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
     max_drop: float = 0.5
     percentile: float = 99.99
     calibration_images: int = 32
