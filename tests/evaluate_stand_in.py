@@ -1,7 +1,7 @@
 """A stand-in for the evaluate program, for tests at the process port: ``python evaluate_stand_in.py JOB RESULT``.
 
 The "weights" file is JSON: what to do by `backend:precision`, else by `*`. `ms` answers with that latency; `answers` gives
-predictions; `do` is crash, hang, garbage, silent, exit or huge. Each run appends a line to the weights file's ``.log``.
+predictions, `best` one better run; `do` is crash, hang, garbage, silent, exit or huge. Each run appends a line to the weights file's ``.log``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main(job_path: Path, result_path: Path) -> int:
     plan = json.loads(weights.read_text())
     name = f"{job.backend}:{job.precision}"
     orders = plan.get(name, plan.get("*", {"ms": 10.0}))
+    weights.with_suffix(".nice").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
     with weights.with_suffix(".log").open("a") as file:
         file.write(f"{name}\n")
     done = weights.with_suffix(".log").read_text().split().count(name)
@@ -48,7 +49,7 @@ def main(job_path: Path, result_path: Path) -> int:
     each = orders["ms"]
     ms = each[min(done, len(each)) - 1] if isinstance(each, list) else each
     predictions = tuple((Detection(label, 0.9),) for label in orders.get("answers", ()))
-    latencies = tuple([ms] * job.latency_runs)
+    latencies = tuple([orders.get("best", ms), *[ms] * (job.latency_runs - 1)])
     result_path.write_bytes(encode(EvaluationResult(
         job.backend, precision=job.precision, latency=sketch_of(list(latencies)), latency_ms=latencies, predictions=predictions,
         peak_rss_mb=orders.get("mb", 50.0))))

@@ -55,6 +55,7 @@ front = "/dev/video0"
 runs = 30
 warmup = 5
 timeout_s = 120.0
+nice = 10                             # 10: running models keep their cores; 0: truer figures on a busy machine
 """
 
 
@@ -72,12 +73,16 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MeasureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How candidates are measured. `lock` is a file that several agents on one machine share, so that they take turns."""
+    """How candidates are measured. `lock` is a file that several agents on one machine share, so that they take turns.
+
+    `nice` is a measurement's priority: at 10 the running models keep their cores; 0 measures truer on a busy machine.
+    """
 
     runs: Annotated[int, Meta(ge=3, le=1000)] = 30
     warmup: Annotated[int, Meta(ge=1, le=100)] = 5
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0
     images: Annotated[int, Meta(ge=1, le=64)] = 1
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
     lock: str = ""
 
 

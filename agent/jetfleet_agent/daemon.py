@@ -110,7 +110,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     bundle = _bench_input(parsed)
     capability = _capability(parsed.board)
     with tempfile.TemporaryDirectory(prefix="jetfleet-bench-") as folder:
-        process = EvaluationProcess(Path(folder), MeasureConfig().timeout_s)
+        process = EvaluationProcess(Path(folder), MeasureConfig().timeout_s, nice=0)
         rows = bench(bundle, capability, process.run, threads=parsed.threads, runs=parsed.runs, warmup=parsed.warmup,
                      rounds=parsed.rounds, progress=_say_progress)
     _show(parsed, rows, bench_text(f"{bundle.spec.name} on {capability.board}, {capability.cpu}, {capability.cores} cores", rows))
@@ -222,7 +222,7 @@ def _choose_now(bundle: BundleFolder, capability: Capability, threads: int) -> C
         ready.set()
 
     with tempfile.TemporaryDirectory(prefix="jetfleet-explain-") as folder:
-        chooser = Chooser(capability, Path(folder), threads=threads, progress=_say_measured)
+        chooser = Chooser(capability, Path(folder), threads=threads, measure=MeasureConfig(nice=0), progress=_say_measured)
         try:
             chooser.choose(bundle.spec, bundle.evaluation, bundle.paths, bundle.images, done)
             ready.wait()

@@ -34,6 +34,7 @@ PRECISIONS_OF = {
 SHORTLIST_RATIO = 2.5
 # Two medians nearer than this are within the noise of one run: they are measured again, in turns.
 TIE_RATIO = 1.10
+MAX_CONTENDERS = 3
 
 
 class Candidate(Message, frozen=True):
@@ -49,12 +50,16 @@ class Candidate(Message, frozen=True):
 
 
 class Measurement(Message, frozen=True):
-    """What the board measured of one candidate: session ms and peak memory; `error` when it could not run."""
+    """What the board measured of one candidate: session ms and peak memory; `error` when it could not run.
+
+    `best_ms` is the fastest single run: what the candidate could do if nothing disturbed it.
+    """
 
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     peak_rss_mb: float = 0.0
     error: str = ""
+    best_ms: float = 0.0
 
 
 class ChoiceRow(Message, frozen=True):
@@ -149,11 +154,25 @@ def slower_at_builder(spec: ModelSpec, evaluation: Evaluation, capability: Capab
             for name, ms in figures.items() if ms > max_ratio * fastest}
 
 
-def contenders(choice: Choice, *, within: float = TIE_RATIO) -> tuple[Candidate, ...]:
-    """The measured candidates whose median is within that ratio of the best one's; empty when nobody is that near."""
-    measured = [row for row in choice.rows if row.origin == "measured" and row.verdict != "refused"]
-    near = tuple(row.candidate for row in measured if row.p50_ms <= within * measured[0].p50_ms)
-    return near if len(near) > 1 else ()
+def contenders(choice: Choice, measured: Mapping[str, Measurement], *, within: float = TIE_RATIO,
+               most: int = MAX_CONTENDERS) -> tuple[Candidate, ...]:
+    """The measured candidates that could still be the fastest: their best run is within that ratio of the leader's median.
+
+    A median that was disturbed by other load says little, the best run says what is possible. On a quiet machine the two
+    are nearly the same, and only real ties are left.
+
+    Returns:
+        The leader and its rivals, the most promising first; empty when nobody comes near.
+    """
+    rows = [row for row in choice.rows if row.origin == "measured" and row.verdict != "refused"]
+    if len(rows) < 2:
+        return ()
+
+    def potential(row: ChoiceRow) -> float:
+        return measured[row.candidate.name].best_ms or row.p50_ms
+
+    rivals = sorted((row for row in rows[1:] if potential(row) <= within * rows[0].p50_ms), key=potential)
+    return tuple(row.candidate for row in (rows[0], *rivals[:most - 1])) if rivals else ()
 
 
 def _leave_out(row: ChoiceRow, reason: str) -> ChoiceRow:

@@ -138,12 +138,35 @@ def test_a_measurement_overrides_the_shortlist() -> None:
     assert choice.chosen.name == name
 
 
+def names_of(found: tuple[Candidate, ...]) -> set[str]:
+    return {candidate.name for candidate in found}
+
+
 def test_contenders_are_those_too_near_to_call() -> None:
     measured = ms(fp32__openvino_bf16=10.0, fp32__openvino_fp32=10.9, fp32__onnxruntime_fp32=11.1)
     choice = choose(SPEC, evaluation_of(SPEC), capability_of(), measured)
-    assert {c.name for c in contenders(choice)} == {"fp32@openvino:bf16", "fp32@openvino:fp32"}
-    assert contenders(choose(SPEC, evaluation_of(SPEC), capability_of(), ms(fp32__openvino_bf16=10.0))) == ()
-    assert contenders(choose(SPEC, evaluation_of(SPEC), capability_of(), {})) == ()
+    assert names_of(contenders(choice, measured)) == {"fp32@openvino:bf16", "fp32@openvino:fp32"}
+
+
+def test_one_whose_median_was_disturbed_is_a_contender_by_its_best_run() -> None:
+    measured = {"fp32@openvino:fp32": Measurement(20.0, 30.0, 50.0, best_ms=19.0),
+                "fp32@openvino:bf16": Measurement(60.0, 90.0, 50.0, best_ms=8.0),
+                "fp32@onnxruntime:fp32": Measurement(60.0, 90.0, 50.0, best_ms=40.0)}
+    choice = choose(SPEC, evaluation_of(SPEC), capability_of(), measured)
+    assert names_of(contenders(choice, measured)) == {"fp32@openvino:fp32", "fp32@openvino:bf16"}
+
+
+def test_contenders_are_few_and_the_most_promising() -> None:
+    measured = {f"{variant}@openvino:{precision}": Measurement(10.0 + n, 10.0, best_ms=9.0 - n)
+                for n, (variant, precision) in enumerate([("fp32", "fp32"), ("fp32", "bf16"), ("fp16", "fp16"), ("int8", "int8")])}
+    choice = choose(SPEC, evaluation_of(SPEC), capability_of(), measured)
+    assert names_of(contenders(choice, measured)) == {"fp32@openvino:fp32", "fp16@openvino:fp16", "int8@openvino:int8"}
+
+
+def test_without_a_rival_nobody_contends() -> None:
+    alone = ms(fp32__openvino_bf16=10.0)
+    assert contenders(choose(SPEC, evaluation_of(SPEC), capability_of(), alone), alone) == ()
+    assert contenders(choose(SPEC, evaluation_of(SPEC), capability_of(), {}), {}) == ()
 
 
 NAMES = [candidate.name for candidate in candidates(SPEC) if candidate.backend != "tensorrt"]
@@ -165,8 +188,9 @@ def test_the_choice_is_the_fastest_of_what_nothing_speaks_against(measured: dict
     if good:
         assert choice.chosen is not None
         assert good[choice.chosen.name] == min(good.values())
-        near = contenders(choice)
+        near = contenders(choice, measured)
         assert all(good[c.name] <= TIE_RATIO * min(good.values()) for c in near)
+        assert not near or choice.chosen in near
 
 
 @given(MEASURED, st.integers())

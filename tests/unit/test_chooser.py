@@ -179,6 +179,19 @@ def test_near_ties_are_measured_again_in_turns_and_the_best_time_counts(bench: B
     assert bench.runs("int8").count(INT8) >= 2
 
 
+def test_a_first_measurement_that_was_disturbed_is_not_the_last_word(bench: Bench) -> None:
+    paths = bench.weights(fp32={FP32: {"ms": 40.0}, BF16: {"ms": [60.0, 8.5], "best": 8.0}}, int8={INT8: {"ms": 15.0}})
+    choice = bench.choose(paths)
+    assert choice.chosen == Candidate("fp32", "openvino", "bf16")
+    assert choice.rows[0].p50_ms == pytest.approx(8.5)
+    assert bench.runs("fp32").count(FP32) == 1
+
+
+def test_a_measurement_leaves_the_running_models_their_cores(bench: Bench) -> None:
+    bench.choose(bench.weights(fp32={}, int8={}))
+    assert (bench.folder / "int8.nice").read_text() == "10"
+
+
 def test_what_the_builder_saw_far_slower_is_neither_wanted_nor_measured(bench: Bench) -> None:
     evaluation = evaluation_of(SPEC, ms={"fp32@openvino:bf16": 8.0, "fp32@openvino:fp32": 36.0, "int8@openvino:int8": 15.0})
     chooser = bench.chooser()

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
+import msgspec
+
 from jetfleet_agent.config import MeasureConfig
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
 from jetfleet_contract.errors import StorageError
@@ -74,7 +76,7 @@ class Chooser:
         self._threads = threads
         self._memory_mb = memory_mb
         self._measure = measure or MeasureConfig()
-        self._process = EvaluationProcess(folder / "jobs", self._measure.timeout_s, program)
+        self._process = EvaluationProcess(folder / "jobs", self._measure.timeout_s, program, nice=self._measure.nice)
         self._store = MeasurementStore(folder)
         self._progress = progress
         self._stopping = threading.Event()
@@ -195,7 +197,7 @@ class Chooser:
 
     def _settle_ties(self, table: _Table, paths: dict[str, Path], images: tuple[Path, ...]) -> None:
         for _ in range(TIE_ROUNDS):
-            for candidate in contenders(table.choice()):
+            for candidate in contenders(table.choice(), table.measured):
                 self._measure_fresh(candidate, table, paths[candidate.variant], images)
 
     def _run(self, path: Path, candidate: Candidate, task: TaskSpec, images: tuple[Path, ...], runs: int) -> EvaluationResult:
@@ -248,8 +250,11 @@ class _Table:
 
     def put(self, candidate: Candidate, measurement: Measurement) -> None:
         before = self.measured.get(candidate.name)
-        if before is None or before.error or (not measurement.error and measurement.p50_ms < before.p50_ms):
+        if before is None or before.error:
             self.measured[candidate.name] = measurement
+        elif not measurement.error:
+            better = min(before, measurement, key=lambda one: one.p50_ms)
+            self.measured[candidate.name] = msgspec.structs.replace(better, best_ms=min(before.best_ms, measurement.best_ms))
 
     def choice(self) -> Choice:
         return choose(self.spec, self._evaluation, self._capability, self.measured, memory_mb=self._memory_mb, skipped=self._slow)
@@ -261,4 +266,5 @@ def _measurement(result: EvaluationResult) -> Measurement:
     if not result.latency_ms:
         return Measurement(error="the measurement holds no latency [evaluate.result]")
     ordered = sorted(result.latency_ms)
-    return Measurement(p50_ms=statistics.median(ordered), p99_ms=ordered[int(0.99 * (len(ordered) - 1))], peak_rss_mb=result.peak_rss_mb)
+    return Measurement(p50_ms=statistics.median(ordered), p99_ms=ordered[int(0.99 * (len(ordered) - 1))], peak_rss_mb=result.peak_rss_mb,
+                       best_ms=ordered[0])

@@ -32,12 +32,14 @@ class EvaluationProcess:
         folder: where jobs and results are written while they run.
         timeout_s: how long one job may take, start of Python included.
         command: the program, to which the two paths are appended.
+        nice: its scheduling priority, 0 (as ours) to 19 (least).
     """
 
-    def __init__(self, folder: Path, timeout_s: float, command: Sequence[str] = PROGRAM) -> None:
+    def __init__(self, folder: Path, timeout_s: float, command: Sequence[str] = PROGRAM, *, nice: int = NICE) -> None:
         self._folder = folder
         self._timeout_s = timeout_s
         self._command = tuple(command)
+        self._nice = nice
         self._guard = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -82,7 +84,7 @@ class EvaluationProcess:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
             self._running = process
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+            os.setpriority(os.PRIO_PROCESS, process.pid, self._nice)
         return process
 
     def _answer(self, folder: Path, job: EvaluationJob, code: int) -> EvaluationResult:
