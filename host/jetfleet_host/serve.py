@@ -102,6 +102,7 @@ class Server:
         self._unsaved: list[Incoming] = []
         self._retry_at = self._poll_at = self._refresh_at = 0.0
         self._meta_stamp = (0, 0)
+        self._signers: tuple[str, ...] = ()
         self._resync = True
         self.dropped = 0
 
@@ -174,7 +175,7 @@ class Server:
             return
         self._meta_stamp = (0, 0)  # whatever the broker held may be gone
         self._guarded(self._follow_meta, self._clock())
-        self._guarded(lambda _now: self._retain.update((topics.desired(d), e) for d, e in self._driver.retained()), self._clock())
+        self._guarded(self._retain_desired, self._clock())
         self._publish_retained()
         self._notify("up", f"{len(self._retain)} retained messages wait")
 
@@ -246,7 +247,16 @@ class Server:
         package = meta_package(self._project)
         self._bundles = frozenset(target.manifest for target in published(self._project))
         self._retain = {topics.META: package, **self._retain, topics.META: package}  # boards need it before any deployment
+        keys = self._project.repository.load().keys.deployment
+        if self._signers not in ((), keys):
+            self._retain_desired(now)
+        self._signers = keys
         self._meta_stamp = stamp
+
+    def _retain_desired(self, _now: Instant) -> None:
+        """Every board's deployment again, signed by the key that counts now."""
+        for device, envelope in signing.resigned(self._project, self._driver.retained()):
+            self._retain[topics.desired(device)] = envelope
 
     def _publish_desired(self, device: str, envelope: bytes) -> None:
         self._retain[topics.desired(device)] = envelope

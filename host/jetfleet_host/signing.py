@@ -5,12 +5,13 @@ Which key signs is named by the targets metadata, so a rotated key is used from 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from jetfleet_contract.errors import InputError
-from jetfleet_contract.messages import Command, Deployment
+from jetfleet_contract.messages import Command, Deployment, Envelope, decode
 from jetfleet_contract.trust import check_deployment, seal, unseal
 
 if TYPE_CHECKING:
@@ -27,6 +28,23 @@ def sign_deployment(project: Project, deployment: Deployment) -> bytes:
 def sign_command(project: Project, command: Command) -> bytes:
     """The envelope (JSON) of a command. InputError as `sign_deployment`."""
     return _sign(project, "command", command, project.repository.load().keys.command)
+
+
+def resigned(project: Project, envelopes: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Stored deployments, (device, envelope), as they should be retained now: unchanged, or signed by the current key after a rotation.
+
+    The body and its number stay as they are, so a board that has accepted it sees nothing new.
+    """
+    keys = project.repository.load().keys.deployment
+    return [(device, envelope if _is_by(envelope, keys) else _again(project, envelope)) for device, envelope in envelopes]
+
+
+def _is_by(envelope: bytes, keys: tuple[str, ...]) -> bool:
+    return any(signature.keyid in keys for signature in decode(envelope, Envelope).signatures)
+
+
+def _again(project: Project, envelope: bytes) -> bytes:
+    return sign_deployment(project, decode(bytes(decode(envelope, Envelope).signed), Deployment))
 
 
 def _sign(project: Project, role: str, message: msgspec.Struct, keys: tuple[str, ...]) -> bytes:

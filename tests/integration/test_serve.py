@@ -113,6 +113,23 @@ def test_the_broker_restarts_and_everything_comes_back(rig: ServedFleet, tmp_pat
         assert first.numbers == [1, 2]
 
 
+def test_keys_rotate_under_a_running_fleet(rig: ServedFleet, tmp_path: Path, broker: object) -> None:
+    rig.publish("1")
+    rig.publish("2")
+    rig.start()
+    with board(rig, tmp_path, broker, "dock-1") as first:
+        until(lambda: rig.knows("dock-1"), "the birth")
+        one = rig.begin("toy:1", "--all")
+        until(lambda: rig.phase(one) == "done", "the first rollout")
+        for role in ("root", "targets", "snapshot", "timestamp", "deployment"):
+            rig.cli("keys", "rotate", role)
+        until(lambda: first.trust.versions["root"] == 5 and first.trust.versions["targets"] == 5, "the new metadata")
+    with board(rig, tmp_path, broker, "dock-1", session=2) as again:  # forgot what it ran: the retained deployment must still count
+        until(lambda: again.numbers == [1], "the deployment under the new key")
+        two = rig.begin("toy:2", "--all")
+        until(lambda: rig.phase(two) == "done", "a rollout with the new keys")
+
+
 def test_forged_and_malformed_messages_are_counted_and_stop_nothing(rig: ServedFleet, tmp_path: Path, broker: object) -> None:
     rig.publish("1")
     rig.start()

@@ -19,7 +19,7 @@ from jetfleet_host.keys import ROLES
 from jetfleet_host.project import Project
 from jetfleet_host.publish import find_bundle, models, publish, published, withdraw
 from jetfleet_host.repository import LIFETIME, meta_package, refresh_timestamp
-from jetfleet_host.signing import sign_command, sign_deployment, verify_device
+from jetfleet_host.signing import resigned, sign_command, sign_deployment, verify_device
 
 
 @pytest.fixture
@@ -237,6 +237,20 @@ def test_unreadable_metadata_is_one_clear_error(project: Project) -> None:
 def test_a_deployment_that_boards_would_refuse_is_not_signed(project: Project) -> None:
     with pytest.raises(MalformedError):
         sign_deployment(project, Deployment("../x", 1, 1.0, ()))
+
+
+def test_stored_deployments_are_signed_again_after_a_rotation_only(project: Project, tmp_path: Path) -> None:
+    deployment = Deployment("gate-7", 3, time.time() + 60, ())
+    stored = [("gate-7", sign_deployment(project, deployment))]
+    assert resigned(project, stored) == stored
+    project.rotate("deployment")
+    fresh = resigned(project, stored)
+    assert fresh != stored
+    trust = board(project, tmp_path)
+    trust.update(meta_package(project), now())
+    assert trust.deployment(fresh[0][1], "gate-7", 3, message_digest(deployment), now()) == deployment
+    with pytest.raises(UntrustedError):
+        trust.deployment(stored[0][1], "gate-7", 0, "", now())
 
 
 def test_what_a_board_signs(tmp_path: Path) -> None:
