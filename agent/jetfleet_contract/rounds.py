@@ -18,8 +18,10 @@ from .chunks import Bitmap
 from .errors import OrderError
 from .transfer import MAX_SPREAD_S, RoundMark, Want
 
-GATHER_S = 0.05
-MAX_GATHER_S = 0.5
+GATHER_S = 0.03
+GATHER_LARGE_S = 0.08
+LARGE_CHUNKS = 64
+MAX_GATHER_S = 1.0
 MARK_EVERY = 64
 WINDOW_MARKS = 6
 PATIENCE_S = 2.0
@@ -131,6 +133,11 @@ def spread_s(wanters: int) -> float:
     return 0.0 if wanters <= UNHURRIED_WANTERS else min(MAX_SPREAD_S, wanters * SPREAD_PER_WANTER_S)
 
 
+def gather_s(state: Sender) -> float:
+    """How long after the last new want a round waits for more: who comes later costs what was sent before it."""
+    return GATHER_S if state.count < LARGE_CHUNKS else GATHER_LARGE_S
+
+
 def held_back(state: Sender) -> bool:
     """True when the window is full: marks that the slowest answering receiver owes."""
     return state.phase == "sending" and state.mark - _slowest(state) >= WINDOW_MARKS
@@ -150,13 +157,13 @@ def _with(state: Sender, **changes: object) -> Sender:
 def _wanted_first(state: Sender, event: Wanted, now: float) -> SenderStep:
     if not event.want.missing:
         return state, ()
-    state = _with(state, phase="gathering", until=now + GATHER_S, gather_end=now + MAX_GATHER_S, wanters={})
+    state = _with(state, phase="gathering", until=now + gather_s(state), gather_end=now + MAX_GATHER_S, wanters={})
     return _put(state, event.device, Wanter(event.want.missing)), ()
 
 
 def _wanted_gathering(state: Sender, event: Wanted, now: float) -> SenderStep:
     if event.device not in state.wanters:
-        state = _with(state, until=min(state.gather_end, now + GATHER_S))
+        state = _with(state, until=min(state.gather_end, now + gather_s(state)))
     return _put(state, event.device, Wanter(event.want.missing)), ()
 
 

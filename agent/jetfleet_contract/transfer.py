@@ -23,7 +23,7 @@ from .chunks import MAX_CHUNK_BYTES, MAX_CHUNKS, Bitmap
 from .errors import MalformedError, OrderError
 from .messages import Message, decode
 
-FIRST_SPREAD_S = 0.02
+FIRST_SPREAD_S = 0.01
 QUIET_S = 2.0
 MAX_ASK_S = 60.0
 MAX_SPREAD_S = 60.0

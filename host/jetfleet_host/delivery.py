@@ -200,7 +200,7 @@ class Distributor:
             self._pace = pacing.observe(self._refilled(now), effect.sent, effect.lost, now)
         else:
             self._count(effect.code)
-            _log.warning("device %s has used up its budget for blob %s", effect.device, blob)
+            _log.info("device %s has used up its budget for blob %s; it is served as the budget renews", effect.device, blob)
         return 0
 
     def _send(self, blob: str, send: rounds.Send) -> int:

@@ -92,6 +92,23 @@ def test_rot_before_the_end_is_caught_by_reading_back(store: BlobStore) -> None:
     assert store.path(BLOB).read_bytes() == DATA
 
 
+def test_settling_on_the_way_gives_the_same_blob_and_still_catches_rot(store: BlobStore) -> None:
+    with store.open_partial(BLOB, TABLE) as partial:
+        for index in range(len(PARTS)):
+            partial.write(index, PARTS[index])
+            if index in (4, 11):
+                partial.settle(SIZE * (index + 1))
+        with store.part(BLOB).open("r+b") as file:
+            file.seek(SIZE * 15)
+            file.write(b"rot")
+        with pytest.raises(UntrustedError):
+            partial.finish()
+        assert list(partial.missing()) == [15]
+        partial.write(15, PARTS[15])
+        partial.settle(SIZE * 16)
+        assert partial.finish().read_bytes() == DATA
+
+
 def no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

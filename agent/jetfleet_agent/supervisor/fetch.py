@@ -20,7 +20,8 @@ from jetfleet_contract.messages import Instant
 
 from .store import BlobStore, Partial
 
-WORK_POLL_S = 0.005
+WORK_POLL_S = 0.002
+SETTLE_CHUNKS = 128
 IDLE_S = 60.0
 PAGE_LIMIT = 1 << 16
 
@@ -51,7 +52,9 @@ class _Job:
         self.table: ChunkTable | None = None
         self.partial: Partial | None = None
         self.receiver: transfer.Receiver | None = None
-        self.work: Future[Bitmap | Path | None] | None = None
+        self.work: Future[Bitmap | Path] | None = None
+        self.settling: Future[None] | None = None
+        self.stored = 0
         self.cancelled = False
 
 
@@ -235,6 +238,9 @@ class Fetcher:
             self._break(job, error)
             return
         self._step(job, transfer.Stored(round_, index) if stored else transfer.Spoiled(round_, index))
+        job.stored += 1
+        if job.stored % SETTLE_CHUNKS == 0 and job.work is None:
+            self._settle(job, job.partial, job.receiver.missing)
 
     def _step(self, job: _Job, event: transfer.ReceiverEvent) -> None:
         if job.receiver is None:
@@ -252,8 +258,15 @@ class Fetcher:
 
     # --- work in the other thread -----------------------------------------------------------------------------
 
-    def _submit(self, job: _Job, work: Callable[[_Job], Bitmap | Path | None]) -> None:
+    def _submit(self, job: _Job, work: Callable[[_Job], Bitmap | Path]) -> None:
         job.work = self._worker.submit(work, job)
+
+    def _settle(self, job: _Job, partial: Partial, missing: Bitmap) -> None:
+        """Write back and hash what is complete from the beginning, while the rest is still coming."""
+        if job.settling is not None and not job.settling.done():
+            return
+        complete = next(missing.runs(), (job.count, 0))[0] * job.info.chunk_size
+        job.settling = self._worker.submit(partial.settle, min(complete, job.info.size))
 
     def _open(self, job: _Job) -> Bitmap:
         assert job.table is not None  # noqa: S101  set before it was submitted

@@ -131,6 +131,8 @@ class Partial:
         self._table = table
         self._path = store.part(blob)
         self._resumed = self._path.exists()
+        self._hash = hashlib.sha256()
+        self._hashed = 0
         if not self._resumed:
             store.check_space(table.size)
         try:
@@ -189,8 +191,17 @@ class Partial:
             raise _storage_error(error, self._path) from None
         return True
 
+    def settle(self, upto: int) -> None:
+        """Bring the first `upto` bytes, which must be complete, to the disk and read them again for the whole digest, so that little is
+        left for `finish`. Raises StorageError `store.full`, `store.io`."""
+        try:
+            os.fdatasync(self._fd)
+            self._hash_to(upto)
+        except OSError as error:
+            raise _storage_error(error, self._path) from None
+
     def finish(self) -> Path:
-        """fsync, read everything again, compare the whole digest, rename, fsync the folder.
+        """fsync, read again what was not settled, compare the whole digest, rename, fsync the folder.
 
         Raises:
             UntrustedError: `blob.digest` when what the disk gives back is not the blob; ask `missing()` what to fetch again.
@@ -198,8 +209,9 @@ class Partial:
         """
         try:
             os.fsync(self._fd)
-            if self._digest() != self._blob:
-                self._resumed = True
+            self._hash_to(self._table.size)
+            if self._hash.hexdigest() != self._blob:
+                self._resumed, self._hash, self._hashed = True, hashlib.sha256(), 0
                 raise UntrustedError("blob.digest", f"blob {self._blob} read back from disk has another digest", where=str(self._path))
             path = self._store.settle(self._blob)
         except OSError as error:
@@ -207,15 +219,14 @@ class Partial:
         self.close()
         return path
 
-    def _digest(self) -> str:
-        whole = hashlib.sha256()
-        buffer = bytearray(min(_READ_BYTES, max(1, self._table.size)))
-        view = memoryview(buffer)
-        offset = 0
-        while got := os.preadv(self._fd, [view], offset):
-            whole.update(view[:got])
-            offset += got
-        return whole.hexdigest()
+    def _hash_to(self, upto: int) -> None:
+        view = memoryview(bytearray(min(_READ_BYTES, max(1, upto - self._hashed))))
+        while (left := upto - self._hashed) > 0:
+            got = os.preadv(self._fd, [view[:left]], self._hashed)
+            if not got:
+                return  # shorter than it should be: the digest will say so
+            self._hash.update(view[:got])
+            self._hashed += got
 
     def close(self) -> None:
         if self._fd >= 0:
