@@ -1,7 +1,8 @@
 """A stand-in for the evaluate program, for tests at the process port: ``python evaluate_stand_in.py JOB RESULT``.
 
-The "weights" file is JSON: what to do by `backend:precision`, else by `*`. `ms` answers with that latency; `answers` gives
-predictions, `best` one better run; `do` is crash, hang, garbage, silent, exit or huge. Each run appends a line to the weights file's ``.log``.
+The "weights" file is JSON: what to do by `backend:precision`, else by `*`. `ms` answers with that latency (a list: by the
+number of the run), `best` is one better run, `answers` gives predictions; `do` is crash, hang, garbage, silent, exit or error.
+Each run appends a line to the weights file's ``.log`` and leaves its priority in ``.nice``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main(job_path: Path, result_path: Path) -> int:
     each = orders["ms"]
     ms = each[min(done, len(each)) - 1] if isinstance(each, list) else each
     predictions = tuple((Detection(label, 0.9),) for label in orders.get("answers", ()))
-    latencies = tuple([orders.get("best", ms), *[ms] * (job.latency_runs - 1)])
+    latencies = (orders.get("best", ms), *[ms] * (job.latency_runs - 1))
     result_path.write_bytes(encode(EvaluationResult(
         job.backend, precision=job.precision, latency=sketch_of(list(latencies)), latency_ms=latencies, predictions=predictions,
         peak_rss_mb=orders.get("mb", 50.0))))

@@ -19,8 +19,12 @@ from bundle_maker import make_bundle
 from jetfleet_agent import state_lock
 from jetfleet_agent.bench import BenchRow
 from jetfleet_agent.config import parse
+from jetfleet_agent.pipeline.evaluate import evaluate
 from jetfleet_agent.supervisor.measurements import ChoiceRecord
+from jetfleet_contract.bundle import Evaluation, EvaluationRow, InputSpec, ModelSpec, ProbeItem, ProbeSet, TaskSpec, Variant, digest_of
+from jetfleet_contract.evaluation import EvaluationJob
 from jetfleet_contract.messages import Capability
+from jetfleet_host.bundles import write_bundle
 from jetfleet_host.project import Project
 
 MAX_WAIT_S = 120
@@ -202,6 +206,61 @@ def test_bench_measures_a_model_on_every_runtime(model: Path) -> None:
     assert measured["fp32@onnxruntime:fp32"].runs_in == "fp32"
     assert any("no tensorrt" in row.error for row in rows)
     assert "[1/" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Path) -> Path:
+    """A bundle of that network with one probe image, evaluated for both CPU runtimes; fp32 on OpenVINO was refused."""
+    import cv2
+    import numpy as np
+
+    image = np.random.default_rng(2).integers(0, 255, (32, 48, 3), np.uint8)
+    png = cv2.imencode(".png", image)[1].tobytes()
+    (model.parent / "probe.png").write_bytes(png)
+    task = TaskSpec("classify", InputSpec("x", 48, 32), ("a", "b", "c", "d"))
+    answer = evaluate(EvaluationJob(str(model), task, "onnxruntime", images=(str(model.parent / "probe.png"),), warmup=0, latency_runs=1))
+    weights = model.read_bytes()
+    variant = Variant("fp32", digest_of(weights), len(weights), "fp32")
+    rows = tuple(EvaluationRow("fp32", backend, precision, "top1", 1.0, drop, 1.0, 1, 0.0, 0.0, len(weights),
+                               "refused" if reason else "accepted", reason)
+                 for backend, precision, drop, reason in (
+                     ("onnxruntime", "fp32", 0.0, ""), ("openvino", "bf16", 0.1, ""),
+                     ("openvino", "fp32", 7.0, "drop of 7.00 points is over the limit of 0.50")))
+    path = model.parent / "toy.bundle"
+    write_bundle(path, spec=ModelSpec("toy", "1", task, (variant,), ("cpu-x86",)),
+                 evaluation=Evaluation("top1", "fp32@onnxruntime:fp32", 0.5, "a test", rows),
+                 probe=ProbeSet((ProbeItem(digest_of(png), answer.predictions[0]),)), files={digest_of(png): png},
+                 weights=[(variant, model)])
+    return path
+
+
+def test_explain_measures_a_bundle_and_chooses_what_was_fastest_here(bundle: Path) -> None:
+    done = agent("explain", "--bundle", bundle, "--json")
+    (record,) = msgspec.json.decode(done.stdout, type=list[ChoiceRecord])
+    assert done.returncode == 0, done.stderr
+    rows = {row.candidate.name: row for row in record.choice.rows}
+    measured = {name: row.p50_ms for name, row in rows.items() if row.origin == "measured" and row.verdict != "refused"}
+    assert "fp32@onnxruntime:fp32" in measured
+    assert record.choice.chosen is not None
+    assert measured[record.choice.chosen.name] == min(measured.values())
+    assert rows["fp32@openvino:fp32"].reason == "builder: drop of 7.00 points is over the limit of 0.50"
+    assert "no tensorrt" in rows["fp32@tensorrt:fp32"].reason
+
+
+def test_explain_for_a_simulated_jetson_falls_back_and_says_why(bundle: Path) -> None:
+    done = agent("explain", "--bundle", bundle, "--board", "orin-nano")
+    assert done.returncode == 0
+    assert "chosen: fp32@onnxruntime:fp32" in done.stdout
+    assert "tensorrt: " in done.stdout
+
+
+def test_bench_shows_what_the_builder_refused_and_the_agreement_here(bundle: Path) -> None:
+    done = agent("bench", "--bundle", bundle, "--runs", "5", "--warmup", "1", "--json")
+    rows = {row.candidate.name: row for row in msgspec.json.decode(done.stdout, type=list[BenchRow])}
+    assert rows["fp32@onnxruntime:fp32"].agreement == 1.0
+    assert rows["fp32@openvino:fp32"].agreement == 1.0
+    assert rows["fp32@openvino:fp32"].p50_ms > 0
+    assert rows["fp32@openvino:fp32"].builder.startswith("refused: drop of 7.00")
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), [
