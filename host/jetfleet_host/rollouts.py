@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 from sqlalchemy.orm import Session
 
-from jetfleet_contract.errors import InputError, JetfleetError
+from jetfleet_contract.errors import InputError, JetfleetError, MalformedError
 from jetfleet_contract.messages import AppSpec, Deployment, Instant, Report
 from jetfleet_contract.rollout import (
     Abort,
@@ -35,6 +35,7 @@ from jetfleet_contract.rollout import (
     planned,
     step,
 )
+from jetfleet_contract.trust import check_deployment
 
 from .store import journal
 from .store.database import Database
@@ -123,6 +124,8 @@ class RolloutDriver:
             unknown = [d for d in _devices_of(plan) if session.get(Device, d) is None]
             if unknown:
                 raise InputError("rollout.unknown-device", f"no such board: {', '.join(unknown[:5])}", remedy="jetfleet devices lists them")
+            for device in _devices_of(plan):
+                _check_deployable(session, request, device)
             state = planned(plan)
             journal.add_rollout(session, state, request.spec, request.keep, now.wall)
         self._active[plan.id] = state
@@ -256,8 +259,7 @@ class RolloutDriver:
     def _compose(self, session: Session, device: str, current: Deployment | None, plan: Plan, app: AppSpec | None,
                  now: Instant) -> Deployment:
         """The board's next deployment: as the current one, with this app replaced (None: taken off)."""
-        others = tuple(a for a in current.apps if a.app != plan.app) if current else ()
-        apps = tuple(sorted((*others, *((app,) if app else ())), key=lambda a: a.app))
+        apps = _with_app(current.apps if current else (), plan.app, app)
         known = session.get(Device, device)
         highest = max(current.seq if current else 0, known.seq if known else 0)
         return Deployment(device, highest + 1, now.wall + DEPLOYMENT_LIFE_S, apps, plan.id, current.tags if current else {})
@@ -278,6 +280,29 @@ class RolloutDriver:
                     outgoing.append((device, self._store(session, fresh, now)))
         for device, envelope in outgoing:
             self._publish(device, envelope)
+
+
+def _check_deployable(session: Session, request: StartRequest, device: str) -> None:
+    """The deployment that this board would get is one that it will accept; else InputError `rollout.deployment`."""
+    current = journal.deployment_of(session, device)
+    apps = current.apps if current else ()
+    before = next((app for app in apps if app.app == request.plan.app), None)
+    wanted = _with_app(apps, request.plan.app, _renewed_app(request.spec, before, request.keep))
+    try:
+        check_deployment(Deployment(device, 1, 0.0, wanted))
+    except MalformedError as error:
+        raise InputError("rollout.deployment", f"board {device} could not run this: {error.what}", where=error.code,
+                         remedy="correct apps.toml; an app that feeds another is rolled out first") from None
+
+
+def _with_app(apps: tuple[AppSpec, ...], name: str, app: AppSpec | None) -> tuple[AppSpec, ...]:
+    """The apps with one replaced; taken off (None), those that it feeds go too, because they would have no input."""
+    if app is not None:
+        return tuple(sorted((*(a for a in apps if a.app != name), app), key=lambda a: a.app))
+    gone = {name}
+    while fed := {a.app for a in apps if a.input_from in gone} - gone:
+        gone |= fed
+    return tuple(a for a in apps if a.app not in gone)
 
 
 def _devices_of(plan: Plan) -> list[str]:
