@@ -49,7 +49,7 @@ def watch(pid: int, seconds: float, every_s: float = 1.0) -> dict[str, float]:
         sizes.append(process.memory_info().rss / 1e6)
     wall, after = time.monotonic() - began, process.cpu_times()
     used = after.user + after.system - times.user - times.system
-    return {"rss_mb_median": statistics.median(sizes), "rss_mb_max": max(sizes), "cpu_pct": 100.0 * used / wall, "seconds": wall,
+    return {"rss_mb_median": statistics.median(sizes), "rss_mb_max": max(sizes), "cpu_pct": max(100.0 * used / wall, 0.0), "seconds": wall,
             "threads": float(process.num_threads())}
 
 

@@ -11,9 +11,10 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from bundle_maker import make_bundle
+from bundle_maker import make_bundle, parts
 
 from jetfleet_agent import ipc
 from jetfleet_agent.supervisor.effects import EffectRunner, RunSettings
@@ -23,7 +24,7 @@ from jetfleet_agent.supervisor.outbox import Outbox
 from jetfleet_agent.supervisor.store import BlobStore
 from jetfleet_agent.supervisor.updater import Updater
 from jetfleet_contract import slot_records as r
-from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
+from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec, Variant, digest_of
 from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.errors import UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
@@ -31,22 +32,26 @@ from jetfleet_contract.messages import AppSpec, Deployment, Instant, Report, Sou
 from jetfleet_contract.policy import Candidate, Choice, ChoiceRow, TrialNumbers
 from jetfleet_contract.slots import live_slot
 from jetfleet_contract.trust import BundleTarget
+from jetfleet_host.bundles import write_bundle
 
 CANDIDATE = Candidate("fp32", "onnxruntime", "fp32")
 APP = "gate"
 
 
 class Shelf:
-    """Published bundles in a folder: what trust vouches for, and where the network gets its bytes."""
+    """Published bundles in a folder: what trust vouches for, and where the network gets its bytes.
 
-    def __init__(self, folder: Path, versions: tuple[str, ...]) -> None:
+    `plans` gives a version's weights: JSON that `fake_pipeline.py` reads. `keep_s` is for its deployments.
+    """
+
+    def __init__(self, folder: Path, versions: tuple[str, ...], plans: Mapping[str, str] | None = None, keep_s: float = 30.0) -> None:
+        self.keep_s = keep_s
         self.paths: dict[str, Path] = {}
         self.targets: dict[str, BundleTarget] = {}
         self.bundles: dict[str, str] = {}
         for version in versions:
             out = folder / version
-            manifest = (make_bundle(out, version=version, weight_bytes=2000, seed=hash_of(version))
-                        if not out.exists() else _manifest_of(out)).removeprefix("sha256:")
+            manifest = _made(out, version, (plans or {}).get(version)).removeprefix("sha256:")
             blobs = {path.name: path for path in (out / "blobs" / "sha256").iterdir()}
             self.paths.update(blobs)
             infos = {blob: BlobInfo(path.stat().st_size, 65536, "") for blob, path in blobs.items()}
@@ -60,17 +65,19 @@ class Shelf:
 
     def deployment(self, seq: int, version: str) -> Deployment:
         spec = AppSpec(APP, self.bundles[version], "toy", version, sources=(Source("cam", "synthetic:64x48"),),
-                       trial=TrialPolicy(frames=10, lease_s=600, keep_s=30))
+                       trial=TrialPolicy(frames=10, lease_s=600, keep_s=self.keep_s))
         return Deployment("board", seq, 4e9, (spec,), f"r{seq}")
 
 
-def hash_of(version: str) -> int:
-    return sum(version.encode())
-
-
-def _manifest_of(bundle: Path) -> str:
-    index = msgspec.json.decode((bundle / "index.json").read_bytes())
-    return str(index["manifests"][0]["digest"])
+def _made(out: Path, version: str, plan: str | None) -> str:
+    if plan is None:
+        return make_bundle(out, version=version, weight_bytes=2000, seed=sum(version.encode()))
+    made: dict[str, Any] = parts(out.parent / "weights", version=version)
+    weights = out.parent / "weights" / f"plan-{version}.json"
+    weights.write_text(plan)
+    variant = Variant("fp32", digest_of(plan.encode()), len(plan), "fp32")
+    made["spec"] = msgspec.structs.replace(made["spec"], variants=(variant,))
+    return write_bundle(out, **{**made, "weights": [(variant, weights)]})
 
 
 class DiesAt:

@@ -1,0 +1,146 @@
+"""The control loop with simulated ports and a real thread: order of messages, bad input, the broker coming and going, goodbyes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from brokers import until
+from supervised_lives import Shelf
+from supervisor_rig import DEVICE, Rig
+
+from jetfleet_agent import ipc
+from jetfleet_agent.supervisor.core import begin_session, will
+from jetfleet_agent.supervisor.inbox import Arrived, Inbox, PipelineSaid
+from jetfleet_contract import topics
+from jetfleet_contract.messages import (
+    Ack,
+    Birth,
+    Command,
+    DeviceState,
+    Response,
+    Result,
+    Telemetry,
+    encode,
+)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    made = Shelf(tmp_path_factory.mktemp("shelf"), ("1",))
+    for bundle in made.bundles.values():  # the fake pipeline reads its weights as JSON: these do nothing special
+        assert bundle in made.targets
+    return made
+
+
+@pytest.fixture
+def rig(tmp_path: Path, shelf: Shelf) -> Iterator[Rig]:
+    made = Rig(tmp_path, shelf)
+    yield made
+    made.stop()
+
+
+def test_introduces_itself_and_says_goodbye(rig: Rig) -> None:
+    until(lambda: rig.link.subscribed, "subscriptions")
+    assert rig.link.subscribed == {topics.META: 1, topics.desired(DEVICE): 1, topics.command(DEVICE): 1, topics.ack(DEVICE): 1}
+    rig.up()
+    until(lambda: rig.link.last(topics.birth(DEVICE), Birth), "the birth")
+    birth = rig.link.last(topics.birth(DEVICE), Birth)
+    assert (birth.session, birth.key, birth.capability.board) == (1, "ab" * 32, "cpu-x86")
+    assert rig.link.last(topics.state(DEVICE), DeviceState) == DeviceState(DEVICE, True, 1)
+    assert rig.fetcher.ups == 1
+    rig.inbox.link_down("gone")
+    until(lambda: rig.fetcher.downs, "the loss")
+    rig.stop()
+    assert rig.link.last(topics.state(DEVICE), DeviceState) == DeviceState(DEVICE, False, 1)
+    assert rig.link.published[-1][3], "the goodbye is retained"
+    assert will(DEVICE, 1) == (topics.state(DEVICE), encode(DeviceState(DEVICE, False, 1)))
+
+
+def test_sessions_count_starts(tmp_path: Path, rig: Rig) -> None:
+    assert begin_session(rig.journal, rig.now()) == 2
+    assert begin_session(rig.journal, rig.now()) == 3
+
+
+def test_a_deployment_before_its_metadata_waits_and_an_acknowledged_report_is_not_repeated(rig: Rig, shelf: Shelf) -> None:
+    rig.up()
+    rig.inbox.message(topics.desired(DEVICE), encode(shelf.deployment(1, "1")))
+    rig.inbox.message(topics.META, b"package")
+    until(lambda: any(r.phase == "trial" for r in rig.reports()), "the trial")
+    record = rig.journal.board()
+    assert (record.seq, record.session, record.deployment) == (1, 1, shelf.deployment(1, "1"))
+    for report in rig.reports():
+        rig.inbox.message(topics.ack(DEVICE), encode(Ack(report.id)))
+    birth = rig.link.last(topics.birth(DEVICE), Birth)
+    assert birth.seq == 1
+
+
+@pytest.mark.parametrize(("topic", "payload"), [
+    (topics.META, b"bad"), (topics.desired(DEVICE), b"forged"), (topics.desired(DEVICE), b"{"), (topics.ack(DEVICE), b"\xff"),
+    (topics.command(DEVICE), b"[]"), ("jf/1/d/other/desired", b"x"), (topics.META, b""), (topics.desired(DEVICE), b""),
+])
+def test_bad_messages_do_not_stop_the_loop(rig: Rig, topic: str, payload: bytes) -> None:
+    rig.trust.ready = True
+    rig.up()
+    rig.inbox.message(topic, payload)
+    rig.inbox.message(topics.command(DEVICE), encode(Command(DEVICE, 9, 4e9, "logs")))
+    until(lambda: rig.link.last(topics.response(DEVICE, 9), Response), "an answer after the bad message")
+    assert rig.link.last(topics.response(DEVICE, 9), Response).code == "command.unsupported"
+
+
+def test_a_bug_is_counted_and_does_not_stop_the_loop(rig: Rig) -> None:
+    rig.up()
+    rig.fetcher.explode = True
+    rig.inbox.message(topics.META, b"x")
+    until(lambda: (t := rig.link.last(topics.telemetry(DEVICE), Telemetry)) and t.gauges.get("refused.internal"), "the counter")
+    assert rig.thread.is_alive()
+
+
+def test_a_malformed_deployment_is_dropped(rig: Rig, shelf: Shelf) -> None:
+    rig.trust.ready = True
+    rig.up()
+    bad = msgspec.structs.replace(shelf.deployment(1, "1"), apps=shelf.deployment(1, "1").apps * 2)
+    rig.inbox.message(topics.desired(DEVICE), encode(bad))
+    until(lambda: (t := rig.link.last(topics.telemetry(DEVICE), Telemetry)) and t.gauges.get("refused.deployment.bad"), "the counter")
+    assert rig.reports() == []
+
+
+def test_results_of_strangers_are_not_forwarded(rig: Rig) -> None:
+    rig.up()
+    rig.inbox.put(PipelineSaid("gate", 1, ipc.Results((Result("gate", "cam", 0, 0.0, 0.0, "1", "x"),))))
+    rig.inbox.message(topics.command(DEVICE), encode(Command(DEVICE, 1, 4e9, "explain")))
+    until(lambda: rig.link.last(topics.response(DEVICE, 1), Response), "the answer")
+    assert not [p for p in rig.link.published if p[0] == topics.result(DEVICE)]
+
+
+def test_telemetry_expires_and_the_loop_beats(rig: Rig) -> None:
+    rig.up()
+    until(lambda: len([p for p in rig.link.published if p[0] == topics.telemetry(DEVICE)]) >= 2, "two windows")
+    assert next(p[4] for p in rig.link.published if p[0] == topics.telemetry(DEVICE)) == 60
+    assert rig.beats
+
+
+def test_a_full_inbox_makes_others_wait_but_never_the_control_thread() -> None:
+    inbox = Inbox(2)
+    inbox.take(0.0)
+    for number in range(50):
+        inbox.put(Arrived(str(number), b""))
+    taken = [inbox.take(0.0) for _ in range(50)]
+    assert [item.topic for item in taken if isinstance(item, Arrived)] == [str(number) for number in range(50)]
+    done = threading.Event()
+
+    def fill() -> None:
+        for number in range(5):
+            inbox.put(Arrived(str(number), b""))
+        done.set()
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    assert not done.wait(0.2)
+    inbox.close()
+    assert done.wait(5), "a closed inbox lets everybody go"
+
+
