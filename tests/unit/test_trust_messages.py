@@ -143,6 +143,16 @@ def test_a_signed_deployment_is_still_checked(repo: SignedRepository, store: Tru
     assert code_of(lambda: store.deployment(repo.deploy(bad), "gate-7", 0, "", at())) == code
 
 
+def test_a_bundle_under_another_name_is_refused(repo: SignedRepository, store: TrustStore) -> None:
+    repo.add_bundle(APP.bundle, "toy", "1")
+    repo.commit()
+    store.update(repo.package(), at())
+    assert store.deployment(repo.deploy(GOOD), "gate-7", 0, "", at()) == GOOD
+    for wrong in (msgspec.structs.replace(APP, version="2"), msgspec.structs.replace(APP, name="other")):
+        bad = repo.deploy(msgspec.structs.replace(GOOD, apps=(wrong,)))
+        assert code_of(lambda d=bad: store.deployment(d, "gate-7", 0, "", at())) == "trust.mix"
+
+
 def test_a_chain_of_apps_is_fine() -> None:
     chain = (APP, msgspec.structs.replace(APP, app="b", input_from="ocr"), msgspec.structs.replace(APP, app="c", input_from="b"))
     check_deployment(msgspec.structs.replace(GOOD, apps=chain))

@@ -25,7 +25,7 @@ from jetfleet_agent.durable import write_file
 from jetfleet_agent.supervisor.identity import verify_ed25519
 from jetfleet_agent.supervisor.trust_floor import BUILD_TIME, Floor, load_floor, write_floor
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, UntrustedError
-from jetfleet_contract.messages import Command, Deployment, Instant
+from jetfleet_contract.messages import AppSpec, Command, Deployment, Instant
 from jetfleet_contract.trust import (
     FIELD,
     BundleTarget,
@@ -154,9 +154,8 @@ class TrustStore:
 
         Raises:
             MalformedError: `message.*`, and as `check_deployment`. UntrustedError: `trust.no-metadata`, `trust.type`,
-            `trust.unknown-key`, `trust.signature`,
-            `trust.device`, `trust.seq`, `trust.seq-lower`, `trust.seq-fork` (an alarm: somebody signed two of one number),
-            `trust.expired`.
+            `trust.unknown-key`, `trust.signature`, `trust.device`, `trust.seq`, `trust.seq-lower`, `trust.seq-fork` (an alarm:
+            somebody signed two of one number), `trust.mix` (a bundle under another name), `trust.expired`.
         """
         state = self._trusted()
         found = unseal(data, "deployment", Deployment, state.keys.deployment, verify_ed25519)
@@ -169,6 +168,8 @@ class TrustStore:
                 raise UntrustedError("trust.seq-fork", f"two different deployments carry the number {found.seq}",
                                      remedy="find out who else signs for this board; then roll out again, which takes the next number")
             return found  # accepted before: it stays what the board runs, also past its end
+        for app in found.apps:
+            _check_label(app, state.bundles.get(app.bundle))
         self._check_fresh("deployment", found.expires, now)
         if state.expires <= self._reference(now):
             raise UntrustedError("trust.expired", "the metadata on this board has expired, so a new deployment cannot be judged",
@@ -311,6 +312,12 @@ def _check_addressee(kind: str, named: str, seq: int, device: str) -> None:
         raise UntrustedError("trust.device", f"the {kind} is for another board, {named[:63]!r}")
     if not 0 < seq < MAX_SEQ:
         raise UntrustedError("trust.seq", f"{kind} number {seq} is out of bounds")
+
+
+def _check_label(app: AppSpec, target: BundleTarget | None) -> None:
+    """What the deployment calls a bundle is what the targets role signed it as; a bundle not known yet is judged when it is fetched."""
+    if target is not None and (target.name, target.version) != (app.name, app.version):
+        raise UntrustedError("trust.mix", f"app {app.app} names {app.name}:{app.version}, but its bundle is {target.name}:{target.version}")
 
 
 def _metadata_set(root: bytes, reference: float) -> TrustedMetadataSet:
