@@ -10,6 +10,7 @@ interleaved rounds, the same number of threads. Period = time from the first cou
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -39,8 +40,8 @@ class Measured(msgspec.Struct, frozen=True):
     stages: dict[str, float] = {}
 
 
-def floor(model: Path, video: Path, candidate: Candidate, threads: int) -> Measured:
-    """The bare loop. Runs in a process of its own."""
+def floor(model: Path, video: Path, candidate: Candidate, threads: int, *, spins: bool = False) -> Measured:
+    """The bare loop. Runs in a process of its own. `spins`: ONNX Runtime's default, worker threads that spin between operators."""
     import cv2
     import numpy as np
     from pipeline_process import SHAPE
@@ -51,6 +52,7 @@ def floor(model: Path, video: Path, candidate: Candidate, threads: int) -> Measu
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
         session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
 
@@ -92,6 +94,11 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def default_floor(model: Path, video: Path, candidate: Candidate, threads: int) -> Measured:
+    """The bare loop with the runtime's own default threads."""
+    return floor(model, video, candidate, threads, spins=True)
+
+
 def full(model: Path, video: Path, candidate: Candidate, threads: int) -> Measured:
     """The real pipeline over the same video."""
     from pipeline_process import Pipeline, order_of, result_times
@@ -110,6 +117,9 @@ def full(model: Path, video: Path, candidate: Candidate, threads: int) -> Measur
     return Measured((counted[-1] - counted[0]) / (len(counted) - 1) * 1e3, cpu_ms, stages)
 
 
+MEASURES = {"floor": floor, "full": full, "default-floor": default_floor}
+
+
 def in_a_process(kind: str, model: Path, video: Path, candidate: Candidate, threads: int) -> Measured:
     """One measurement, one process."""
     command = [sys.executable, __file__, "--child", kind, "--model", str(model), "--video", str(video), "--threads", str(threads),
@@ -120,34 +130,37 @@ def in_a_process(kind: str, model: Path, video: Path, candidate: Candidate, thre
     return msgspec.json.decode(done.stdout.splitlines()[-1], type=Measured)
 
 
-def fastest(model: Path, threads: int, folder: Path) -> Candidate:
-    """The candidate that a board would pick for this file: measured with the agent's own evaluation program."""
+def fastest(models: list[Path], threads: int, folder: Path) -> tuple[Path, Candidate]:
+    """The file and candidate that a board would pick: measured with the agent's own evaluation program."""
     from pipeline_process import TASK
 
-    best, best_ms = Candidate("v", "onnxruntime", "fp32"), float("inf")
-    for backend, precision in (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
+    best, best_ms = (models[0], Candidate("v", "onnxruntime", "fp32")), float("inf")
+    ways = [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8")]
+    for model, (backend, precision) in itertools.product(models, ways):
         job = EvaluationJob(str(model), TASK, backend, precision, threads, warmup=3, latency_runs=15)  # type: ignore[arg-type]
         (folder / "job").write_bytes(encode(job))
         subprocess.run([sys.executable, "-m", "jetfleet_agent.pipeline.evaluate", str(folder / "job"), str(folder / "result")], check=True)
         result = decode((folder / "result").read_bytes(), EvaluationResult, limit=1 << 26)
         took = result.latency.quantile(0.5)
-        print(f"  {backend}:{precision} ran in {result.precision or result.error}, {took:.2f} ms", file=sys.stderr)
+        print(f"  {model.name} {backend}:{precision} ran in {result.precision or result.error}, {took:.2f} ms", file=sys.stderr)
         if not result.error and result.precision == precision and took < best_ms:
-            best, best_ms = Candidate("v", backend, precision), took
+            best, best_ms = (model, Candidate("v", backend, precision)), took
     return best
 
 
-def compare(model: Path, video: Path, candidates: dict[str, Candidate], threads: int, rounds: int) -> dict[str, Any]:
+def compare(candidates: dict[str, tuple[Path, Candidate]], video: Path, threads: int, rounds: int) -> dict[str, Any]:
     """Interleaved rounds: floor, full, floor, full ... and the candidates in turn."""
-    rows: dict[str, Any] = {name: {"candidate": c.name, "floor": [], "full": []} for name, c in candidates.items()}
+    rows: dict[str, Any] = {name: {"candidate": c.name, "floor": [], "full": [], "default-floor": []} for name, (_, c) in candidates.items()}
     for index in range(rounds):
-        for name, candidate in candidates.items():
-            for kind in ("floor", "full") if index % 2 == 0 else ("full", "floor"):
+        for name, (model, candidate) in candidates.items():
+            kinds = ["floor", "full"] + ["default-floor"] * (candidate.backend == "onnxruntime")
+            for kind in kinds if index % 2 == 0 else reversed(kinds):
                 measured = in_a_process(kind, model, video, candidate, threads)
                 rows[name][kind].append(msgspec.to_builtins(measured))
                 print(f"  round {index + 1} {name} {kind}: {measured.period_ms:.2f} ms", file=sys.stderr)
     for row in rows.values():
         row["ratio"] = [b["period_ms"] / a["period_ms"] for a, b in zip(row["floor"], row["full"], strict=True)]
+        row["default-ratio"] = [b["period_ms"] / a["period_ms"] for a, b in zip(row["default-floor"], row["full"], strict=False)]
     return rows
 
 
@@ -160,8 +173,8 @@ def table(rows: dict[str, Any], threads: int, frames: int) -> str:
 
     what = f"Demo's detector at 640x480, {frames} frames of the demo's video, {threads} threads."
     lines = [f"{what} Medians over rounds (range); ms a frame.", "",
-             "| candidate | floor F | pipeline | pipeline / F | target | own CPU | of it pre + decode + sink | video decode | session |",
-             "|---|---|---|---|---|---|---|---|---|"]
+             "| candidate | floor F | pipeline | ratio | target | ratio to F spinning | own CPU | pre + decode + sink | video decode | session |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
     for name, row in rows.items():
         own = statistics.median(of(row, "full", "cpu_ms")) - statistics.median(of(row, "floor", "cpu_ms"))
         stages = [r["stages"] for r in row["full"]]
@@ -170,7 +183,8 @@ def table(rows: dict[str, Any], threads: int, frames: int) -> str:
         lines.append(
             f"| {name}: `{row['candidate'].partition('@')[2]}` | {spread(of(row, 'floor', 'period_ms'))} "
             f"| {spread(of(row, 'full', 'period_ms'))} "
-            f"| **{spread(row['ratio'])}** | {TARGETS[name]:.2f} | {own:.2f} | {ours:.2f} "
+            f"| **{spread(row['ratio'])}** | {TARGETS[name]:.2f} "
+            f"| {spread(row['default-ratio']) if row['default-ratio'] else '-'} | {own:.2f} | {ours:.2f} "
             f"| {statistics.median(s['decode video'] for s in floors):.2f} | {statistics.median(s['session'] for s in floors):.2f} |")
     return "\n".join(lines)
 
@@ -180,14 +194,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--rounds", type=int, default=0)
-    parser.add_argument("--model", type=Path, help="another ONNX file for the best candidate's row")
+    parser.add_argument("--model", type=Path, help="another ONNX file of the same model (int8, say) that may be the best")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--child", choices=["floor", "full"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=[*MEASURES], help=argparse.SUPPRESS)
     parser.add_argument("--video", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--candidate", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        measure = floor if arguments.child == "floor" else full
+        measure = MEASURES[arguments.child]
         candidate = Candidate("v", *arguments.candidate)
         print(msgspec.json.encode(measure(arguments.model, arguments.video, candidate, arguments.threads)).decode())
         return
@@ -195,13 +209,13 @@ def main() -> None:
 
     from pipeline_process import demo_model, demo_video
 
-    model = arguments.model or demo_model()
+    model = demo_model()
     seconds = 4.0 if arguments.quick else 15.0
     video = demo_video(seconds)
     with tempfile.TemporaryDirectory() as folder:
-        best = fastest(model, arguments.threads, Path(folder))
-    candidates = {"fp32@onnxruntime": Candidate("v", "onnxruntime", "fp32"), "best": best}
-    rows = compare(model, video, candidates, arguments.threads, arguments.rounds or (1 if arguments.quick else 7))
+        best = fastest([model, *([arguments.model] if arguments.model else [])], arguments.threads, Path(folder))
+    candidates = {"fp32@onnxruntime": (model, Candidate("v", "onnxruntime", "fp32")), "best": best}
+    rows = compare(candidates, video, arguments.threads, arguments.rounds or (1 if arguments.quick else 7))
     results = Path(__file__).parent / "results" / "pipeline.json"
     results.parent.mkdir(exist_ok=True)
     kept = {"threads": arguments.threads, "frames": round(seconds * 25), "targets": TARGETS, "rows": rows}

@@ -228,6 +228,22 @@ def test_configure_changes_thresholds_and_sources_without_a_restart(start: Calla
     assert pipeline.stop() == 0
 
 
+def test_a_changed_threshold_reaches_the_challenger_too(start: Callable[..., PipelineProcess], good: Path) -> None:
+    """Else the model after the switch would answer by settings that were changed during its trial."""
+    pipeline = start()
+    source = Source("front", "synthetic:64x48?frames=1000000", fps=50)
+    two = model_of(good, detector_task(), digit="b", version="2")
+    pipeline.send(Run(model_of(good, detector_task()), CONFIG, (source,)))
+    pipeline.wait(Running)
+    pipeline.send(Try(two, POLICY))
+    pipeline.send(Configure(AppConfig(2, {"threshold": 1.0}), (source,)))
+    pipeline.wait(TrialResult)
+    pipeline.send(Switch(two.bundle))
+    pipeline.until(lambda: sum(r.version == "2" for r in pipeline.results) > 10)
+    assert not any(r.detections for r in pipeline.results if r.version == "2")
+    assert pipeline.stop() == 0
+
+
 def test_a_second_run_starts_from_nothing(start: Callable[..., PipelineProcess], tmp_path: Path, good: Path) -> None:
     pipeline = start()
     source = Source("front", "synthetic:64x48?frames=1000000", fps=50)

@@ -142,6 +142,8 @@ class Capture:
         return self.source.uri.partition(":")[0] in {"rtsp", "rtsps", "rtmp", "http", "https", "v4l2"}
 
     def _hand_in(self, reader: FrameSource, image: Image, took_ms: float) -> None:
+        if self._stopped.is_set():  # a read that outlived `stop`
+            return
         frame = Frame(self.source.name, self._intake.number(self.source.name), reader.position, image, time.monotonic(), time.time(),
                       capture_ms=took_ms)
         if reader.live:

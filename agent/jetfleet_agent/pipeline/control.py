@@ -6,6 +6,7 @@ through the same inbox as the orders, so there is one place that decides and no 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import resource
@@ -167,12 +168,15 @@ class Controller:
     def _configure(self, run: Run, stages: Stages, order: Configure) -> None:
         try:
             stages.champion.reconfigure(order.config)
-            if self._previous is not None:
-                self._previous.reconfigure(order.config)
         except InputError as error:
             log.error("configuration refused: %s", error)  # noqa: TRY400  the sentence says it all
             self._send(SourceEvent("config", False, error.code, error.what))
             return
+        if self._previous is not None:
+            with contextlib.suppress(InputError):  # the old model may be of another kind, without this option
+                self._previous.reconfigure(order.config)
+        if self._trial is not None:
+            self._trial.reconfigure(order.config)
         self._run = msgspec.structs.replace(run, config=order.config, sources=order.sources, feed_to=order.feed_to)
         self._sinks.publishes = order.config.publish_results
         self._sinks.feed_to(run.feed, order.feed_to)

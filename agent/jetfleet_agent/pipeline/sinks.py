@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,8 @@ from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_contract.errors import StorageError
 from jetfleet_contract.messages import Result, encode
+
+log = logging.getLogger(__name__)
 
 
 class JsonLines:
@@ -73,9 +76,17 @@ class Sinks:
         result = Result(self._app, frame.source, frame.number, frame.wall, (now - frame.captured) * 1e3, version, candidate,
                         frame.detections, frame.position)
         if self._lines is not None:
-            self._lines.write(result)
+            self._append(self._lines, result)
         if self.publishes:
             self._publish(result)
+
+    def _append(self, lines: JsonLines, result: Result) -> None:
+        """A full disk costs the file's further lines, never the app."""
+        try:
+            lines.write(result)
+        except OSError as error:
+            log.error("no more results to the file: %s", error.strerror)  # noqa: TRY400  the sentence says it all
+            self._lines = None
 
     def close(self) -> None:
         for sender in self._feeds.values():

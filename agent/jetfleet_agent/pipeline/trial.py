@@ -46,9 +46,22 @@ class Trial:
     def start(self) -> None:
         self._thread.start()
 
-    def _load(self) -> None:
+    def reconfigure(self, config: AppConfig) -> None:
+        """New options, whether the challenger is loaded yet or not; options it does not have end its trial."""
+        with self._lock:
+            self._config = config
+            model = self.model
+        if model is None:
+            return
         try:
-            model = LoadedModel(self.order.model, self._config)
+            model.reconfigure(config)
+        except JetfleetError as error:
+            self.fail(error.code, error.what)
+
+    def _load(self) -> None:
+        config = self._config
+        try:
+            model = LoadedModel(self.order.model, config)
             model.activate()
         except JetfleetError as error:
             self.fail(error.code, error.what)
@@ -60,8 +73,10 @@ class Trial:
             self._progress = time.monotonic()
             if not self._ended:
                 self.model = model
-                return
-        model.deactivate()
+        if self.model is None:
+            model.deactivate()
+        elif self._config is not config:
+            self.reconfigure(self._config)
 
     def take_turn(self) -> LoadedModel | None:
         """The challenger when it should also see the frame in hand; counts that frame as started."""
