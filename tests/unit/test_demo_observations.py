@@ -62,6 +62,12 @@ def test_a_report_sent_twice_is_one_update(seen: Observations) -> None:
     assert seen.marks()[0].text == "v2 committed"
 
 
+def test_a_model_that_ran_already_is_no_update(seen: Observations) -> None:
+    again = Report("a", 9, 3, "text", 1.0, "idle", "", "2.0.0", "2.0.0", "committed", detail="this model already runs")
+    seen.message(topics.report("a"), signed("report", again), 3.0)
+    assert not seen.updates
+
+
 def test_progress_is_no_update(seen: Observations) -> None:
     seen.message(topics.report("a"), signed("report", Report("a", 1, 2, "text", 1.0, "trial")), 3.0)
     assert not seen.updates

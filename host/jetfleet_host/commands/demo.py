@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    seconds: float = typer.Option(45.0, "--seconds", "-s", help="How long the fleet just runs, in all."),
+    seconds: float = typer.Option(30.0, "--seconds", "-s", help="How long the fleet just runs, in all."),
     headless: bool = typer.Option(False, "--headless", help="Plain lines instead of progress bars."),
     json_file: Path | None = _JSON,
     out: Path = _OUT,

@@ -156,7 +156,7 @@ class Observations:
             return
         self._reports.add((report.device, report.id))
         self.progress[(report.device, report.app)] = report
-        if report.outcome:
+        if report.outcome and (report.outcome != "committed" or report.version != report.from_version):  # else: it ran already
             metrics = report.metrics
             self.updates.append(Update(
                 report.device, report.app, report.from_version, report.version, report.outcome, report.code,

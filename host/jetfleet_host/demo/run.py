@@ -28,7 +28,7 @@ INSTALL_TIMEOUT_S = 240.0
 UPDATE_TIMEOUT_S = 240.0
 REFUSAL_TIMEOUT_S = 180.0
 SETTLE_S = 10.0
-DEFAULT_SECONDS = 45.0
+DEFAULT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Demo:
             models = self._timed("build", "Models: compressed, measured, scored", lambda a: make_catalogue(self._settings.cache, a))
             seen = Observations(video.truth)
             children = ending.enter_context(Children(work / "logs"))
-            fleet = DemoFleet(work, children, seen, video.path, lambda: self._tell.elapsed_s)
+            fleet = DemoFleet(work, self._settings.cache / "demo" / "measurements", children, seen, video.path, lambda: self._tell.elapsed_s)
             ending.callback(fleet.close)
             published = self._timed("publish", "Signed and published", lambda a: self._publish(fleet, models, a))
             self._timed("start", "Broker, server and three agents", lambda a: self._start(fleet, seen, a))

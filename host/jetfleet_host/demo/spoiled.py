@@ -10,20 +10,19 @@ from jetfleet_contract.errors import InputError
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
-CONVOLUTION = 1
+CONVOLUTION, FACTOR = 2, 0.4
 
 
 def spoil(model: Path, out: Path) -> Path:
-    """Write a copy of `model` whose second convolution has its output channels shifted by one; returns `out`.
+    """Write a copy of `model` whose third convolution has weights of 0.4 times their size; returns `out`.
 
-    That is the off-by-one of a faulty weight converter. Shapes, types and value ranges stay as they were, so neither a
-    checker, nor calibration, nor a probe set made from the model itself can see it. PP-OCRv4's detector then finds about
-    a fifth of the lines, in other places: agreement with the sound model 0.30 on the demo's video.
+    That is the wrong scale of a faulty weight converter. Shapes, types and numerics stay sound, so neither a checker, nor
+    calibration, nor a probe set made from the model itself can see it. PP-OCRv4's detector then finds less than a fifth of
+    the lines, badly placed: measured on the demo's video, agreement with the sound model 0.09, 0.38 in the best 20 frames.
 
     Raises:
         InputError: `demo.model` when the model has no such convolution with constant weights.
     """
-    import numpy as np
     import onnx
     from onnx import numpy_helper
 
@@ -31,9 +30,9 @@ def spoil(model: Path, out: Path) -> Path:
     convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
     tensor = _constant(graph, convolutions[CONVOLUTION].input[1]) if len(convolutions) > CONVOLUTION else None
     if tensor is None:
-        raise InputError("demo.model", "the model has no second convolution with constant weights to spoil", where=str(model))
-    shifted = np.roll(numpy_helper.to_array(tensor), 1, axis=0)
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(shifted), tensor.name))
+        raise InputError("demo.model", "the model has no third convolution with constant weights to spoil", where=str(model))
+    weights = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((weights * FACTOR).astype(weights.dtype), tensor.name))
     out.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(graph, str(out))
     return out
