@@ -64,7 +64,8 @@ class Demo:
             models = self._timed("build", "Models: compressed, measured, scored", lambda a: make_catalogue(self._settings.cache, a))
             seen = Observations(video.truth)
             children = ending.enter_context(Children(work / "logs"))
-            fleet = DemoFleet(work, self._settings.cache / "demo" / "measurements", children, seen, video.path, lambda: self._tell.elapsed_s)
+            measured = self._settings.cache / "demo" / "measurements"
+            fleet = DemoFleet(work, measured, children, seen, video.path, lambda: self._tell.elapsed_s)
             ending.callback(fleet.close)
             published = self._timed("publish", "Signed and published", lambda a: self._publish(fleet, models, a))
             self._timed("start", "Broker, server and three agents", lambda a: self._start(fleet, seen, a))
