@@ -62,6 +62,14 @@ def test_a_report_sent_twice_is_one_update(seen: Observations) -> None:
     assert seen.marks()[0].text == "v2 committed"
 
 
+def test_a_commit_tells_what_its_trial_found(seen: Observations) -> None:
+    kept = Report("a", 8, 2, "text", 1.0, "keeping", "b1", "2.0.0", "1.0.0", detail="agreement 0.93 over 20 frames")
+    end = Report("a", 9, 2, "text", 2.0, "keeping", "b1", "2.0.0", "1.0.0", "committed", detail="kept without a crash")
+    for report in (kept, end):
+        seen.message(topics.report("a"), signed("report", report), 3.0)
+    assert seen.updates[0].reason == "agreement 0.93 over 20 frames"
+
+
 def test_a_model_that_ran_already_is_no_update(seen: Observations) -> None:
     again = Report("a", 9, 3, "text", 1.0, "idle", "", "2.0.0", "2.0.0", "committed", detail="this model already runs")
     seen.message(topics.report("a"), signed("report", again), 3.0)

@@ -155,12 +155,13 @@ class Observations:
         if (report.device, report.id) in self._reports:
             return
         self._reports.add((report.device, report.id))
+        before = self.progress.get((report.device, report.app))
         self.progress[(report.device, report.app)] = report
         if report.outcome and (report.outcome != "committed" or report.version != report.from_version):  # else: it ran already
             metrics = report.metrics
             self.updates.append(Update(
                 report.device, report.app, report.from_version, report.version, report.outcome, report.code,
-                report.detail or report.code or "passed its trial", report.candidate, round(metrics.get("frames_lost", 0)),
+                _reason(report, before), report.candidate, round(metrics.get("frames_lost", 0)),
                 metrics.get("gap_ms", 0.0), metrics.get("steady_gap_p99_ms", 0.0), at))
 
     # --- out --------------------------------------------------------------------------------------------------
@@ -205,6 +206,13 @@ class Observations:
         truth = self._truth.frames[result.position]
         count = match_frame(tuple(Detection(TEXT, 1.0, box.box) for box in truth), result.detections, min_iou=MIN_IOU)
         return count.matched - count.extra - count.missed, sum(box.turn == 180 for box in truth)
+
+
+def _reason(report: Report, before: Report | None) -> str:
+    """Why an update ended so. What a trial found is told with the step before; the end only says that nothing went wrong since."""
+    if report.outcome == "committed" and before is not None and before.bundle == report.bundle and before.detail:
+        return before.detail
+    return report.detail or report.code or "no reason given"
 
 
 def _turn_at(told: Iterable[Detection], found: Detection) -> str:
