@@ -1,0 +1,110 @@
+"""From the words of `rollout start` to a plan: which boards, in which order, with which settings, and every way to be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from jetfleet_contract.errors import InputError
+from jetfleet_contract.messages import AppSpec, Birth, Capability, Deployment, Source
+from jetfleet_contract.rollout import Gates
+from jetfleet_host.rollout_plans import Bundle, Selection, read_apps, request_for
+from jetfleet_host.store import fleet, journal
+from jetfleet_host.store.database import Database
+from jetfleet_host.store.journal import StartRequest
+from jetfleet_host.store.models import Device
+
+BUNDLE = Bundle("ocr", "2", "22" * 32)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with closing(Database.open(f"sqlite:///{tmp_path / 'fleet.db'}")) as opened:
+        with opened.session() as session:
+            for name, kind in (("dock-1", "cpu-x86"), ("dock-2", "cpu-x86"), ("gate-1", "orin-nano"), ("gate-2", "orin-nano")):
+                fleet.save_birth(session, None, Birth(name, 1, "0.1", 1, "ab" * 32, Capability(kind, kind, "x")), name.encode(), 1.0)
+            journal.save_deployment(session, Deployment("dock-1", 3, 1e10, (AppSpec("reader", "11" * 32, "ocr", "1"),)), b"", 1.0)
+        yield opened
+
+
+def request(database: Database, selection: Selection, *, apps: Path | None = None, app: str = "reader", canary: int = 1) -> StartRequest:
+    entry = read_apps(apps)[app] if apps else None
+    with database.reading() as session:
+        return request_for(session, app=app, bundle=BUNDLE, selection=selection, entry=entry, canary=canary, wave_size=0, gates=Gates(),
+                           on_breach="rollback", nonce="abc123")
+
+
+@pytest.fixture
+def apps(tmp_path: Path) -> Path:
+    path = tmp_path / "apps.toml"
+    path.write_text("""
+[reader]
+sources = [{ name = "front", uri = "local:front" }]
+options = { threshold = 0.3 }
+trial = { frames = 5 }
+""")
+    return path
+
+
+def test_settings_come_from_the_file(database: Database, apps: Path) -> None:
+    made = request(database, Selection(everybody=True), apps=apps)
+    assert made.spec.sources == (Source("front", "local:front"),)
+    assert (made.spec.config.options, made.spec.trial.frames, made.keep) == ({"threshold": 0.3}, 5, False)
+    assert made.plan.before == {"dock-1": "1"}
+    assert made.plan.id == "reader-2-abc123"
+
+
+def test_boards_that_were_named_keep_their_order(database: Database, apps: Path) -> None:
+    made = request(database, Selection(devices=("gate-2", "dock-1", "dock-2", "gate-2")), apps=apps)
+    assert made.plan.waves == (("gate-2",), ("dock-1", "dock-2"))
+
+
+def test_a_canary_of_two_sees_two_classes_and_offline_boards_come_last(database: Database, apps: Path) -> None:
+    with database.session() as session:
+        for name in ("dock-1", "gate-1"):
+            session.get_one(Device, name).online = False
+    made = request(database, Selection(everybody=True), apps=apps, canary=2)
+    assert set(made.plan.waves[0]) == {"dock-2", "gate-2"}
+
+
+def test_without_a_file_boards_keep_what_they_have(database: Database) -> None:
+    assert request(database, Selection(devices=("dock-1",))).keep
+    with pytest.raises(InputError, match=r"rollout\.no-settings"):
+        request(database, Selection(everybody=True))
+
+
+@pytest.mark.parametrize(("selection", "code", "hint"), [
+    (Selection(), "rollout.devices", "--all"),
+    (Selection(("dock-1",), "cpu-x86"), "rollout.devices", "--all"),
+    (Selection(("dock-9",)), "rollout.unknown-device", "did you mean dock-"),
+    (Selection(device_class="cpu-x68"), "rollout.no-device", "did you mean cpu-x86"),
+])
+def test_boards_that_are_not_there(database: Database, apps: Path, selection: Selection, code: str, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        request(database, selection, apps=apps)
+    assert caught.value.code == code
+    assert hint in caught.value.remedy
+
+
+@pytest.mark.parametrize(("content", "code"), [
+    ("[reader", "apps.syntax"),
+    ("\xff", "apps.value"),
+    ("reader = 1", "apps.value"),
+    ("[reader]\nsourcs = []", "apps.value"),
+    ("[reader]\nsources = [{ name = 'a b', uri = 'x' }]", "apps.value"),
+    ("[Reader]\n", "apps.value"),
+    ("[reader]\nsources = [{ name = 'front', uri = 'rtsp://admin:geheim@10.0.0.1/1' }]", "apps.secret"),
+    ("x = '" + "a" * 300_000 + "'", "apps.syntax"),
+])
+def test_a_wrong_file_is_one_clear_error(tmp_path: Path, content: str, code: str) -> None:
+    path = tmp_path / "apps.toml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError) as caught:
+        read_apps(path)
+    assert caught.value.code in (code, "apps.syntax")
+    assert "geheim" not in str(caught.value)
+    with pytest.raises(InputError, match=r"apps\.unreadable"):
+        read_apps(tmp_path / "none.toml")
