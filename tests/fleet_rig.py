@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from brokers import LOOPBACK, until
-from pipelines import classifier_task, save_video
+from pipelines import classifier_task, detector_task, save_map_model, save_video
 
 from jetfleet_contract import topics
 from jetfleet_contract.bundle import (
@@ -25,6 +25,7 @@ from jetfleet_contract.bundle import (
     ModelSpec,
     ProbeItem,
     ProbeSet,
+    TaskSpec,
     Variant,
     digest_of,
 )
@@ -60,25 +61,38 @@ POLICY = TrialPolicy(frames=12, max_p99_ratio=1000.0, lease_s=120.0, keep_s=1.0)
 
 def make_model_bundle(out: Path, version: str, *, wrong: bool = False, broken: bool = False) -> str:
     """A brightness classifier as a bundle; gives the manifest's blob. `wrong`: answers the opposite; `broken`: weights are no ONNX."""
-    import cv2
-    import numpy as np
-
     out.parent.mkdir(parents=True, exist_ok=True)
     model = _save_model(out.parent / f"brightness-{version}.onnx", wrong=wrong, note=version)
     if broken:
         model.write_bytes(b"this is no model " * 100)
+    answers = ((20, (Detection("dark", 0.99),)), (230, (Detection("bright", 0.99),)))
+    return _write(out, "brightness", version, model, classifier_task(), answers)
+
+
+def make_detector_bundle(out: Path, version: str) -> str:
+    """A detector of dark areas as a bundle; gives the manifest's blob."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model = save_map_model(out.parent / f"dark-{version}.onnx")
+    return _write(out, "dark-areas", version, model, detector_task(), ((255, ()),))
+
+
+def _write(out: Path, name: str, version: str, model: Path, task: TaskSpec, answers: tuple[tuple[int, tuple[Detection, ...]], ...]) -> str:
+    """`answers` are probe images of one grey level each, and what the reference says of them."""
+    import cv2
+    import numpy as np
+
     data = model.read_bytes()
     variant = Variant("fp32", digest_of(data), len(data), "fp32")
-    spec = ModelSpec("brightness", version, classifier_task(), (variant,), ("cpu-x86", "cpu-arm64"))
+    spec = ModelSpec(name, version, task, (variant,), ("cpu-x86", "cpu-arm64"))
     row = EvaluationRow("fp32", "onnxruntime", "fp32", "top1", 1.0, 0.0, 1.0, 2, 1.0, 1.0, len(data), "accepted", "")
     evaluation = Evaluation("top1", "fp32@onnxruntime:fp32", 0.5, "a test", (row,))
     files: dict[str, bytes | Path] = {}
     items = []
-    for level, label in ((20, "dark"), (230, "bright")):
+    for level, expected in answers:
         image = np.full((48, 64, 3), level, np.uint8)
         png = cv2.imencode(".png", image)[1].tobytes()
         files[digest_of(png)] = png
-        items.append(ProbeItem(digest_of(png), (Detection(label, 0.99),)))
+        items.append(ProbeItem(digest_of(png), expected))
     digest = write_bundle(out, spec=spec, evaluation=evaluation, probe=ProbeSet(tuple(items)), files=files, weights=[(variant, model)],
                           annotations={})
     return digest.removeprefix("sha256:")
@@ -142,6 +156,13 @@ class HostRig:
         """Build and publish a model; gives the bundle's manifest blob."""
         bundle = make_model_bundle(self.folder / "bundles" / f"brightness-{version}", version, **options)
         publish(self.project, self.folder / "bundles" / f"brightness-{version}")
+        self.publish_meta()
+        return bundle
+
+    def publish_detector(self, version: str) -> str:
+        """Build and publish the detector; gives the bundle's manifest blob."""
+        bundle = make_detector_bundle(self.folder / "bundles" / f"dark-{version}", version)
+        publish(self.project, self.folder / "bundles" / f"dark-{version}")
         self.publish_meta()
         return bundle
 

@@ -328,6 +328,7 @@ def _probed(state: AppSlots, event: Probed, now: Instant) -> Step:
     if event.code:
         return _lost(state, now, event.code, event.detail, model=True)
     passed, code, sentence = judge_trial(_policy(state), TrialNumbers(probe_agreement=event.agreement))
+    sentence = f"probe set: agreement {event.agreement:.3f}" if passed else sentence
     if not passed:
         return _lost(state, now, code, sentence, model=True)
     after = _enter(_with(state, alone=state.champion is None, champion_crashes=0), "trial", now)

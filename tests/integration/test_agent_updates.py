@@ -9,7 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 from brokers import Mosquitto, mosquitto, until
-from fleet_rig import AgentProcess, HostRig, app_spec
+from fleet_rig import POLICY, AgentProcess, HostRig, app_spec
+
+from jetfleet_contract.messages import AppSpec, Source
 
 DEVICE = "gate-1"
 METRICS = {"agreement", "probe_agreement", "champion_p99_ms", "challenger_p99_ms", "frames_lost", "gap_ms", "steady_gap_p99_ms", "bytes"}
@@ -120,6 +122,23 @@ def test_config_commands_and_telemetry(scene: Scene) -> None:
     series = next(t.series[0] for t in host.telemetry if t.series and t.series[0].done)
     assert (series.app, series.bundle, series.source) == ("gate", scene.one, "front")
     assert {"rss_mb", "cpu_pct", "gate.rss_mb", "gate.crashes"} <= host.telemetry[-1].gauges.keys()
+
+
+def test_one_app_feeds_another(scene: Scene) -> None:
+    host = scene.host
+    detector = AppSpec("gate", host.publish_detector("1"), "dark-areas", "1", sources=(Source("front", "local:front", 30.0, loop=True),),
+                       trial=POLICY)
+    reader = AppSpec("reader", scene.one, "brightness", "1", input_from="gate", trial=POLICY)
+    seq = host.deploy(DEVICE, detector, reader)
+    assert [host.outcome(seq, app).outcome for app in ("gate", "reader")] == ["committed", "committed"]
+
+    def boxes(app: str) -> set[tuple[object, object]]:
+        return {(r.position, r.detections[0].box) for r in list(host.results) if r.app == app and r.detections}
+
+    until(lambda: len(boxes("reader") & boxes("gate")) > 5, "the reader's answers on what the gate cut out")
+    without = host.deploy(DEVICE, detector)
+    assert host.outcome(without, "gate").outcome == "committed"
+    until(lambda: [a.app for a in host.births[DEVICE].apps] == ["gate"] and len(scene.pipelines()) == 1, "the reader to be gone")
 
 
 def test_power_cut_with_no_broker_to_come_back_to(scene: Scene) -> None:
