@@ -150,7 +150,8 @@ def fastest(models: list[Path], threads: int, folder: Path) -> tuple[Path, Candi
 
 def compare(candidates: dict[str, tuple[Path, Candidate]], video: Path, threads: int, rounds: int) -> dict[str, Any]:
     """Interleaved rounds: floor, full, floor, full ... and the candidates in turn."""
-    rows: dict[str, Any] = {name: {"candidate": c.name, "floor": [], "full": [], "default-floor": []} for name, (_, c) in candidates.items()}
+    rows: dict[str, Any] = {name: {"candidate": candidate.name, "floor": [], "full": [], "default-floor": []}
+                            for name, (_, candidate) in candidates.items()}
     for index in range(rounds):
         for name, (model, candidate) in candidates.items():
             kinds = ["floor", "full"] + ["default-floor"] * (candidate.backend == "onnxruntime")
@@ -173,7 +174,7 @@ def table(rows: dict[str, Any], threads: int, frames: int) -> str:
 
     what = f"Demo's detector at 640x480, {frames} frames of the demo's video, {threads} threads."
     lines = [f"{what} Medians over rounds (range); ms a frame.", "",
-             "| candidate | floor F | pipeline | ratio | target | ratio to F spinning | own CPU | pre + decode + sink | video decode | session |",
+             "| candidate | floor F | pipeline | ratio | target | to spinning F | own CPU | pre, decode, sink | video decode | session |",
              "|---|---|---|---|---|---|---|---|---|---|"]
     for name, row in rows.items():
         own = statistics.median(of(row, "full", "cpu_ms")) - statistics.median(of(row, "floor", "cpu_ms"))

@@ -13,7 +13,7 @@ import pytest
 from pipelines import bar_image, save_video
 
 from jetfleet_agent.ipc import SourceEvent
-from jetfleet_agent.pipeline.capture import Capture
+from jetfleet_agent.pipeline.capture import Capture, Pace
 from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.sources import FrameSource, camera, open_source, redact
 from jetfleet_contract.errors import InputError, SourceError
@@ -102,11 +102,35 @@ def test_a_looped_video_counts_frames_on_while_positions_start_again(tmp_path: P
     assert taken.codes() == []
 
 
-def test_a_file_is_paced(tmp_path: Path, taken: Taken, captures: list[Capture]) -> None:
-    """The schedule decides when frames come: n frames cannot take less than (n - 1) / fps."""
-    run(Source("front", str(save_video(tmp_path / "v.avi", 12)), fps=50), taken, captures)
-    taken.until_code("source.ended")
-    assert taken.frames[-1].captured - taken.frames[0].captured >= 11 / 50 - 0.02
+def test_pace_keeps_the_rate_and_never_hurries_after_a_late_frame() -> None:
+    pace = Pace(10.0, now=100.0)
+    assert pace.wait_s(100.0) == 0.0
+    pace.taken(100.01)
+    assert pace.wait_s(100.01) == pytest.approx(0.09)
+    pace.taken(100.10)
+    assert pace.wait_s(100.15) == pytest.approx(0.05)
+    pace.taken(105.0)
+    assert pace.wait_s(105.0) == 0.0
+    pace.taken(105.0)
+    assert pace.wait_s(105.0) == pytest.approx(0.1), "four seconds were missed and are not made up for"
+
+
+def test_a_cap_drops_what_comes_over_it_and_no_more() -> None:
+    """A camera at 30 fps capped at 10: one of three frames is taken."""
+    pace, kept = Pace(10.0, now=0.0), []
+    for index in range(90):
+        now = index / 30.0
+        if not pace.is_early(now):
+            pace.taken(now)
+            kept.append(index)
+    assert len(kept) == pytest.approx(30, abs=1)
+
+
+def test_no_rate_means_no_waiting() -> None:
+    pace = Pace(0.0, now=5.0)
+    pace.taken(6.0)
+    assert pace.wait_s(6.0) == 0.0
+    assert not pace.is_early(6.0)
 
 
 def test_a_missing_file_is_told_once_and_found_when_it_appears(tmp_path: Path, taken: Taken, captures: list[Capture],

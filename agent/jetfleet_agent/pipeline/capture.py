@@ -43,6 +43,26 @@ class Intake(Protocol):
         """A frame was read, or should have been, and was not taken."""
 
 
+class Pace:
+    """When the next frame is due, at `fps` frames a second; 0 means at once. Times are monotonic seconds."""
+
+    def __init__(self, fps: float, now: float) -> None:
+        self._period = 1.0 / fps if fps > 0 else 0.0
+        self._due = now
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the next frame may be read."""
+        return max(0.0, self._due - now) if self._period else 0.0
+
+    def is_early(self, now: float) -> bool:
+        """True for a camera's frame that comes more than half a period before it is due: over the cap."""
+        return now < self._due - 0.5 * self._period
+
+    def taken(self, now: float) -> None:
+        """A frame was taken. A late one does not make the next ones hurry: they keep their distance."""
+        self._due = max(self._due + self._period, now)
+
+
 class Capture:
     """Runs one source until it ends or `stop`."""
 
@@ -111,10 +131,10 @@ class Capture:
     def _frames(self, reader: FrameSource) -> Iterator[tuple[Image, float]]:
         """(image, read time in ms) until the end, paced by fps; unreadable images are told and skipped."""
         fps = self.source.fps or (SYNTHETIC_FPS if self.source.uri.startswith("synthetic:") and reader.live else 0.0)
-        due = time.monotonic()
+        pace = Pace(fps, time.monotonic())
         bad = 0
         while not self._stopped.is_set():
-            if fps and not self._is_camera and self._stopped.wait(max(0.0, due - time.monotonic())):
+            if not self._is_camera and self._stopped.wait(pace.wait_s(time.monotonic())):
                 return
             began = time.monotonic()
             try:
@@ -130,11 +150,10 @@ class Capture:
                 return
             bad = 0
             now = time.monotonic()
-            if self._is_camera and fps and now < due - 0.5 / fps:
+            if self._is_camera and pace.is_early(now):
                 self._intake.skipped(self.source.name, "fps-cap")
                 continue
-            # A late frame does not make the next ones hurry: they keep their distance.
-            due = max(due + 1.0 / fps, now) if fps else now
+            pace.taken(now)
             yield image, (now - began) * 1e3
 
     @property
