@@ -337,7 +337,13 @@ def _idle(state: Sender) -> Sender:
 
 
 def _lost(state: Sender, _event: Lost, _now: float) -> SenderStep:
-    return _idle(state), ()
+    """Nobody pays for what was still in the queue."""
+    charges = dict(state.charges)
+    for device, wanter in state.wanters.items():
+        unsent = (state.queue.bits & wanter.missing.bits).bit_count()
+        if unsent and device in charges:
+            charges[device] = Charge(max(0.0, charges[device].chunks - unsent), charges[device].at)
+    return _idle(_with(state, charges=charges)), ()
 
 
 def _nothing(state: Sender, _event: object, _now: float) -> SenderStep:

@@ -18,8 +18,8 @@ from jetfleet_contract.errors import JetfleetError, MalformedError
 from jetfleet_contract.messages import encode
 
 MAX_BLOBS = 1024
-BATCH_CHUNKS = 16
-BLOCKED_S = 0.002
+BATCH_CHUNKS = 32
+BLOCKED_S = 0.004
 WAITING_S = 0.02
 IDLE_S = 60.0
 
@@ -34,7 +34,7 @@ class DeliverySettings(msgspec.Struct, frozen=True):
     rate_bytes_s: float = 400e6
     floor_bytes_s: float = 1e6
     burst_bytes: int = 4 << 20
-    outbox_bytes: int = 2 << 20
+    outbox_bytes: int = 6 << 20
 
 
 class BlobSource(Protocol):

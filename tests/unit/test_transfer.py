@@ -195,6 +195,16 @@ def test_asking_again_within_a_round_is_not_charged_again() -> None:
     assert rounds.allowance(state, "a", 1.0) == left
 
 
+def test_what_a_lost_link_left_in_the_queue_is_not_charged() -> None:
+    state = rounds.sender(100, 6)
+    for turn in range(12):
+        state, _ = rounds.step_sender(state, wanted("a", Bitmap.full(100)), turn * 0.2)
+        state, effects = rounds.step_sender(state, rounds.Grant(10), turn * 0.2 + 0.1)
+        assert sum(len(effect.indices) for effect in effects if isinstance(effect, rounds.Send)) == 10
+        state, _ = rounds.step_sender(state, rounds.Lost(), turn * 0.2 + 0.1)
+    assert rounds.allowance(state, "a", 2.4) == pytest.approx(158 - 120, abs=1)
+
+
 def test_pace_halves_on_loss_and_recovers_slowly() -> None:
     pace = pacing.starting(1000.0, 10.0, 500.0, 0.0)
     pace = pacing.observe(pace, 300, 30, 1.0)
