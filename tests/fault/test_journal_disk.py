@@ -153,6 +153,7 @@ def test_a_damaged_record_does_not_push_out_the_good_one_before_it(tmp_path: Pat
 
 def test_what_a_kill_left_behind_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "app-gate.json.new").write_bytes(b"half")
+    (tmp_path / "app-..json").write_bytes(b"no app has this name")
     assert Journal(tmp_path).apps() == ()
 
 

@@ -69,10 +69,10 @@ def test_a_bundle_that_nobody_signed_waits_for_the_metadata(life: Life, shelf: S
     life.updater.deploy(shelf.deployment(1, "1"))
     assert life.pending == []
     assert (life.reports[-1].phase, life.reports[-1].code, life.reports[-1].outcome) == ("fetching", "trust.unknown-bundle", "")
-    life.runner.metadata_changed()
+    life.runner.try_again()
     assert life.pending == []
     shelf.targets[bundle] = target
-    life.runner.metadata_changed()
+    life.runner.try_again()
     life.settle(1)
     assert outcomes(life) == [(1, "committed", "")]
 
@@ -139,6 +139,21 @@ def test_damaged_files_of_the_committed_model_are_fetched_again(tmp_path: Path, 
     assert life.running == ""
     while life.pending and not life.running:
         life.pending.pop(0)()
+    assert life.running == shelf.bundles["1"]
+
+
+def test_a_repair_that_fails_is_tried_again_when_the_broker_is_back(tmp_path: Path, shelf: Shelf) -> None:
+    first = Life(tmp_path, shelf)
+    state = first.live((shelf.deployment(1, "1"),))
+    assert state.champion is not None
+    first.store.path(state.champion.weights).unlink()
+    life = Life(tmp_path, shelf)
+    life.updater.resume()
+    life.pending.clear()
+    life.runner.blob_failed(state.champion.weights, StorageError("store.io", "broken"))
+    assert life.running == ""
+    life.runner.try_again()
+    life.pending.pop(0)()
     assert life.running == shelf.bundles["1"]
 
 

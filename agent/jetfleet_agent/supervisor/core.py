@@ -167,6 +167,7 @@ class Supervisor:
         self._refused: dict[str, int] = {}
         self._desired: bytes | None = None
         self._desired_at = 0.0
+        self._desired_trouble = ""
         self._running = True
 
     # --- the loop -----------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ class Supervisor:
             return
         if topic == topics.META:
             if payload and self._trust.update(payload, self._clock()):
-                self._runner.metadata_changed()
+                self._runner.try_again()
                 self._desired_at = 0.0
         elif topic == topics.desired(self._device):
             if payload:
@@ -288,6 +289,7 @@ class Supervisor:
         self._link.publish(topics.state(self._device), encode(DeviceState(self._device, True, self._session)), qos=1, retain=True)
         self._send_birth()
         self._outbox.hurry()
+        self._runner.try_again()
         self._fetcher.on_link_up()
 
     def _said(self, item: PipelineSaid) -> None:
@@ -328,7 +330,9 @@ class Supervisor:
             if error.code not in ("trust.no-metadata", "trust.unknown-key", "trust.expired"):
                 self._desired = None
             self._count(error.code)
-            log.warning("the deployment is not accepted: %s [%s]", error.what, error.code)
+            if error.code != self._desired_trouble:  # it may be tried for days: say it once
+                log.warning("the deployment is not accepted: %s [%s]", error.what, error.code)
+            self._desired_trouble = error.code
             return
         except JetfleetError:
             self._desired = None
@@ -337,7 +341,8 @@ class Supervisor:
             taken = msgspec.structs.replace(record, seq=deployment.seq, digest=message_digest(deployment), deployment=deployment)
             self._journal.save_board(taken)  # raises when the disk is full: then it is tried again
             self._record = taken
-        self._desired = None
+            self._updater.changed = True
+        self._desired, self._desired_trouble = None, ""
         self._updater.deploy(deployment)
 
     # --- commands -----------------------------------------------------------------------------------------

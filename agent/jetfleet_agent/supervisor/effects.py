@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -204,7 +205,7 @@ class EffectRunner:
         try:
             infos = self._bundles.bundle(effect.bundle).every()
         except UntrustedError as error:
-            self._awaiting[app, False] = lambda: self._fetch(app, effect, waiting)
+            self._awaiting[app, False] = partial(self._fetch, app, effect, waiting)
             self._reports.add(app, msgspec.structs.replace(waiting, code=error.code, detail=error.what), self._clock().wall)
             return
         self._want(app, _Download(effect.bundle, effect.step), effect.blobs, infos)
@@ -238,10 +239,13 @@ class EffectRunner:
         for key, download in list(self._downloads.items()):
             if blob in download.missing:
                 del self._downloads[key]
-                self._fault(key[0], download.bundle, error)
+                if download.repairs is None:
+                    self._fault(key[0], download.bundle, error)
+                else:
+                    self._awaiting[key] = partial(self._repair, key[0], download.repairs)
 
-    def metadata_changed(self) -> None:
-        """New signed metadata: what was not in the old one may be now."""
+    def try_again(self) -> None:
+        """New signed metadata, or the broker is back: what could not be had may be there now."""
         awaiting, self._awaiting = self._awaiting, {}
         for retry in awaiting.values():
             retry()
@@ -281,7 +285,7 @@ class EffectRunner:
             self._want(app, _Download(slot.bundle, "", slot), (slot.bundle, *slot.blobs), infos)
         except JetfleetError as error:
             log.warning("%s: not yet: %s", app, error.what)
-            self._awaiting[app, True] = lambda: self._repair(app, slot)
+            self._awaiting[app, True] = partial(self._repair, app, slot)
 
     # --- the board's own programs ---------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from jetfleet_contract.errors import StorageError
+from jetfleet_contract.errors import MalformedError, StorageError
 from jetfleet_contract.messages import Deployment, Message, encode
 from jetfleet_contract.slot_records import AppSlots, restore
 from jetfleet_contract.topics import check_name
@@ -129,7 +129,8 @@ class Journal:
     def apps(self) -> tuple[str, ...]:
         """The apps that have a record."""
         records = [name.removesuffix(".prev") for name in self._names()]  # a ".new" that a kill left behind is no record
-        return tuple(sorted({name[len("app-"):-len(".json")] for name in records if name.startswith("app-") and name.endswith(".json")}))
+        names = {name[len("app-"):-len(".json")] for name in records if name.startswith("app-") and name.endswith(".json")}
+        return tuple(sorted(name for name in names if _is_name(name)))
 
     def app(self, name: str) -> AppSlots:
         """The app's state; the safe default when it cannot be read."""
@@ -184,6 +185,14 @@ class Journal:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise StorageError("journal.full" if full else "journal.write", f"{name} cannot be stored: {error.strerror or error}",
                                where=str(path), remedy="free some space on it" if full else "check the medium and its mount") from None
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name("app", name)
+    except MalformedError:
+        return False
+    return True
 
 
 def _decoded(body: bytes) -> BoardRecord | None:
