@@ -27,16 +27,16 @@ def register(app: typer.Typer) -> None:
 
         signal.signal(signal.SIGTERM, _stop)
         embedded = EmbeddedBroker(port)
-        embedded.start()
-        if as_json:
-            typer.echo(json.dumps({"host": LOOPBACK, "port": embedded.port}))
-        else:
-            typer.echo(f"MQTT broker on {LOOPBACK}:{embedded.port}, in memory, this machine only. Ctrl-C stops it.")
         try:
+            embedded.start()
+            if as_json:
+                typer.echo(json.dumps({"host": LOOPBACK, "port": embedded.port}))
+            else:
+                typer.echo(f"MQTT broker on {LOOPBACK}:{embedded.port}, in memory, this machine only. Ctrl-C stops it.")
             status = embedded.wait()
         except KeyboardInterrupt:
             typer.echo("broker stopped", err=True)
-            return
+            status = 0
         finally:
             embedded.stop()
         raise typer.Exit(1 if status else 0)
