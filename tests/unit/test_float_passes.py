@@ -140,6 +140,13 @@ def test_a_damaged_checkpoint_is_made_again(tmp_path: Path) -> None:
     assert checkpoints.value("v", dict[str, int]) is None
 
 
+def test_rounding_on_an_empty_picture_is_no_difference() -> None:
+    reference = np.full((1, 1, 8, 8), 1e-7, np.float32)
+    check_equal("pass", [[reference]], [[np.zeros_like(reference)]])
+    with pytest.raises(RuntimeFailure):
+        check_equal("pass", [[reference]], [[np.full_like(reference, 1e-3)]])
+
+
 def test_a_pass_that_breaks_the_model_stops_the_build() -> None:
     good = [[np.ones((1, 4), np.float32)]]
     check_equal("pass", good, [[np.full((1, 4), 1.0 + TOLERANCE / 10, np.float32)]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # Relative to the output's own norm. Folding in float64 keeps rounding near 1e-6; 1e-4 tells rounding from a mistake.
 TOLERANCE = 1e-4
+FLOOR = 1e-2
 Tensor = NDArray[np.float32]
 
 
@@ -72,11 +74,14 @@ def check_equal(stage: str, reference: Sequence[Sequence[Tensor]], found: Sequen
 
 
 def relative_error(reference: Tensor, found: Tensor) -> float:
-    """Norm of the difference over the norm of the reference; infinite when the shapes differ."""
+    """Norm of the difference over the norm of the reference; infinite when the shapes differ.
+
+    The reference counts as `FLOOR` a value at least: a detector's map of a picture with nothing in it is zero but for rounding.
+    """
     if reference.shape != found.shape:
         return float("inf")
     norm = float(np.linalg.norm(reference.astype(np.float64)))
-    return float(np.linalg.norm(reference.astype(np.float64) - found)) / max(norm, 1e-12)
+    return float(np.linalg.norm(reference.astype(np.float64) - found)) / max(norm, FLOOR * math.sqrt(reference.size), 1e-12)
 
 
 def _short(error: BaseException) -> str:
