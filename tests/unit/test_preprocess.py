@@ -61,13 +61,13 @@ def test_geometry_maps_a_mark_back_to_where_it_was(resize: str) -> None:
     if resize == "letterbox":
         out[:, :, :, :40] = out[:, :, :, 120:] = 0  # the gray border is no mark
     rows, columns = np.nonzero(out[0, 0] > 0.5)
-    corners = geometry.to_frame(np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]], np.float64))
+    corners = [geometry.to_frame(columns.min(), rows.min()), geometry.to_frame(columns.max() + 1, rows.max() + 1)]
     np.testing.assert_allclose(corners, [[60, 150], [100, 170]], atol=2.6)
 
 
 def test_geometry_clips_to_the_frame() -> None:
     geometry = Preprocessor(InputSpec("x", 64, 48)).run(np.zeros((100, 100, 3), np.uint8), np.empty((1, 3, 48, 64), np.float32))
-    assert geometry.to_frame(np.array([[-5.0, 900.0]])).tolist() == [[0.0, 100.0]]
+    assert geometry.to_frame(-5.0, 900.0) == (0.0, 100.0)
 
 
 @pytest.mark.parametrize("frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32),

@@ -30,12 +30,10 @@ class Geometry(msgspec.Struct, frozen=True):
     pad_x: float = 0.0
     pad_y: float = 0.0
 
-    def to_frame(self, points: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-        """Map (N, 2) tensor pixels to frame pixels, clipped to the frame."""
-        mapped = np.empty(points.shape, np.float64)
-        np.clip((points[:, 0] - self.pad_x) / self.scale_x, 0.0, self.width, out=mapped[:, 0])
-        np.clip((points[:, 1] - self.pad_y) / self.scale_y, 0.0, self.height, out=mapped[:, 1])
-        return mapped
+    def to_frame(self, x: float, y: float) -> tuple[float, float]:
+        """Map a point in tensor pixels to frame pixels, clipped to the frame."""
+        return (min(max((x - self.pad_x) / self.scale_x, 0.0), float(self.width)),
+                min(max((y - self.pad_y) / self.scale_y, 0.0), float(self.height)))
 
 
 class Preprocessor:

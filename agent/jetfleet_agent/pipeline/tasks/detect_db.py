@@ -71,19 +71,20 @@ class DetectDb(Task):
             return None
         grow = 2.0 * width * height * self._unclip / (2.0 * (width + height))
         grown = (centre, (width + grow, height + grow), angle)
-        quad = geometry.to_frame(_clockwise(cv2.boxPoints(grown)))
-        (x0, y0), (x1, y1) = quad.min(axis=0), quad.max(axis=0)
+        quad = [geometry.to_frame(x, y) for x, y in _from_top_left(cv2.boxPoints(grown).tolist())]
+        x0, x1 = min(x for x, _ in quad), max(x for x, _ in quad)
+        y0, y1 = min(y for _, y in quad), max(y for _, y in quad)
         if min(x1 - x0, y1 - y0) < _MIN_SIDE:
             return None
-        return Detection(self._label, min(score, 1.0), (float(x0), float(y0), float(x1), float(y1)),
-                         tuple(float(v) for v in quad.reshape(-1)))
+        return Detection(self._label, min(score, 1.0), (x0, y0, x1, y1), tuple(value for point in quad for value in point))
 
 
 def _mean_inside(cv2: Any, probabilities: npt.NDArray[Any], corners: npt.NDArray[np.float32]) -> float:
     """Mean probability inside the rectangle, 0..1 (PP-OCR's "fast" score)."""
     height, width = probabilities.shape
-    x0, y0 = max(0, math.floor(corners[:, 0].min())), max(0, math.floor(corners[:, 1].min()))
-    x1, y1 = min(width - 1, math.ceil(corners[:, 0].max())), min(height - 1, math.ceil(corners[:, 1].max()))
+    points = corners.tolist()  # four points: plain floats are faster than numpy's reductions
+    x0, y0 = max(0, math.floor(min(x for x, _ in points))), max(0, math.floor(min(y for _, y in points)))
+    x1, y1 = min(width - 1, math.ceil(max(x for x, _ in points))), min(height - 1, math.ceil(max(y for _, y in points)))
     if x1 < x0 or y1 < y0:
         return 0.0
     mask = np.zeros((y1 - y0 + 1, x1 - x0 + 1), np.uint8)
@@ -91,8 +92,7 @@ def _mean_inside(cv2: Any, probabilities: npt.NDArray[Any], corners: npt.NDArray
     return float(cv2.mean(probabilities[y0:y1 + 1, x0:x1 + 1], mask)[0])
 
 
-def _clockwise(corners: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Four corners clockwise on the screen, beginning at the one nearest to the top-left."""
-    middle = corners.mean(axis=0)
-    ordered = corners[np.argsort(np.arctan2(corners[:, 1] - middle[1], corners[:, 0] - middle[0]))]
-    return np.roll(ordered, -int(np.argmin(ordered.sum(axis=1))), axis=0)
+def _from_top_left(corners: list[list[float]]) -> list[list[float]]:
+    """`cv2.boxPoints` goes clockwise on the screen already; begin at the corner nearest to the top-left."""
+    first = min(range(4), key=lambda i: corners[i][0] + corners[i][1])
+    return corners[first:] + corners[:first]
