@@ -92,7 +92,7 @@ class _Build:
 
     def run(self) -> BuildReport:
         self.progress("read", 0, 1)
-        model, source = import_model(self.job.model, self.checkpoints)
+        model, source = import_model(self.job.model, self.recipe.shape, self.checkpoints)
         data = load_data(self.job.data)
         self.task = _named_task(self.recipe, source, data)
         self.progress("read", 1, 1)

@@ -141,6 +141,13 @@ def _channels(value: Array, channels: int) -> Array | None:
     return None
 
 
+def _scale_and_shift(kind: str, value: Array) -> tuple[Array, Array]:
+    """The node ``x kind value`` as ``x * scale + shift``, one of each a channel."""
+    if kind in ("Mul", "Div"):
+        return (value if kind == "Mul" else 1.0 / value), np.zeros_like(value)
+    return np.ones_like(value), (value if kind == "Add" else -value)
+
+
 def _out_channels(node: NodeProto, weight: Array) -> int:
     return int(weight.shape[0]) if node.op_type == "Conv" else int(weight.shape[1]) * int(attribute(node, "group", 1))
 
@@ -201,8 +208,7 @@ def _with_affine(view: GraphView, node: NodeProto, affine: NodeProto) -> tuple[N
     bias = view.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(channels, np.float32)
     if value is None or bias is None:
         return None
-    scale = {"Mul": value, "Div": 1.0 / value}.get(affine.op_type, np.ones(channels))
-    shift = {"Add": value, "Sub": -value}.get(affine.op_type, np.zeros(channels))
+    scale, shift = _scale_and_shift(affine.op_type, value)
     scaled = _scale_out(node, weight.astype(np.float64), scale)
     if scaled is None:
         return None
@@ -293,8 +299,7 @@ def _with_input_affine(view: GraphView, conv: NodeProto, node: NodeProto,
     value = _channels(operand[1], shape[1])
     if value is None:
         return None
-    scale = {"Mul": value, "Div": 1.0 / value}.get(node.op_type, np.ones(shape[1]))
-    shift = {"Add": value, "Sub": -value}.get(node.op_type, np.zeros(shape[1]))
+    scale, shift = _scale_and_shift(node.op_type, value)
     wide = weight.astype(np.float64)
     scaled = _scale_in(conv, wide, scale)
     bias = view.constant(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else np.zeros(_out_channels(conv, weight), np.float32)

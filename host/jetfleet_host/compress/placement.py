@@ -64,10 +64,11 @@ def place(view: GraphView, nodes: Collection[str], layout: Layout) -> Placement:
     same = _through_pools(view, edges)
     if layout == "qdq-int8":
         return Placement(layout, tuple(n.output[0] for n in wanted), tuple(sorted(edges)), (), same, _joined(view, edges))
-    outputs = {_after_activation(view, node) for node in wanted}
+    # A tensor that leaves the graph stays float, so nothing is gained by quantizing it.
+    outputs = {_after_activation(view, node) for node in wanted} - set(view.outputs)
     for add, _ in adds:
         edges |= {Edge(add.output[0], 0), Edge(add.output[0], 1)}
-        outputs.add(_after_activation(view, add))
+        outputs |= {_after_activation(view, add)} - set(view.outputs)
     return Placement(layout, tuple(n.output[0] for n in wanted), tuple(sorted(edges)), tuple(sorted(outputs)), same)
 
 

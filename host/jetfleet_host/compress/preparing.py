@@ -64,9 +64,7 @@ class FixShapes(msgspec.Struct, frozen=True, tag="fix-shapes"):
 
         fixed = onnx.ModelProto()
         fixed.CopyFrom(model)
-        value = image_input(fixed)
-        kind = value.type.tensor_type
-        _check_shape(value.name, [dim.dim_value for dim in kind.shape.dim], self.shape)
+        kind = check_accepts(fixed, self.shape).type.tensor_type
         del kind.shape.dim[:]
         for size in self.shape:
             kind.shape.dim.add().dim_value = size
@@ -119,11 +117,19 @@ def image_input(model: ModelProto) -> ModelProto:
     return found[0]
 
 
-def _check_shape(name: str, present: Sequence[int], wanted: Sequence[int]) -> None:
+def check_accepts(model: ModelProto, wanted: Sequence[int]) -> ModelProto:
+    """The image input, when its fixed sizes are those of `wanted`.
+
+    Raises:
+        InputError: `build.inputs`, `build.shape` with the shape that would fit.
+    """
+    value = image_input(model)
+    name, present = value.name, [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
     for axis, (now, then) in enumerate(zip(present, wanted, strict=True)):
         if now > 0 and now != then:
             raise InputError("build.shape", f"input {name!r} has a fixed size {now} on axis {axis}, {then} was asked for",
                              remedy=f"use --shape {_text([p if p > 0 else w for p, w in zip(present, wanted, strict=True)])}")
+    return value
 
 
 def _without_inner_values(model: ModelProto) -> ModelProto:

@@ -15,7 +15,7 @@ from .equality import check_equal, outputs_of
 from .folding import FoldAffine, FuseHardSwish
 from .handles import ModelHandle, serialized
 from .loading import load_checked
-from .preparing import FixShapes, Pass, Simplify, UpgradeOpset, image_input
+from .preparing import FixShapes, Pass, Simplify, UpgradeOpset, check_accepts
 from .recipe import Shape
 
 Tensor = NDArray[np.float32]
@@ -26,10 +26,10 @@ def passes_for(shape: Shape) -> tuple[Pass, ...]:
     return UpgradeOpset(), FixShapes(shape), Simplify(), FuseHardSwish(), FoldAffine(), Simplify()
 
 
-def import_model(path: Path, checkpoints: Checkpoints) -> tuple[ModelHandle, str]:
+def import_model(path: Path, shape: Shape, checkpoints: Checkpoints) -> tuple[ModelHandle, str]:
     """The user's model, checked, as the first checkpoint (external data inside), and the name of its image input."""
     model = load_checked(path)
-    value = image_input(model)
+    value = check_accepts(model, shape)
     return checkpoints.keep_model(checkpoints.key("import", str(path.resolve())), serialized(model)), str(value.name)
 
 
