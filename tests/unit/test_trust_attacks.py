@@ -327,6 +327,9 @@ def test_a_gap_in_the_root_chain_names_the_remedy(repo: SignedRepository, store:
     repo.rotate("root")
     refused(store, repo.package(root=[repo.roots[0], repo.roots[2]]), "trust.root-gap")
     assert store.update(repo.package(root=repo.roots[1:]), at())
+    repo.commit()
+    assert store.update(repo.package(root=repo.roots[2:]), at())  # the host left out what this board has
+    assert TrustStore(store._folder, store._pinned).versions == store.versions
 
 
 def test_a_new_root_signed_only_by_itself(repo: SignedRepository, store: TrustStore) -> None:
@@ -360,6 +363,21 @@ def test_recovery_from_a_fast_forward(repo: SignedRepository, store: TrustStore,
     repo.rotate("targets")
     assert store.update(repo.package(), at())
     assert TrustStore(store._folder, store._pinned).versions[role] < 1 << 31
+
+
+@pytest.mark.parametrize(("role", "rotated"), [("timestamp", "timestamp"), ("snapshot", "snapshot"), ("targets", "snapshot")])
+def test_one_rotation_is_enough_to_recover(repo: SignedRepository, store: TrustStore, role: str, rotated: str) -> None:
+    """TUF 5.3.11: new keys of timestamp or of snapshot free the versions of both."""
+    normal = getattr(repo, role).version
+    getattr(repo, role).version = 1 << 31
+    repo.targets_bytes = repo.sign(repo.targets, "targets")
+    repo.commit_snapshot(bump=role == "targets")
+    repo.commit_timestamp(bump=role != "timestamp")
+    assert store.update(repo.package(), at())
+    getattr(repo, role).version = normal
+    repo.rotate(rotated)
+    assert store.update(repo.package(), at())
+    assert store.versions[role] < 1 << 31
 
 
 def test_another_projects_package(store: TrustStore) -> None:
@@ -443,7 +461,17 @@ def test_damaged_floor_leaves_the_state_in_charge(repo: SignedRepository, store:
     refused(again, old, "trust.rollback")
 
 
-def test_a_board_given_to_another_project_starts_anew(store: TrustStore) -> None:
+def test_a_floor_raised_by_bit_rot_does_not_lock_the_board(repo: SignedRepository, store: TrustStore) -> None:
+    path = store._folder / "floor.json"
+    path.write_bytes(path.read_bytes().replace(b'"timestamp":2', b'"timestamp":9'))
+    again = TrustStore(store._folder, store._pinned)
+    repo.commit()
+    assert again.update(repo.package(), at())
+
+
+def test_a_board_given_to_another_project_starts_anew(repo: SignedRepository, store: TrustStore) -> None:
+    repo.rotate("root")
+    assert store.update(repo.package(), at())
     other = SignedRepository()
     moved = TrustStore(store._folder, other.roots[0])
     assert moved.versions == {}
