@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from brokers import until
 from bundle_maker import make_bundle
 from sqlalchemy.orm import Session
@@ -71,6 +72,12 @@ class ServedFleet:
         child.send_signal(number)
         return child.wait(timeout=60)
 
+    def broker_process(self) -> psutil.Process | None:
+        """The embedded broker that serve started."""
+        assert self._child is not None
+        found = [c for c in psutil.Process(self._child.pid).children(recursive=True) if "jetfleet_host.brokers" in " ".join(_command(c))]
+        return found[0] if found else None
+
     def cli(self, *arguments: str, fails: bool = False) -> Any:
         """Run a command with --json; its value, or the error's when it has to fail."""
         done = subprocess.run([sys.executable, "-m", "jetfleet_host", *arguments, "--dir", str(self.dir), "--json"],
@@ -108,6 +115,13 @@ class ServedFleet:
 
     def _ended(self) -> bool:
         return self._child is None or self._child.poll() is not None
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):  # it may end while we look
+        line: list[str] = process.cmdline()
+        return line
+    return []
 
 
 @contextmanager

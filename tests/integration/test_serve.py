@@ -7,13 +7,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from brokers import BROKERS, running, until
+from brokers import BROKERS, free_port, running, until
 from contract_device import ContractDevice
 from served_fleet import ServedFleet, fleet_on
 
 from jetfleet_agent.supervisor.identity import Identity
 from jetfleet_contract import topics
 from jetfleet_contract.messages import Report
+from jetfleet_host.brokers import accepts
 
 
 @pytest.fixture(params=BROKERS)
@@ -170,3 +171,21 @@ def test_pause_resume_abort_and_clear_errors(rig: ServedFleet, tmp_path: Path, b
         assert busy["error"]["code"] == "rollout.busy"
         assert rig.rollout("abort", rollout)["phase"] == "aborted"
         assert rig.rollout("abort", rollout, fails=True)["error"]["code"] == "rollout.over"
+
+
+def test_serve_keeps_its_own_broker_alive(tmp_path: Path) -> None:
+    port = free_port()
+    with fleet_on(tmp_path, f"embedded:{port}") as rig:
+        rig.publish("1")
+        rig.start()
+        with ContractDevice(tmp_path / "dock-1", rig.root, port, "dock-1") as device:
+            until(lambda: rig.knows("dock-1"), "the birth")
+            old = rig.broker_process()
+            assert old is not None
+            old.kill()
+            until(lambda: rig.broker_process() not in (None, old), "another broker process")
+            rollout = rig.begin("toy:1", "--all")
+            until(lambda: rig.phase(rollout) == "done", "a rollout over the new broker")
+            assert device.numbers == [1]
+        assert rig.stop() == 0
+    until(lambda: not accepts("127.0.0.1", port), "the broker to end with serve")

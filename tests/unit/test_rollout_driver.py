@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from databases import postgres_url
 from sqlalchemy import event, select
 
 from jetfleet_contract.errors import StorageError
@@ -112,9 +113,10 @@ class Host:
         return [(d.seq, [a.bundle for a in d.apps]) for d in self.published if d.device == device]
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    with closing(Database.open(f"sqlite:///{tmp_path / 'fleet.db'}")) as database:
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
+    url = f"sqlite:///{tmp_path / 'fleet.db'}" if request.param == "sqlite" else postgres_url()
+    with closing(Database.open(url)) as database:
         yield Host(database)
 
 
