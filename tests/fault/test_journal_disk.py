@@ -151,6 +151,15 @@ def test_a_damaged_record_does_not_push_out_the_good_one_before_it(tmp_path: Pat
     assert journal.app("app").seq == 1
 
 
+def test_a_medium_that_lies_is_found_out_before_the_record_is_replaced(tmp_path: Path) -> None:
+    Journal(tmp_path).save_app(r.AppSlots("app", seq=1))
+    lying = Journal(tmp_path, FaultyDisk(0, "lies"))
+    with pytest.raises(StorageError) as caught:
+        lying.save_app(r.AppSlots("app", seq=2))
+    assert caught.value.code == "journal.write"
+    assert lying.app("app").seq == 1
+
+
 def test_what_a_kill_left_behind_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "app-gate.json.new").write_bytes(b"half")
     (tmp_path / "app-..json").write_bytes(b"no app has this name")

@@ -290,6 +290,16 @@ def test_the_lease_is_elapsed_time_over_reboots_and_wrong_clocks() -> None:
     assert (world.state.phase, world.reports[-1].code) == ("idle", "trial.lease")
 
 
+def test_the_clock_of_another_boot_counts_for_nothing() -> None:
+    world = updating("trial")
+    world.boot, world.mono = "boot-9", world.mono + 100_000.0
+    due = next_tick(world.state, world.now())
+    assert due is not None
+    assert due > 0
+    world.send(r.Tick())
+    assert world.state.phase == "trial"
+
+
 def test_restarts_in_one_phase_give_up() -> None:
     for phase, outcome in (("choosing", "failed"), ("probing", "failed"), ("trial", "failed"), ("keeping", "rolled_back")):
         world = updating(phase)
