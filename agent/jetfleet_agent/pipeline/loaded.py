@@ -52,9 +52,13 @@ class LoadedModel:
         _, _, height, width = self.task.input_shape
         gray = np.full((height, width, 3), 127, np.uint8)
         lane = self.backend.lanes[0]
-        for _ in range(WARMUP):
-            geometry = self.prepare(gray, lane)
-            self.task.decode(self.backend.infer(lane), geometry)
+        try:
+            for _ in range(WARMUP):
+                geometry = self.prepare(gray, lane)
+                self.task.decode(self.backend.infer(lane), geometry)
+        except BaseException:
+            self.deactivate()
+            raise
 
     def deactivate(self) -> None:
         self.backend.deactivate()

@@ -87,7 +87,11 @@ class Backend(ABC):
             raise OrderError("backend.active", f"{self.name} was activated twice")
         if not self.path.is_file():
             raise InputError("model.missing", f"the model file {self.path.name} is not there", where=str(self.path))
-        self.lanes = self._load(self._lane_count)
+        try:
+            self.lanes = self._load(self._lane_count)
+        except BaseException:
+            self.deactivate()  # what was allocated before the failure
+            raise
 
     def infer(self, lane: Lane) -> Outputs:
         """Run the lane's tensor; the outputs are valid until the lane is run again.
