@@ -154,6 +154,22 @@ def slower_at_builder(spec: ModelSpec, evaluation: Evaluation, capability: Capab
             for name, ms in figures.items() if ms > max_ratio * fastest}
 
 
+def slower_before(version: str, measured: Mapping[str, Measurement], *, max_ratio: float = SHORTLIST_RATIO) -> dict[str, str]:
+    """The candidates that need no measurement because this board saw another version of the same model in them.
+
+    Args:
+        version: that other version; the caller vouches that its files are the same but for their values.
+        measured: what this board measured of it, by candidate name.
+
+    Returns:
+        The reason by candidate name, for those whose best single run was far slower than the fastest one's median.
+    """
+    ran = {name: one for name, one in measured.items() if not one.error and one.p50_ms > 0}
+    fastest = min((one.p50_ms for one in ran.values()), default=0.0)
+    return {name: f"not measured again: version {version} took {one.best_ms:.2f} ms at best here, {one.best_ms / fastest:.1f}x its fastest"
+            for name, one in ran.items() if one.best_ms > max_ratio * fastest}
+
+
 def contenders(choice: Choice, measured: Mapping[str, Measurement], *, within: float = TIE_RATIO,
                most: int = MAX_CONTENDERS) -> tuple[Candidate, ...]:
     """The measured candidates that could still be the fastest: their best run is within that ratio of the leader's median.

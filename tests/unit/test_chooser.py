@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from choices import capability_of, evaluation_of, spec_of
 
 from jetfleet_agent.config import MeasureConfig
 from jetfleet_agent.supervisor.chooser import Chooser
 from jetfleet_agent.supervisor.measurements import MeasurementStore
-from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeItem, ProbeSet
+from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeItem, ProbeSet, digest_of
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import BackendInfo, Capability
 from jetfleet_contract.policy import Candidate, Choice
@@ -207,6 +208,39 @@ def test_when_all_that_looked_fast_fails_the_slow_ones_get_their_chance(bench: B
     evaluation = evaluation_of(SPEC, ms={"fp32@openvino:bf16": 8.0, "fp32@openvino:fp32": 36.0, "int8@openvino:int8": 36.0})
     paths = bench.weights(fp32={FP32: {"ms": 40.0}, BF16: {"do": "crash"}}, int8={INT8: {"ms": 50.0}})
     assert bench.choose(paths, evaluation).chosen == Candidate("fp32", "openvino", "fp32")
+
+
+def version_2(**sizes: int) -> ModelSpec:
+    variants = tuple(msgspec.structs.replace(v, digest=digest_of(b"2" + v.name.encode()), size=sizes.get(v.name, v.size))
+                     for v in SPEC.variants)
+    return msgspec.structs.replace(SPEC, version="2", variants=variants)
+
+
+def test_what_another_version_showed_to_be_far_slower_here_is_left_out(bench: Bench) -> None:
+    paths = bench.weights(fp32={FP32: {"ms": 30.0}, BF16: {"ms": 8.0}}, int8={INT8: {"ms": 15.0}})
+    bench.choose(paths)
+    bench.spec = version_2()
+    chooser = bench.chooser()
+    assert {c.name for c in chooser.wanted(bench.spec, evaluation_of(bench.spec))} == {"fp32@openvino:bf16", "int8@openvino:int8"}
+    choice = bench.choose(paths, chooser=chooser)
+    assert reason(choice, "fp32@openvino:fp32") == "not measured again: version 1 took 30.00 ms at best here, 3.8x its fastest"
+    assert bench.runs("fp32").count(FP32) == 1
+    assert bench.runs("int8").count(INT8) == 2
+
+
+def test_a_version_of_another_size_is_another_network_and_is_measured_whole(bench: Bench) -> None:
+    paths = bench.weights(fp32={FP32: {"ms": 30.0}, BF16: {"ms": 8.0}}, int8={INT8: {"ms": 15.0}})
+    bench.choose(paths)
+    bench.spec = version_2(fp32=150)
+    bench.choose(paths)
+    assert bench.runs("fp32").count(FP32) == 2
+
+
+def test_one_disturbed_median_of_another_version_leaves_nobody_out(bench: Bench) -> None:
+    paths = bench.weights(fp32={FP32: {"ms": 30.0, "best": 9.0}, BF16: {"ms": 8.0}}, int8={INT8: {"ms": 15.0}})
+    bench.choose(paths)
+    bench.spec = version_2()
+    assert len(bench.chooser().wanted(bench.spec, evaluation_of(bench.spec))) == 3
 
 
 def test_the_table_is_kept_for_explain(bench: Bench) -> None:

@@ -33,6 +33,7 @@ from jetfleet_contract.policy import (
     choose,
     contenders,
     slower_at_builder,
+    slower_before,
     worth_measuring,
 )
 from jetfleet_contract.predictions import agreement
@@ -91,7 +92,7 @@ class Chooser:
 
     def wanted(self, spec: ModelSpec, evaluation: Evaluation) -> tuple[Candidate, ...]:
         """The candidates worth downloading and measuring here."""
-        slow = slower_at_builder(spec, evaluation, self._capability, memory_mb=self._memory_mb)
+        slow = self._left_out(spec, evaluation)
         fitting = worth_measuring(spec, evaluation, self._capability, memory_mb=self._memory_mb)
         return tuple(candidate for candidate in fitting if candidate.name not in slow)
 
@@ -105,9 +106,10 @@ class Chooser:
             done: gets the table, always, unless `stop` came first.
         """
         def task() -> None:
-            choice = self._choose_safely(spec, evaluation, dict(paths), images)
+            table = _Table(spec, evaluation, self._capability, self._memory_mb, self._left_out(spec, evaluation))
+            choice = self._choose_safely(table, dict(paths), images)
             if not self._stopping.is_set():
-                self._keep(spec, choice)
+                self._keep(table, choice)
                 done(choice)
 
         self._tasks.put(task)
@@ -145,32 +147,40 @@ class Chooser:
             except Exception:
                 log.exception("a callback of the chooser failed")
 
-    def _choose_safely(self, spec: ModelSpec, evaluation: Evaluation, paths: dict[str, Path], images: tuple[Path, ...]) -> Choice:
+    def _choose_safely(self, table: _Table, paths: dict[str, Path], images: tuple[Path, ...]) -> Choice:
+        spec = table.spec
         try:
             with self._turn():
-                return self._measured_choice(spec, evaluation, paths, images)
+                self._measure_all(table, paths, images)
+            return table.choice()
         except Exception as error:
             log.exception("choosing for %s %s failed", spec.name, spec.version)
             return Choice(tuple(ChoiceRow(candidate, "refused", f"could not be measured: {error}") for candidate in candidates(spec)))
 
-    def _keep(self, spec: ModelSpec, choice: Choice) -> None:
+    def _keep(self, table: _Table, choice: Choice) -> None:
+        spec = table.spec
+        record = ChoiceRecord(spec.name, spec.version, time.time(), self._capability, choice,
+                              {variant.name: variant.size for variant in spec.variants}, table.measured)
         try:
-            self._store.keep_choice(ChoiceRecord(spec.name, spec.version, time.time(), self._capability, choice))
+            self._store.keep_choice(record)
         except (OSError, StorageError) as error:  # a full disk must not lose the choice: it is made again at the next start
             log.warning("the choice for %s %s is not kept: %s", spec.name, spec.version, error)
 
-    def _measured_choice(self, spec: ModelSpec, evaluation: Evaluation, paths: dict[str, Path], images: tuple[Path, ...]) -> Choice:
-        slow = slower_at_builder(spec, evaluation, self._capability, memory_mb=self._memory_mb)
-        table = _Table(spec, evaluation, self._capability, self._memory_mb, slow)
-        wanted = self.wanted(spec, evaluation)
+    def _left_out(self, spec: ModelSpec, evaluation: Evaluation) -> dict[str, str]:
+        """What needs no measurement here, with the reason: the builder or an earlier version showed it to be far slower."""
+        by_builder = slower_at_builder(spec, evaluation, self._capability, memory_mb=self._memory_mb)
+        other = self._store.other_version(spec, self._capability)
+        return {**by_builder, **slower_before(other.version, other.measured)} if other else by_builder
+
+    def _measure_all(self, table: _Table, paths: dict[str, Path], images: tuple[Path, ...]) -> None:
+        worth = worth_measuring(table.spec, table.evaluation, self._capability, memory_mb=self._memory_mb)
+        wanted = [candidate for candidate in worth if candidate.name not in table.left_out]
         fresh = [self._measure_once(candidate, table, paths, images) for candidate in wanted]
         if table.choice().chosen is None:  # what looked best runs badly here: try also what looked slow
-            rest = [c for c in worth_measuring(spec, evaluation, self._capability, memory_mb=self._memory_mb)
-                    if c.name in slow and c.variant in paths]
+            rest = [candidate for candidate in worth if candidate.name in table.left_out and candidate.variant in paths]
             fresh += [self._measure_once(candidate, table, paths, images) for candidate in rest]
         if any(fresh):
             self._settle_ties(table, paths, images)
-        return table.choice()
 
     def _measure_once(self, candidate: Candidate, table: _Table, paths: dict[str, Path], images: tuple[Path, ...]) -> bool:
         """Take the kept measurement, or make one. True when it was made."""
@@ -240,13 +250,14 @@ class Chooser:
 class _Table:
     """The measurements of one choice under way. Of several measurements of a candidate the fastest counts: disturbances only add."""
 
-    def __init__(self, spec: ModelSpec, evaluation: Evaluation, capability: Capability, memory_mb: float, slow: Mapping[str, str]) -> None:
+    def __init__(self, spec: ModelSpec, evaluation: Evaluation, capability: Capability, memory_mb: float,
+                 left_out: Mapping[str, str]) -> None:
         self.spec = spec
         self.measured: dict[str, Measurement] = {}
-        self._evaluation = evaluation
+        self.evaluation = evaluation
+        self.left_out = left_out
         self._capability = capability
         self._memory_mb = memory_mb
-        self._slow = slow
 
     def put(self, candidate: Candidate, measurement: Measurement) -> None:
         before = self.measured.get(candidate.name)
@@ -257,7 +268,7 @@ class _Table:
             self.measured[candidate.name] = msgspec.structs.replace(better, best_ms=min(before.best_ms, measurement.best_ms))
 
     def choice(self) -> Choice:
-        return choose(self.spec, self._evaluation, self._capability, self.measured, memory_mb=self._memory_mb, skipped=self._slow)
+        return choose(self.spec, self.evaluation, self._capability, self.measured, memory_mb=self._memory_mb, skipped=self.left_out)
 
 
 def _measurement(result: EvaluationResult) -> Measurement:

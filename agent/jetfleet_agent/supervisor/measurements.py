@@ -14,22 +14,29 @@ from pathlib import Path
 import msgspec
 
 from jetfleet_agent.durable import write_file
+from jetfleet_contract.bundle import ModelSpec
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import BackendInfo, Capability, Message, decode, encode
 from jetfleet_contract.policy import Candidate, Choice, Measurement
 
 MAX_RECORD_BYTES = 1 << 20
 MAX_CHOICES = 64
+SAME_SIZE = 0.02  # retrained weights keep the file's size; another network does not
 
 
 class ChoiceRecord(Message, frozen=True):
-    """One choice as `explain` prints it: for which model, when (seconds since 1970), and what the board could do then."""
+    """One choice as `explain` prints it: for which model, when (seconds since 1970), and what the board could do then.
+
+    `sizes` are the variants' files in bytes, `measured` what was measured here by candidate name.
+    """
 
     name: str
     version: str
     at: float
     capability: Capability
     choice: Choice
+    sizes: dict[str, int] = {}
+    measured: dict[str, Measurement] = {}
 
 
 class MeasurementStore:
@@ -59,6 +66,12 @@ class MeasurementStore:
         for old in sorted(self._choices.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)[MAX_CHOICES:]:
             old.unlink(missing_ok=True)
 
+    def other_version(self, spec: ModelSpec, capability: Capability) -> ChoiceRecord | None:
+        """The latest choice here for another version of that model whose files are alike: same variants, nearly the same sizes."""
+        sizes = {variant.name: variant.size for variant in spec.variants}
+        return next((record for record in self.choices() if record.name == spec.name and record.version != spec.version
+                     and record.capability == capability and record.choice.chosen and _alike(record.sizes, sizes)), None)
+
     def choices(self) -> tuple[ChoiceRecord, ...]:
         """All kept choices, the latest first."""
         found = []
@@ -66,6 +79,10 @@ class MeasurementStore:
             with contextlib.suppress(OSError, MalformedError):
                 found.append(decode(path.read_bytes(), ChoiceRecord, limit=MAX_RECORD_BYTES))
         return tuple(sorted(found, key=lambda record: record.at, reverse=True))
+
+
+def _alike(old: dict[str, int], new: dict[str, int]) -> bool:
+    return old.keys() == new.keys() and all(abs(new[name] - size) <= SAME_SIZE * size for name, size in old.items())
 
 
 def measurement_key(digest: str, candidate: Candidate, backend: BackendInfo, capability: Capability, threads: int) -> str:
