@@ -107,7 +107,7 @@ def test_config_commands_and_telemetry(scene: Scene) -> None:
     assert explained["apps"]["gate"]["version"] == "1"
     assert explained["choices"]["gate"]["rows"][0]["verdict"] == "chosen"
     host.command(DEVICE, 2, "restart", app="gate")
-    until(lambda: scene.pipelines() and scene.pipelines()[0].pid != process, "another process")
+    until(lambda: any(pipeline.pid != process for pipeline in scene.pipelines()), "another process")
     host.command(DEVICE, 3, "snapshot")
     until(lambda: len(host.responses) == 3, "three answers")
     assert [r.code for r in host.responses] == ["", "", "command.unsupported"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,3 +146,11 @@ def test_a_full_inbox_makes_others_wait_but_never_the_control_thread() -> None:
     assert done.wait(5), "a closed inbox lets everybody go"
 
 
+
+
+def test_the_supervisor_imports_nothing_heavy() -> None:
+    """Its memory is the board's: no array, image or inference library, directly or through others."""
+    script = ("import sys, jetfleet_agent.daemon, jetfleet_agent.supervisor.core, tuf.ngclient, psutil\n"
+              "print([name for name in ('numpy', 'cv2', 'onnxruntime', 'openvino', 'onnx', 'torch') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -201,7 +201,7 @@ class Pipelines:
             return
         if not app.ending:
             self._send(app, ipc.Stop())
-            self._end(app, STOP_S)
+            self._end(app, STOP_S if app.connected else 0.0)  # one that is still starting has nothing to finish
 
     def restart(self, name: str) -> bool:
         """End the app's process; it is started again at once. False when there is none."""
