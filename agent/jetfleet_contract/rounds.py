@@ -75,9 +75,11 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """The caller may publish up to `chunks` more now. Zero only lets time pass."""
+    """The caller may publish up to `chunks` more now. Zero only lets time pass. When as many ask as were served just before
+    (`expected`, 0 for unknown), as after a chunk table, nobody waits for more."""
 
     chunks: int
+    expected: int = 0
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -253,7 +255,8 @@ def _first(bits: Bitmap, count: int) -> tuple[tuple[int, ...], Bitmap]:
 
 
 def _grant_gathering(state: Sender, event: Grant, now: float) -> SenderStep:
-    if now < state.until:
+    everybody = 0 < event.expected <= len(state.wanters)
+    if now < state.until and not everybody:
         return state, ()
     effects: list[SenderEffect] = []
     queue = Bitmap(state.count)

@@ -22,6 +22,7 @@ BATCH_CHUNKS = 32
 BLOCKED_S = 0.004
 WAITING_S = 0.02
 IDLE_S = 60.0
+RECENT_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class Distributor:
         self._senders: dict[str, rounds.Sender] = {}
         self._active: dict[str, None] = {}
         self._pace: pacing.Pace | None = None
+        self._served = (0, float("-inf"))  # wanters of the last round, and when it began
         self._stats = DeliveryStats()
 
     def on_want(self, topic: str, payload: bytes, now: float) -> None:
@@ -122,9 +124,10 @@ class Distributor:
         room = min(pace.tokens, self._settings.outbox_bytes - self._link.backlog) if self._link.connected else 0
         left = int(room // self._settings.chunk_size)
         blocked = left <= 0
+        expected = self._served[0] if now - self._served[1] < RECENT_S else 0
         for blob in list(self._active):
             granted = max(0, min(left, BATCH_CHUNKS))
-            left -= self._step(blob, rounds.Grant(granted), now)
+            left -= self._step(blob, rounds.Grant(granted, expected), now)
         self._active = {**dict(list(self._active.items())[1:]), **dict(list(self._active.items())[:1])}  # another one is first next time
         return self._next(blocked)
 
@@ -195,7 +198,7 @@ class Distributor:
         if isinstance(effect, rounds.Send):
             return self._send(blob, effect)
         if isinstance(effect, rounds.Announce):
-            self._announce(blob, effect.mark)
+            self._announce(blob, effect.mark, now)
         elif isinstance(effect, rounds.Observe):
             self._pace = pacing.observe(self._refilled(now), effect.sent, effect.lost, now)
         else:
@@ -225,8 +228,9 @@ class Distributor:
                 self._pace = pacing.spend(self._pace, len(payload))
         return len(send.indices)
 
-    def _announce(self, blob: str, mark: transfer.RoundMark) -> None:
+    def _announce(self, blob: str, mark: transfer.RoundMark, now: float) -> None:
         if mark.kind == "begin":
+            self._served = (len(self._senders[blob].wanters), now)
             self._stats.rounds += 1
             self._stats.blobs[blob].rounds += 1
         self._link.publish(topics.blob_round(blob), encode(mark), qos=0)
