@@ -58,6 +58,7 @@ class Collector:
         """
         outcome = Ingested()
         with self._database.session() as session:
+            fleet.hold_devices(session, {name for message in batch if (name := _named(message.topic))})
             for message in batch:
                 self._one(session, message, outcome)
             self._since_trim += len(batch)
@@ -85,7 +86,7 @@ class Collector:
         name = topics.device_of(message.topic)
         if not message.payload:
             return  # a cleared retained birth
-        known = session.get(Device, name)
+        known = fleet.known_device(session, name)
         claimed = intake.claimed_key(message.payload)
         if known is not None and claimed != known.key:
             fleet.raise_alarm(session, name, "device.key-changed",
@@ -126,8 +127,16 @@ class Collector:
         fleet.save_result(session, device.device, result.app, message.payload, message.at)
 
 
+def _named(topic: str) -> str:
+    """The board that a topic names; empty when it names none."""
+    try:
+        return topics.device_of(topic)
+    except MalformedError:
+        return ""
+
+
 def _pinned(session: Session, name: str) -> Device:
-    device = session.get(Device, name)
+    device = fleet.known_device(session, name)
     if device is None:
         raise UntrustedError("device.unknown", f"board {name} has not introduced itself by a birth",
                              remedy="it is stored once the board's signed birth has come")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -43,8 +44,23 @@ def insert_once(session: Session, table: type[DeclarativeBase], values: dict[str
     Asks for the id back instead of the number of rows: not every driver tells that.
     """
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    row_id: int | None = session.scalar(insert(table).values(values).on_conflict_do_nothing().returning(table.__table__.c.id))
+    once = insert(table).values(values).on_conflict_do_nothing().returning(table.__table__.c.id)
+    row_id: int | None = session.connection().scalar(once)  # not through the ORM, which would flush what waits before each
     return row_id
+
+
+def hold_devices(session: Session, names: Iterable[str]) -> None:
+    """Load the rows of these boards at once, and keep them for the transaction: the ORM forgets rows that nobody holds."""
+    held: dict[str, Device] = session.info.setdefault("devices", {})
+    wanted = list(names)
+    for start in range(0, len(wanted), 500):  # SQLite bounds the number of parameters
+        held |= {row.device: row for row in session.scalars(select(Device).where(Device.device.in_(wanted[start : start + 500])))}
+
+
+def known_device(session: Session, name: str) -> Device | None:
+    """A board that `hold_devices` found, or that was born since."""
+    held: dict[str, Device] = session.info["devices"]
+    return held.get(name)
 
 
 def save_birth(session: Session, known: Device | None, birth: Birth, body: bytes, now: float) -> Device:
@@ -59,6 +75,7 @@ def save_birth(session: Session, known: Device | None, birth: Birth, body: bytes
     if known is None:
         session.add(device)
         session.flush()
+        session.info.setdefault("devices", {})[device.device] = device
     names = [app.app for app in birth.apps]
     session.execute(delete(AppRow).where(AppRow.device == birth.device, AppRow.app.not_in(names)))
     for app in birth.apps:
