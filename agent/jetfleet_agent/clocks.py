@@ -40,7 +40,7 @@ class BoardClock:
 def kernel_is_synchronized() -> bool:
     """Whether a time service keeps the kernel's clock (adjtimex(2)); False when it cannot be asked."""
     try:
-        state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+        state = int(ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES)))
     except (OSError, AttributeError):
         return False
     return 0 <= state < TIME_ERROR
