@@ -45,7 +45,7 @@ EXPLAIN_TIMEOUT_S = 60.0
 # Three boards share two cores here, and a trial runs two models on one of them: latency is compared loosely. What must be
 # strict is agreement: 0.93 between the sound versions on this video, 0.09 with the bad one.
 TRIAL = TrialPolicy(frames=20, min_agreement=0.7, max_p99_ratio=8.0, probe_tolerance=0.8, lease_s=120.0, keep_s=2.0)
-GATES = Gates(max_p95_ratio=8.0, min_samples=10, hold_s=2.0, evidence_s=30.0, wave_timeout_s=180.0)
+GATES = Gates(max_p95_ratio=8.0, min_samples=10, hold_s=2.0, evidence_s=60.0, wave_timeout_s=900.0)
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ class DemoFleet:
         for topic in (topics.ALL_BIRTHS, topics.ALL_REPORTS, topics.ALL_TELEMETRY):
             self._link.subscribe(topic, 1)
         self._link.subscribe(topics.ALL_RESULTS, 0)
+        self.wait_until(lambda: _listens(self.project.settings.broker.port), 60.0, "the broker to answer")
         self._link.start()
-        self.wait_until(lambda: self._link.connected, 60.0, "the broker to answer")
+        self.wait_until(lambda: self._link.connected, 60.0, "a connection to the broker")
         self._database = Database.open(self.project.database_url)
 
     def start_agents(self) -> None:
@@ -254,6 +255,11 @@ def app_spec(app: str, published: Published) -> AppSpec:
     sources: Sequence[Source] = (Source("front", "local:front", fps=FPS, loop=True),) if app == TEXT else ()
     return AppSpec(app, published.manifest, published.name, published.version, AppConfig(), tuple(sources),
                    input_from=TEXT if app == ORIENT else "", trial=TRIAL)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _free_port() -> int:

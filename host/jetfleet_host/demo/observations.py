@@ -20,7 +20,7 @@ from .scene import Truth, TruthBox
 TEXT, ORIENT = "text", "orient"
 MIN_IOU = 0.5
 SAME_PLACE_IOU = 0.8
-KEPT_RESULTS = 400
+KEPT_RESULTS = 2000
 KEPT_TURNS = 64
 
 
@@ -193,7 +193,7 @@ class Observations:
                 for u in self.updates if u.app == app]
 
     def best_frame(self, version: str) -> Result | None:
-        """Of the kept results of a version, the one that shows most: many labels matched, few answers astray."""
+        """Of the kept results of a version, the one that shows most: many labels matched, few answers astray, both ways up."""
         kept = [result for (of, _), result in sorted(self._kept.items()) if of == version]
         return max(kept, key=self._worth, default=None)
 
@@ -205,7 +205,8 @@ class Observations:
     def _worth(self, result: Result) -> tuple[int, int]:
         truth = self._truth.frames[result.position]
         count = match_frame(tuple(Detection(TEXT, 1.0, box.box) for box in truth), result.detections, min_iou=MIN_IOU)
-        return count.matched - count.extra - count.missed, sum(box.turn == 180 for box in truth)
+        turned = sum(box.turn == 180 for box in truth)
+        return count.matched - count.extra - count.missed, min(turned, len(truth) - turned)
 
 
 def _reason(report: Report, before: Report | None) -> str:

@@ -24,9 +24,7 @@ from .scene import Video, make_video
 from .summary import BAD, BETTER, GOOD, as_json, problems
 
 WORK, MARK = "fleet", ".jetfleet-demo"
-INSTALL_TIMEOUT_S = 240.0
-UPDATE_TIMEOUT_S = 240.0
-REFUSAL_TIMEOUT_S = 180.0
+ROLLOUT_TIMEOUT_S = 1900.0  # two waves' own time-out and some: the server judges first
 SETTLE_S = 10.0
 DEFAULT_SECONDS = 30.0
 
@@ -69,8 +67,8 @@ class Demo:
             ending.callback(fleet.close)
             published = self._timed("publish", "Signed and published", lambda a: self._publish(fleet, models, a))
             self._timed("start", "Broker, server and three agents", lambda a: self._start(fleet, seen, a))
-            self._story(fleet, seen, published)
-            return self._outcome(fleet, seen, video)
+            trouble = self._story(fleet, seen, published)
+            return self._outcome(fleet, seen, video, trouble)
 
     def _timed(self, name: str, title: str, work: Callable[[Advance], Any]) -> Any:
         began = self._tell.elapsed_s
@@ -94,46 +92,24 @@ class Demo:
         fleet.wait_until(lambda: len(seen.births) == len(DEVICES), 90.0, "the boards to say hello",
                          lambda: advance(len(seen.births) / len(DEVICES), f"{len(seen.births)} of {len(DEVICES)} boards"))
 
-    def _story(self, fleet: DemoFleet, seen: Observations, published: dict[tuple[str, str], Published]) -> None:
+    def _story(self, fleet: DemoFleet, seen: Observations, published: dict[tuple[str, str], Published]) -> str:
+        """The acts in order; what went wrong with a rollout that everything after it needs, else ""."""
         share = self._settings.seconds / 3
         everywhere = len(DEVICES)
-
-        def install(advance: Advance) -> None:
-            fleet.roll_out(TEXT, published[TEXT, GOOD], canary=everywhere)
-            self._until_final(fleet, seen, TEXT, GOOD, INSTALL_TIMEOUT_S, advance)
-            fleet.roll_out(ORIENT, published[ORIENT, GOOD], canary=everywhere)
-            self._until_final(fleet, seen, ORIENT, GOOD, INSTALL_TIMEOUT_S, advance)
-
-        def update(advance: Advance) -> None:
-            fleet.roll_out(TEXT, published[TEXT, BETTER], canary=1)
-            self._until_final(fleet, seen, TEXT, BETTER, UPDATE_TIMEOUT_S, advance)
-
-        def attack(advance: Advance) -> None:
-            fleet.roll_out(TEXT, published[TEXT, BAD], canary=1)
-            self._until_final(fleet, seen, TEXT, BAD, REFUSAL_TIMEOUT_S, advance)
-
-        self._timed("install", "Version 1 goes to all boards: fetched, verified, measured, started", install)
+        act = _Act(fleet, seen, published)
+        trouble: str = self._timed("install", "Version 1 goes to all boards: fetched, verified, measured, started",
+                                   lambda a: act.roll_out(TEXT, GOOD, everywhere, a) or act.roll_out(ORIENT, GOOD, everywhere, a))
+        if trouble:
+            return trouble
         self._timed("run_v1", "Version 1 runs", lambda a: self._let_run(fleet, seen, share, a))
-        self._timed("update", "Version 2 while running: first to one board, then to the others", update)
+        trouble = self._timed("update", "Version 2 while running: first to one board, then to the others",
+                              lambda a: act.roll_out(TEXT, BETTER, 1, a))
+        if trouble:
+            return trouble
         self._timed("run_v2", "Version 2 runs", lambda a: self._let_run(fleet, seen, share, a))
-        self._timed("refuse", "Version 3 is planted: it loads, agrees with itself, and is wrong", attack)
+        self._timed("refuse", "Version 3 is planted: it loads, agrees with itself, and is wrong", lambda a: act.roll_out(TEXT, BAD, 1, a))
         self._timed("run_on", "The fleet stays on version 2", lambda a: self._let_run(fleet, seen, share, a))
-
-    def _until_final(self, fleet: DemoFleet, seen: Observations, app: str, version: str, timeout_s: float, advance: Advance) -> None:
-        """Until the rollout is over; the outcomes are judged at the end of the demo, whatever they are."""
-        rollout = f"{app}-{version}"
-
-        def over() -> bool:
-            state = fleet.rollout_state(rollout)
-            return state is not None and state.final
-
-        def progress() -> None:
-            outcomes = seen.outcomes(app, version)
-            phases = {report.phase for (_, of), report in seen.progress.items() if of == app and report.version == version}
-            text = ", ".join(f"{device} {outcome}" for device, outcome in outcomes.items()) or ", ".join(sorted(filter(None, phases)))
-            advance(len(outcomes) / len(DEVICES), f"{app} {version}: {text}".rstrip(": "))
-
-        fleet.wait_until(over, timeout_s, f"the rollout of {app} {version}", progress)
+        return ""
 
     def _let_run(self, fleet: DemoFleet, seen: Observations, seconds: float, advance: Advance) -> None:
         began = self._tell.elapsed_s
@@ -144,12 +120,12 @@ class Demo:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    def _outcome(self, fleet: DemoFleet, seen: Observations, video: Video) -> dict[str, Any]:
-        fleet.settle(lambda: not problems(seen, DEVICES), SETTLE_S)
+    def _outcome(self, fleet: DemoFleet, seen: Observations, video: Video, trouble: str) -> dict[str, Any]:
+        fleet.settle(lambda: bool(trouble) or not problems(seen, DEVICES), SETTLE_S)
         chosen = fleet.chosen()
         notes = {c.device: f"{c.device_class}, {c.candidate}" for c in chosen}
         pictures = self._timed("pictures", "Pictures", lambda _: self._pictures(seen, video, notes))
-        return as_json(seen, DEVICES, chosen, pictures, self._elapsed)
+        return as_json(seen, DEVICES, chosen, pictures, self._elapsed, trouble)
 
     def _pictures(self, seen: Observations, video: Video, notes: dict[str, str]) -> dict[str, str]:
         out = self._settings.out
@@ -159,6 +135,35 @@ class Demo:
         if best is not None:
             found["frame"] = str(_draw(out / "frame.png", best, seen, video))
         return found
+
+
+class _Act:
+    """Rolls one version out and follows it to its end."""
+
+    def __init__(self, fleet: DemoFleet, seen: Observations, published: dict[tuple[str, str], Published]) -> None:
+        self._fleet = fleet
+        self._seen = seen
+        self._published = published
+
+    def roll_out(self, app: str, version: str, canary: int, advance: Advance) -> str:
+        """Until the server calls the rollout over; why it is not done, else ""."""
+        rollout = self._fleet.roll_out(app, self._published[app, version], canary=canary)
+        self._fleet.wait_until(lambda: self._is_over(rollout), ROLLOUT_TIMEOUT_S, f"the rollout of {app} {version}",
+                               lambda: self._tell(app, version, advance))
+        state = self._fleet.rollout_state(rollout)
+        if state is None or state.phase == "done":
+            return ""
+        return f"the rollout of {app} {version} ended as {state.phase}: {state.reason}"
+
+    def _is_over(self, rollout: str) -> bool:
+        state = self._fleet.rollout_state(rollout)
+        return state is not None and state.final
+
+    def _tell(self, app: str, version: str, advance: Advance) -> None:
+        outcomes = self._seen.outcomes(app, version)
+        reports = [report for (_, of), report in sorted(self._seen.progress.items()) if of == app and report.version == version]
+        text = ", ".join(f"{report.device} {report.outcome or report.phase}" for report in reports)
+        advance(len(outcomes) / len(DEVICES), f"{app} {version}: {text or 'asked for'}")
 
 
 def _draw(path: Path, result: Result, seen: Observations, video: Video) -> Path:

@@ -47,9 +47,9 @@ def problems(seen: Observations, devices: Sequence[str]) -> list[str]:
 
 
 def as_json(seen: Observations, devices: Sequence[str], chosen: Iterable[Chosen], pictures: Mapping[str, str],
-            elapsed_s: Mapping[str, float]) -> dict[str, Any]:
-    """The whole outcome, ready for `json.dumps`."""
-    found = problems(seen, devices)
+            elapsed_s: Mapping[str, float], trouble: str = "") -> dict[str, Any]:
+    """The whole outcome, ready for `json.dumps`; `trouble` is what stopped the demo early, if anything."""
+    found = [*([trouble] if trouble else []), *problems(seen, devices)]
     return {
         "passed": not found,
         "problems": found,
