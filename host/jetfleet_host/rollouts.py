@@ -96,6 +96,9 @@ class RolloutDriver:
         with self._database.reading() as session:
             requests = journal.open_requests(session)
         for number, rollout, request in requests:
+            with self._database.session() as session:
+                if not journal.take(session, number):
+                    continue
             code, text = self._carry_out(rollout, request, now)
             with self._database.session() as session:
                 journal.answer(session, number, code, text)

@@ -214,6 +214,28 @@ def test_requests_that_cannot_be_met(host: Host, prepare: object, code: str) -> 
     assert prepare(host)[0] == code  # type: ignore[operator]
 
 
+def test_a_withdrawn_request_is_not_carried_out(host: Host) -> None:
+    host.add("a")
+    plan = Plan("r1", "reader", V1, "ocr", "1", (("a",),), gates=GATES)
+    with host.database.session() as session:
+        number = journal.ask(session, "r1", StartRequest(plan, AppSpec("reader", V1, "ocr", "1"), False), 1.0)
+        assert journal.withdraw(session, number)
+        assert not journal.take(session, number)
+    host.driver.poll_requests(host.now())
+    assert host.published == []
+
+
+def test_a_request_that_was_begun_cannot_be_withdrawn_and_is_begun_again_after_a_kill(host: Host) -> None:
+    host.add("a")
+    plan = Plan("r1", "reader", V1, "ocr", "1", (("a",),), gates=GATES)
+    with host.database.session() as session:
+        number = journal.ask(session, "r1", StartRequest(plan, AppSpec("reader", V1, "ocr", "1"), False), 1.0)
+        assert journal.take(session, number)
+        assert not journal.withdraw(session, number)
+    host.restart().poll_requests(host.now())
+    assert host.sent("a") == [(1, [V1])]
+
+
 def test_a_deployment_is_renewed_before_it_expires(host: Host) -> None:
     host.add("a")
     host.start("r1", ("a",))

@@ -198,25 +198,32 @@ def _ask(database: Database, project: Project, rollout: str, request: Request) -
 
     with database.session() as session:
         number = journal.ask(session, rollout, request, time.time())
-    deadline = time.monotonic() + ANSWER_S
-    while True:
-        with database.reading() as session:
-            answered = journal.answer_of(session, number)
-        if answered is not None:
-            break
-        if time.monotonic() > deadline:
-            with database.session() as session:
-                withdrawn = journal.withdraw(session, number)
-            if withdrawn:
-                raise TransportError("serve.silent", "jetfleet serve did not take the request, so it was withdrawn", where=str(project.dir),
-                                     remedy=f"start it: jetfleet serve --dir {project.dir}")
-            continue
-        time.sleep(POLL_S / 4)
+    answered = _answer(database, number)
+    if answered is None:
+        with database.session() as session:
+            withdrawn = journal.withdraw(session, number)
+        answered = None if withdrawn else _answer(database, number)
+    if answered is None:
+        raise TransportError("serve.silent", "jetfleet serve did not answer; the request was withdrawn, unless it was being carried out",
+                             where=str(project.dir), remedy=f"start it: jetfleet serve --dir {project.dir}; then see rollout status")
     code, text = answered
     if code:
         what, _, remedy = text.partition("\n")
         kind: type[JetfleetError] = OrderError if code == "rollout.order" else InputError
         raise kind(code, what, where=rollout, remedy=remedy)
+
+
+def _answer(database: Database, request: int) -> tuple[str, str] | None:
+    """The answer once it is there, None after a while."""
+    from jetfleet_host.store import journal
+
+    deadline = time.monotonic() + ANSWER_S
+    while True:
+        with database.reading() as session:
+            answered = journal.answer_of(session, request)
+        if answered is not None or time.monotonic() > deadline:
+            return answered
+        time.sleep(POLL_S / 4)
 
 
 def _wait(database: Database, rollout: str, as_json: bool) -> None:

@@ -164,10 +164,18 @@ def answer_of(session: Session, request: int) -> tuple[str, str] | None:
     return (row.code, row.answer) if row.answered else None
 
 
-def withdraw(session: Session, request: int) -> bool:
-    """Take back a request that nobody has answered; False when it was answered meanwhile."""
+def take(session: Session, request: int) -> bool:
+    """Mark a request as begun; False when it was withdrawn. Taken twice is fine: the process before this one may have died."""
     row = session.get_one(RolloutRequest, request)
-    if row.answered:
+    if not row.answered:
+        row.code = "request.taken"
+    return not row.answered
+
+
+def withdraw(session: Session, request: int) -> bool:
+    """Take back a request that nobody has begun; False when somebody has."""
+    row = session.get_one(RolloutRequest, request)
+    if row.answered or row.code:
         return False
     row.answered, row.code = True, "request.withdrawn"
     return True
