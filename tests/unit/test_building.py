@@ -41,7 +41,8 @@ def _quiet(_stage: str, _done: int, _of: int) -> None: ...
 def _recipe(**changes: Any) -> Recipe:
     task, shape = make_task("classify", "", shape=(1, 3, 16, 16), labels=(), options={},
                             overrides={"mean": (0.0,) * 3, "std": (1.0,) * 3})
-    return msgspec.structs.replace(Recipe("colours", "1.0.0", ("cpu-x86", "orin-nano"), task, shape, threads=1, latency_rounds=0), **changes)
+    recipe = Recipe("colours", "1.0.0", ("cpu-x86", "orin-nano"), task, shape, threads=1, latency_rounds=0)
+    return msgspec.structs.replace(recipe, **changes)
 
 
 @pytest.fixture(scope="module")
