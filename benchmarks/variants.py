@@ -219,7 +219,8 @@ def markdown(result: dict[str, Any]) -> str:
     for row in sorted(found["rows"], key=lambda row: row["p50_ms"] or 1e9):
         mark = "**" if row["candidate"] == found["pick"] else ""
         lines.append(f"| {mark}{row['candidate']}{mark} | {row['ran_in']} | {row['p50_ms']:.1f} | {row['p99_ms']:.1f} | "
-                     f"{row['speedup']:.2f}x | {row['accuracy']:.4f} | {row['drop']:+.2f} | {row['agreement']:.3f} | {row['size'] / 1e6:.2f} | {row['verdict']} |")
+                     f"{row['speedup']:.2f}x | "
+                     f"{row['accuracy']:.4f} | {row['drop']:+.2f} | {row['agreement']:.3f} | {row['size'] / 1e6:.2f} | {row['verdict']} |")
     lines += ["", f"ResNet-50's shape (random weights, {shape['layers']} int8 layers), 224x224; speed is against fp32 on ONNX Runtime.", "",
               "| candidate | ran in | p50 ms | p99 ms | speed | output error |", "|---|---|---:|---:|---:|---:|"]
     lines += [f"| {row['candidate']} | {row['ran_in']} | {row['p50_ms']:.1f} | {row['p99_ms']:.1f} | {row['speedup']:.2f}x | "
