@@ -60,13 +60,16 @@ class AppConfig(Message, frozen=True):
 
 
 class TrialPolicy(Message, frozen=True):
-    """When a challenger may take over. Ratios are challenger over champion, measured on the same board and frames."""
+    """When a challenger may take over. Ratios are challenger over champion, measured on the same board and frames.
+
+    `probe_tolerance` (0..1) overrides the bound that the bundle's own probe set carries; 0 leaves that one in force.
+    """
 
     frames: int = 30
     min_agreement: float = 0.7
     max_p99_ratio: float = 2.0
     max_p99_ms: float = 0.0
-    probe_tolerance: float = 0.95
+    probe_tolerance: float = 0.0
     lease_s: float = 600.0
     keep_s: float = 30.0
 

@@ -278,13 +278,17 @@ def _why_slower(row: ChoiceRow, best: ChoiceRow) -> str:
 
 
 class TrialNumbers(Message, frozen=True):
-    """What a trial saw. Champion fields are 0 when there is no champion (first install)."""
+    """What a trial saw. Champion fields are 0 when there is no champion (first install).
+
+    `probe_bound` is the least agreement that the signed probe set asks for.
+    """
 
     probe_agreement: float = 1.0
     live_frames: int = 0
     live_agreement: float = 1.0
     champion_p99_ms: float = 0.0
     challenger_p99_ms: float = 0.0
+    probe_bound: float = 0.0
 
 
 def judge_trial(policy: TrialPolicy, numbers: TrialNumbers) -> tuple[bool, str, str]:
@@ -293,9 +297,10 @@ def judge_trial(policy: TrialPolicy, numbers: TrialNumbers) -> tuple[bool, str, 
     Returns:
         (passed, code, sentence): code is empty when it passed.
     """
-    if numbers.probe_agreement < policy.probe_tolerance:
+    bound = policy.probe_tolerance or numbers.probe_bound
+    if numbers.probe_agreement < bound:
         return False, "trial.probe", (
-            f"probe set: agreement {numbers.probe_agreement:.3f} is under {policy.probe_tolerance:.3f}")
+            f"probe set: agreement {numbers.probe_agreement:.3f} is under {bound:.3f}")
     if policy.max_p99_ms and numbers.challenger_p99_ms > policy.max_p99_ms:
         return False, "trial.latency", f"p99 {numbers.challenger_p99_ms:.1f} ms is over {policy.max_p99_ms:.1f} ms"
     if not numbers.live_frames or not numbers.champion_p99_ms:

@@ -179,12 +179,13 @@ class Chosen(Message, frozen=True, tag="chosen"):
 
 
 class Probed(Message, frozen=True, tag="probed"):
-    """The throw-away process has answered the signed probe set; `code` is set when it could not run."""
+    """The throw-away process has answered the signed probe set, which asks for agreement `bound`; `code` is set when it could not run."""
 
     bundle: str
     agreement: float
     code: str = ""
     detail: str = ""
+    bound: float = 0.0
 
 
 class Compared(Message, frozen=True, tag="compared"):

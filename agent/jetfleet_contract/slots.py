@@ -327,7 +327,7 @@ def _probed(state: AppSlots, event: Probed, now: Instant) -> Step:
     state = _with(state, metrics={**state.metrics, "probe_agreement": event.agreement})
     if event.code:
         return _lost(state, now, event.code, event.detail, model=True)
-    passed, code, sentence = judge_trial(_policy(state), TrialNumbers(probe_agreement=event.agreement))
+    passed, code, sentence = judge_trial(_policy(state), TrialNumbers(probe_agreement=event.agreement, probe_bound=event.bound))
     sentence = f"probe set: agreement {event.agreement:.3f}" if passed else sentence
     if not passed:
         return _lost(state, now, code, sentence, model=True)

@@ -111,7 +111,7 @@ def test_switch_is_asked_for_only_after_it_is_durable() -> None:
     ("fetching", r.Faulted(B, "bundle.layers", "", model=True), "refused", "bundle.layers"),
     ("fetching", r.Faulted(B, "store.full", ""), "failed", "store.full"),
     ("choosing", r.Chosen(B, None, reason="no backend"), "refused", "choice.none"),
-    ("probing", r.Probed(B, 0.4), "refused", "trial.probe"),
+    ("probing", r.Probed(B, 0.4, bound=0.9), "refused", "trial.probe"),
     ("probing", r.Probed(B, 0.0, "evaluate.crash", "SIGSEGV"), "refused", "evaluate.crash"),
     ("probing", r.Faulted(B, "evaluate.disk"), "failed", "evaluate.disk"),
     ("trial", r.Compared(B, TrialNumbers(live_frames=30, live_agreement=0.2, champion_p99_ms=10, challenger_p99_ms=9)), "refused",
@@ -137,7 +137,7 @@ def test_a_failure_leaves_the_champion_and_says_why(phase: str, event: r.Event, 
 
 def test_a_refused_bundle_is_not_tried_again_under_the_same_number_but_under_the_next() -> None:
     world = updating("probing")
-    world.send(r.Probed(B, 0.1))
+    world.send(r.Probed(B, 0.1, bound=0.9))
     assert world.send(r.Deploy(target(2, "b"))) == ()
     world.restart()
     assert world.send(r.Deploy(target(2, "b"))) == ()
@@ -393,3 +393,13 @@ def test_policy_of_the_deployment_decides() -> None:
     world = World().install().go("probing", 2, "b", policy=strict)
     world.send(r.Probed(B, 0.99))
     assert world.reports[-1].code == "trial.probe"
+
+
+def test_the_signed_probe_sets_own_bound_holds_unless_the_deployment_names_another() -> None:
+    world = World().install().go("probing", 2, "b")
+    world.send(r.Probed(B, 0.85, bound=0.9))
+    assert world.reports[-1].code == "trial.probe"
+    assert world.reports[-1].outcome == "refused"
+    lenient = World().install().go("probing", 2, "b", policy=TrialPolicy(probe_tolerance=0.8))
+    lenient.send(r.Probed(B, 0.85, bound=0.9))
+    assert lenient.state.phase == "trial"

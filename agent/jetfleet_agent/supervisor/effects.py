@@ -310,7 +310,7 @@ class EffectRunner:
         turn = self._next_turn(app)
 
         def done(result: EvaluationResult, agreement: float) -> None:
-            self._post(AppEvent(app, _probed(slot.bundle, result, agreement), turn))
+            self._post(AppEvent(app, _probed(slot.bundle, result, agreement, contents.probe.min_agreement), turn))
 
         self._chooser.probe_model(self._store.path(slot.weights), slot.candidate, contents.spec.task, contents.probe, contents.images, done)
 
@@ -388,7 +388,7 @@ def _chosen(bundle: str, choice: Choice, spec: ModelSpec) -> Chosen:
     return Chosen(bundle, best, blob_of_digest(spec.variant(best.variant).digest), reason)
 
 
-def _probed(bundle: str, result: EvaluationResult, agreement: float) -> Probed | Faulted:
+def _probed(bundle: str, result: EvaluationResult, agreement: float, bound: float) -> Probed | Faulted:
     if result.error in _BOARD_FAULTS:
         return Faulted(bundle, result.error, result.detail)
-    return Probed(bundle, agreement, result.error, result.detail)
+    return Probed(bundle, agreement, result.error, result.detail, bound)
