@@ -21,7 +21,7 @@ from .narration import Advance, Narration
 from .observations import MIN_IOU, ORIENT, TEXT, Observations
 from .plots import annotated_frame, latency_plot
 from .scene import Video, make_video
-from .summary import BAD, BETTER, GOOD, as_json, problems
+from .summary import BAD, BETTER, GOOD, Chosen, as_json, problems
 
 WORK, MARK = "fleet", ".jetfleet-demo"
 ROLLOUT_TIMEOUT_S = 1900.0  # two waves' own time-out and some: the server judges first
@@ -68,7 +68,8 @@ class Demo:
             published = self._timed("publish", "Signed and published", lambda a: self._publish(fleet, models, a))
             self._timed("start", "Broker, server and three agents", lambda a: self._start(fleet, seen, a))
             trouble = self._story(fleet, seen, published)
-            return self._outcome(fleet, seen, video, trouble)
+            chosen = self._last_look(fleet, seen, trouble)
+        return self._outcome(seen, video, chosen, trouble)
 
     def _timed(self, name: str, title: str, work: Callable[[Advance], Any]) -> Any:
         began = self._tell.elapsed_s
@@ -120,9 +121,12 @@ class Demo:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    def _outcome(self, fleet: DemoFleet, seen: Observations, video: Video, trouble: str) -> dict[str, Any]:
+    def _last_look(self, fleet: DemoFleet, seen: Observations, trouble: str) -> list[Chosen]:
+        """Wait for the boards' last word, and ask each why it runs what it runs."""
         fleet.settle(lambda: bool(trouble) or not problems(seen, DEVICES), SETTLE_S)
-        chosen = fleet.chosen()
+        return fleet.chosen()
+
+    def _outcome(self, seen: Observations, video: Video, chosen: list[Chosen], trouble: str) -> dict[str, Any]:
         notes = {c.device: f"{c.device_class}, {c.candidate}" for c in chosen}
         pictures = self._timed("pictures", "Pictures", lambda _: self._pictures(seen, video, notes))
         return as_json(seen, DEVICES, chosen, pictures, self._elapsed, trouble)
