@@ -103,8 +103,8 @@ def _updates_table(outcome: Mapping[str, Any]) -> Table:
     table = _table("Updates", "device", "app", "from", "to", "outcome", "lost", "gap (usual p99) ms", "why")
     for update in outcome["updates"]:
         swapped = update["from"] and update["outcome"] == "committed"
-        table.add_row(update["device"], update["app"], update["from"] or "-", update["to"], _coloured(update["outcome"]),
-                      str(update["frames_lost"]) if swapped else "-", f"{update['gap_ms']:.0f} ({update['steady_p99_ms']:.0f})" if swapped else "-",
+        lost, gap = (str(update["frames_lost"]), f"{update['gap_ms']:.0f} ({update['steady_p99_ms']:.0f})") if swapped else ("-", "-")
+        table.add_row(update["device"], update["app"], update["from"] or "-", update["to"], _coloured(update["outcome"]), lost, gap,
                       update["reason"])
     return table
 
