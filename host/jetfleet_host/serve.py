@@ -20,10 +20,12 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_contract import topics
+from jetfleet_contract.chunks import MAX_CHUNK_BYTES
 from jetfleet_contract.errors import InputError, JetfleetError, StorageError
 from jetfleet_contract.messages import Ack, Instant, encode
 
 from . import signing
+from .assignments import Assignments, blobs_of
 from .collector import Collector, Incoming, Ingested
 from .delivery import DeliverySettings, Distributor
 from .project import Project
@@ -96,7 +98,8 @@ class Server:
         self._collector = Collector(self._database, signing.verify_device)
         self._driver = RolloutDriver(self._database, lambda d: signing.sign_deployment(project, d), self._publish_desired,
                                      lambda bundle: bundle in self._bundles)
-        self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project))
+        self._assignments = Assignments(self._database)
+        self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project), self._assignments.allowed)
         self._bundles: frozenset[str] = frozenset()
         self._retain: dict[str, bytes] = {}
         self._unsaved: list[Incoming] = []
@@ -245,7 +248,9 @@ class Server:
         if stamp == self._meta_stamp:
             return
         package = meta_package(self._project)
-        self._bundles = frozenset(target.manifest for target in published(self._project))
+        targets = published(self._project)
+        self._bundles = frozenset(target.manifest for target in targets)
+        self._assignments.offer({target.manifest: blobs_of(target, self._small_blob) for target in targets})
         self._retain = {topics.META: package, **self._retain, topics.META: package}  # boards need it before any deployment
         keys = self._project.repository.load().keys.deployment
         if self._signers not in ((), keys):
@@ -258,7 +263,11 @@ class Server:
         for device, envelope in signing.resigned(self._project, self._driver.retained()):
             self._retain[topics.desired(device)] = envelope
 
+    def _small_blob(self, blob: str) -> bytes:
+        return self._project.blobs.read(blob, 0, MAX_CHUNK_BYTES)
+
     def _publish_desired(self, device: str, envelope: bytes) -> None:
+        self._assignments.changed(device)
         self._retain[topics.desired(device)] = envelope
 
     def _publish_retained(self) -> None:

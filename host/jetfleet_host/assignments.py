@@ -1,0 +1,62 @@
+"""Which blobs a board may ask for: those of the bundles that some deployment of its own has named.
+
+Not only the deployment of today: a board that refused its newest bundle still has to be able to fetch a lost file of
+the one it runs. Everything else is refused, so that one stolen identity cannot make the host publish a whole catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import select
+
+from jetfleet_contract.chunks import PAGE_DIGESTS, BlobInfo, chunk_count, lower_pages
+from jetfleet_contract.trust import BundleTarget
+
+from .store.database import Database
+from .store.journal import deployment_of
+from .store.models import Issued
+
+
+def blobs_of(target: BundleTarget, read: Callable[[str], bytes]) -> frozenset[str]:
+    """All blobs of a bundle: manifest, layers and the pages of their chunk tables; `read` gives a small blob's bytes."""
+    every = target.every()
+    pages = {page for info in every.values() for page in _pages(info, read)}
+    return frozenset(every) | pages
+
+
+def _pages(info: BlobInfo, read: Callable[[str], bytes]) -> tuple[str, ...]:
+    if not info.table:
+        return ()
+    if chunk_count(info.size, info.chunk_size) <= PAGE_DIGESTS:
+        return (info.table,)
+    return (info.table, *(page.blob for page in lower_pages(info, read(info.table))))
+
+
+class Assignments:
+    """Answers from memory; the database is asked once a board and again after `changed`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._blobs: dict[str, frozenset[str]] = {}
+        self._bundles: dict[str, frozenset[str]] = {}
+
+    def offer(self, blobs: dict[str, frozenset[str]]) -> None:
+        """What is published now: the blobs of each bundle, by its manifest's blob."""
+        self._blobs = blobs
+
+    def changed(self, device: str) -> None:
+        """This board got another deployment."""
+        self._bundles.pop(device, None)
+
+    def allowed(self, device: str, blob: str) -> bool:
+        """Whether the board may want the blob. Raises StorageError when the database cannot be read."""
+        if device not in self._bundles:
+            self._bundles[device] = self._named_to(device)
+        return any(blob in self._blobs.get(bundle, ()) for bundle in self._bundles[device])
+
+    def _named_to(self, device: str) -> frozenset[str]:
+        with self._database.reading() as session:
+            issued = session.scalars(select(Issued.bundle).where(Issued.device == device).distinct())
+            deployment = deployment_of(session, device)
+            return frozenset(issued) | frozenset(app.bundle for app in (deployment.apps if deployment else ()))
