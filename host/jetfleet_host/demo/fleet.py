@@ -44,7 +44,7 @@ POLL_S = 0.1
 EXPLAIN_TIMEOUT_S = 60.0
 # Three boards share two cores here, and a trial runs two models on one of them: latency is compared loosely. What must be
 # strict is agreement. Over any 20 frames of this video: 0.79 at least between the sound versions, 0.40 at most with the bad one.
-TRIAL = TrialPolicy(frames=20, min_agreement=0.6, max_p99_ratio=8.0, probe_tolerance=0.8, lease_s=120.0, keep_s=2.0)
+TRIAL = TrialPolicy(frames=20, min_agreement=0.6, max_p99_ratio=8.0, lease_s=120.0, keep_s=2.0)
 GATES = Gates(max_p95_ratio=8.0, min_samples=10, hold_s=2.0, evidence_s=60.0, wave_timeout_s=900.0)
 
 
