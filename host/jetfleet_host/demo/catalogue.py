@@ -1,7 +1,7 @@
 """The demo's bundles: built once on this machine, then taken from the cache.
 
-    text-detector     1.0.0   PP-OCRv4's detector at 512x384, fp32 and fp16
-                      2.0.0   the same at 640x480, which finds smaller print, and in int8 too
+    text-detector     1.0.0   PP-OCRv4's detector at 512x384, as it is: fp32
+                      2.0.0   the same at 640x480, which finds smaller print, and compressed: int8 and its uint8 twin
                       3.0.0   at 640x480 with spoiled weights: the bad one
     text-orientation  1.0.0   PP-OCR's line classifier, fed by the detector
 """
@@ -81,9 +81,9 @@ def _entries(cache: Path) -> list[Entry]:
     stills = _rendered(cache / "demo" / f"stills-{SEED}-{STILLS}", lambda folder: labelled_images(folder, STILLS, SEED))
     lines = _rendered(cache / "demo" / f"lines-{SEED}-{LINES}", lambda folder: orientation_crops(folder, LINES, SEED))
     return [
-        Entry(TEXT, "text-detector", GOOD, detector, stills, _detect_task(512, 384), ("fp16",)),
+        Entry(TEXT, "text-detector", GOOD, detector, stills, _detect_task(512, 384)),
         Entry(ORIENT, "text-orientation", GOOD, orientation, lines, _orientation_task()),
-        Entry(TEXT, "text-detector", BETTER, detector, stills, _detect_task(640, 480), ("fp16", "int8")),
+        Entry(TEXT, "text-detector", BETTER, detector, stills, _detect_task(640, 480), ("int8",)),
         Entry(TEXT, "text-detector", BAD, bad, stills, _detect_task(640, 480)),
     ]
 
