@@ -229,11 +229,11 @@ def _answer(database: Database, request: int) -> tuple[str, str] | None:
 def _wait(database: Database, rollout: str, as_json: bool) -> None:
     """Follow a rollout to its end; exit status 1 when it did not reach all its boards."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from jetfleet_host import views
 
-    with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} boards"),
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("boards"),
                   TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(rollout, total=None)
         while True:
