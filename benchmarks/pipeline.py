@@ -40,8 +40,8 @@ class Measured(msgspec.Struct, frozen=True):
     stages: dict[str, float] = {}
 
 
-def floor(model: Path, video: Path, candidate: Candidate, threads: int, *, spins: bool = False) -> Measured:
-    """The bare loop. Runs in a process of its own. `spins`: ONNX Runtime's default, worker threads that spin between operators."""
+def floor(model: Path, video: Path, candidate: Candidate, threads: int) -> Measured:
+    """The bare loop, each runtime at its own defaults. Runs in a process of its own."""
     import cv2
     import numpy as np
     from pipeline_process import SHAPE
@@ -52,7 +52,6 @@ def floor(model: Path, video: Path, candidate: Candidate, threads: int, *, spins
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
         session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
 
@@ -94,11 +93,6 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def default_floor(model: Path, video: Path, candidate: Candidate, threads: int) -> Measured:
-    """The bare loop with the runtime's own default threads."""
-    return floor(model, video, candidate, threads, spins=True)
-
-
 def full(model: Path, video: Path, candidate: Candidate, threads: int) -> Measured:
     """The real pipeline over the same video."""
     from pipeline_process import Pipeline, order_of, result_times
@@ -117,7 +111,7 @@ def full(model: Path, video: Path, candidate: Candidate, threads: int) -> Measur
     return Measured((counted[-1] - counted[0]) / (len(counted) - 1) * 1e3, cpu_ms, stages)
 
 
-MEASURES = {"floor": floor, "full": full, "default-floor": default_floor}
+MEASURES = {"floor": floor, "full": full}
 
 
 def in_a_process(kind: str, model: Path, video: Path, candidate: Candidate, threads: int) -> Measured:
@@ -150,18 +144,16 @@ def fastest(models: list[Path], threads: int, folder: Path) -> tuple[Path, Candi
 
 def compare(candidates: dict[str, tuple[Path, Candidate]], video: Path, threads: int, rounds: int) -> dict[str, Any]:
     """Interleaved rounds: floor, full, floor, full ... and the candidates in turn."""
-    rows: dict[str, Any] = {name: {"candidate": candidate.name, "floor": [], "full": [], "default-floor": []}
+    rows: dict[str, Any] = {name: {"candidate": candidate.name, "floor": [], "full": []}
                             for name, (_, candidate) in candidates.items()}
     for index in range(rounds):
         for name, (model, candidate) in candidates.items():
-            kinds = ["floor", "full"] + ["default-floor"] * (candidate.backend == "onnxruntime")
-            for kind in kinds if index % 2 == 0 else reversed(kinds):
+            for kind in ("floor", "full") if index % 2 == 0 else ("full", "floor"):
                 measured = in_a_process(kind, model, video, candidate, threads)
                 rows[name][kind].append(msgspec.to_builtins(measured))
                 print(f"  round {index + 1} {name} {kind}: {measured.period_ms:.2f} ms", file=sys.stderr)
     for row in rows.values():
         row["ratio"] = [b["period_ms"] / a["period_ms"] for a, b in zip(row["floor"], row["full"], strict=True)]
-        row["default-ratio"] = [b["period_ms"] / a["period_ms"] for a, b in zip(row["default-floor"], row["full"], strict=False)]
     return rows
 
 
@@ -174,8 +166,8 @@ def table(rows: dict[str, Any], threads: int, frames: int) -> str:
 
     what = f"Demo's detector at 640x480, {frames} frames of the demo's video, {threads} threads."
     lines = [f"{what} Medians over rounds (range); ms a frame.", "",
-             "| candidate | floor F | pipeline | ratio | target | to spinning F | own CPU | pre, decode, sink | video decode | session |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+             "| candidate | floor F | pipeline | ratio | target | more CPU than F | pre, decode, sink | video decode | session |",
+             "|---|---|---|---|---|---|---|---|---|"]
     for name, row in rows.items():
         own = statistics.median(of(row, "full", "cpu_ms")) - statistics.median(of(row, "floor", "cpu_ms"))
         stages = [r["stages"] for r in row["full"]]
@@ -185,7 +177,7 @@ def table(rows: dict[str, Any], threads: int, frames: int) -> str:
             f"| {name}: `{row['candidate'].partition('@')[2]}` | {spread(of(row, 'floor', 'period_ms'))} "
             f"| {spread(of(row, 'full', 'period_ms'))} "
             f"| **{spread(row['ratio'])}** | {TARGETS[name]:.2f} "
-            f"| {spread(row['default-ratio']) if row['default-ratio'] else '-'} | {own:.2f} | {ours:.2f} "
+            f"| {own:.2f} | {ours:.2f} "
             f"| {statistics.median(s['decode video'] for s in floors):.2f} | {statistics.median(s['session'] for s in floors):.2f} |")
     return "\n".join(lines)
 
@@ -211,12 +203,12 @@ def main() -> None:
     from pipeline_process import demo_model, demo_video
 
     model = demo_model()
-    seconds = 4.0 if arguments.quick else 15.0
+    seconds = 4.0 if arguments.quick else 8.0
     video = demo_video(seconds)
     with tempfile.TemporaryDirectory() as folder:
         best = fastest([model, *([arguments.model] if arguments.model else [])], arguments.threads, Path(folder))
     candidates = {"fp32@onnxruntime": (model, Candidate("v", "onnxruntime", "fp32")), "best": best}
-    rows = compare(candidates, video, arguments.threads, arguments.rounds or (1 if arguments.quick else 7))
+    rows = compare(candidates, video, arguments.threads, arguments.rounds or (1 if arguments.quick else 5))
     results = Path(__file__).parent / "results" / "pipeline.json"
     results.parent.mkdir(exist_ok=True)
     kept = {"threads": arguments.threads, "frames": round(seconds * 25), "targets": TARGETS, "rows": rows}

@@ -32,9 +32,6 @@ class OnnxRuntime(Backend):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        # Worker threads that spin between operators take the cores from our own stages, from other apps and from a challenger
-        # on trial. Measured on two busy cores: 395 ms and 161 ms of CPU a frame without, 504 ms and 216 ms with.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  the runtime raises types of its own, one per failure
