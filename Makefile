@@ -1,6 +1,6 @@
 # jetfleet: two commands do all the set-up on a fresh Debian or Ubuntu machine with Python >= 3.11.
 #
-#   make demo        the whole loop on this machine, on real frames (about three minutes the first time)
+#   make demo        the whole loop on this machine, on real frames (about four minutes the first time)
 #   make test        lint, types, layering and the test suite
 #   make test-slow   the slow suites (whole demo, kill tables, long property runs)
 #   make bench       every benchmark; writes benchmarks/results/*.json
