@@ -4,7 +4,7 @@ F is a bare loop in one file: decode the same video, run the same session on a p
 queue, no telemetry. The pipeline is the real process over its real socket, answers sent and counted. Separate processes,
 interleaved rounds, the same number of threads. Period = time from the first counted answer to the last over their number.
 
-    python benchmarks/pipeline.py [--quick] [--model FILE.onnx]
+    python benchmarks/pipeline.py [--quick]
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--rounds", type=int, default=0)
-    parser.add_argument("--model", type=Path, help="another ONNX file of the same model (int8, say) that may be the best")
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--child", choices=[*MEASURES], help=argparse.SUPPRESS)
     parser.add_argument("--video", type=Path, help=argparse.SUPPRESS)
@@ -200,13 +200,14 @@ def main() -> None:
         return
     import tempfile
 
-    from pipeline_process import demo_model, demo_video
+    from pipeline_process import demo_models, demo_video
 
-    model = demo_model()
+    models = demo_models()
+    model = models["fp32"]
     seconds = 4.0 if arguments.quick else 8.0
     video = demo_video(seconds)
     with tempfile.TemporaryDirectory() as folder:
-        best = fastest([model, *([arguments.model] if arguments.model else [])], arguments.threads, Path(folder))
+        best = fastest(list(models.values()), arguments.threads, Path(folder))
     candidates = {"fp32@onnxruntime": (model, Candidate("v", "onnxruntime", "fp32")), "best": best}
     rows = compare(candidates, video, arguments.threads, arguments.rounds or (1 if arguments.quick else 5))
     results = Path(__file__).parent / "results" / "pipeline.json"
