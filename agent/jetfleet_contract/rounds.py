@@ -177,16 +177,25 @@ def _wanted_sending(state: Sender, event: Wanted, now: float) -> SenderStep:
     fresh = want.missing.minus(state.sent)  # the rest is for the next round
     state, effects, granted = _charge(state, event.device, fresh.minus(known.missing) if known else fresh, now)
     state = _with(state, queue=state.queue.union(granted))
-    return _put(state, event.device, Wanter(want.missing, state.mark)), effects
+    return _put(state, event.device, _entered(state, event)), effects
 
 
 def _wanted_draining(state: Sender, event: Wanted, now: float) -> SenderStep:
     if event.want.round == state.round and event.device in state.wanters:
         state, effects = _answer(state, event)
     else:
-        state, effects = _put(state, event.device, Wanter(event.want.missing, state.mark)), ()
+        state, effects = _put(state, event.device, _entered(state, event)), ()
     state, more = _close_round(state, now)
     return state, (*effects, *more)
+
+
+def _entered(state: Sender, event: Wanted) -> Wanter:
+    """The entry of a device that does not speak of this round. Of a new one everything sent so far is lost; one that already takes part
+    only crossed with chunks that are under way (or began anew): what it still lacks is told by its answer to the next mark."""
+    known = state.wanters.get(event.device)
+    if known is None:
+        return Wanter(event.want.missing, state.mark)
+    return msgspec.structs.replace(known, missing=known.missing.union(event.want.missing))
 
 
 def _answer(state: Sender, event: Wanted) -> SenderStep:

@@ -195,6 +195,23 @@ def test_asking_again_within_a_round_is_not_charged_again() -> None:
     assert rounds.allowance(state, "a", 1.0) == left
 
 
+@pytest.mark.parametrize("grant", [10, 64])
+def test_an_ask_that_crossed_with_its_chunks_does_not_bring_them_twice(grant: int) -> None:
+    """Found on a restarted host: two asks of the same holes, the second under way while the first was answered."""
+    holes = Bitmap.full(30)
+    state, _ = rounds.step_sender(rounds.sender(30, 6), wanted("a", holes), 0.0)
+    state, _ = rounds.step_sender(state, rounds.Grant(grant), 0.1)
+    assert state.phase == ("sending" if grant < 30 else "draining")
+    sent = min(30, grant)
+    for now in (0.2, 0.3):
+        state, effects = rounds.step_sender(state, wanted("a", holes), now)
+        state, more = rounds.step_sender(state, rounds.Grant(64), now)
+        sent += sum(len(effect.indices) for effect in (*effects, *more) if isinstance(effect, rounds.Send))
+    assert sent == 30
+    state, _ = rounds.step_sender(state, wanted("a", Bitmap(30), state.round, state.mark), 0.4)
+    assert state.phase == "idle"
+
+
 def test_what_a_lost_link_left_in_the_queue_is_not_charged() -> None:
     state = rounds.sender(100, 6)
     for turn in range(12):
