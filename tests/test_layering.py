@@ -108,3 +108,9 @@ def test_the_device_wheel_carries_board_files_and_tasks(device_venv: Path, tmp_p
     code = "from importlib.metadata import entry_points as e; print(sorted(x.name for x in e(group='jetfleet.tasks')))"
     tasks = subprocess.run([str(device_venv / "bin/python"), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert tasks.strip() == "['classify', 'detect-db']"
+
+
+def test_the_two_links_do_not_drift_apart() -> None:
+    """Agent and host may not import each other and the contract does no I/O, so the link stands twice; a mend goes into both."""
+    agent, host = ROOT / "agent/jetfleet_agent/supervisor/mqtt.py", ROOT / "host/jetfleet_host/mqtt.py"
+    assert agent.read_text().splitlines()[2:] == host.read_text().splitlines()[2:]
