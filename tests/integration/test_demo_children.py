@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -75,3 +76,23 @@ def test_a_dead_child_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
     assert "broken ended with exit code 9" in caught.value.what
     assert "no camera here" in caught.value.what
     assert caught.value.where.endswith("broken.log")
+
+
+def test_a_demo_that_is_killed_takes_its_children_along(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    demo = f"""
+import pathlib, sys, time
+from jetfleet_host.demo.children import Children
+children = Children(pathlib.Path({str(tmp_path / "logs")!r}))
+children.__enter__()
+children.start("one", [sys.executable, "-c", {SLEEP!r}])
+pathlib.Path({str(note)!r}).write_text(str(children._running["one"].pid))
+time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", demo])
+    wait_for(lambda: note.is_file() and note.read_text() != "")
+    pid = int(note.read_text())
+    wait_for(lambda: SLEEP in psutil.Process(pid).cmdline())  # setpriv has become the child
+    process.kill()
+    process.wait()
+    wait_for(lambda: gone(pid))

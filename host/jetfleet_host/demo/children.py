@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -47,7 +48,7 @@ class Children:
         """Start a child; what it prints goes to ``NAME.log``."""
         log = self.log_of(name).open("ab")
         self._logs[name] = log
-        self._running[name] = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        self._running[name] = subprocess.Popen([*_ends_with_us(), *command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                                env={**os.environ, **(environment or {})}, start_new_session=True)
 
     def log_of(self, name: str) -> Path:
@@ -97,6 +98,12 @@ class Children:
     def _tail(self, name: str) -> str:
         text = self.log_of(name).read_text(encoding="utf-8", errors="replace")
         return "\n".join("    " + line[:300] for line in text.splitlines()[-LOG_TAIL_LINES:]) or "    (nothing)"
+
+
+def _ends_with_us() -> list[str]:
+    """What makes the kernel stop a child whose demo was killed: util-linux's setpriv, which every Debian and Ubuntu has."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
 def _end(name: str, process: subprocess.Popen[bytes], deadline: float) -> None:
