@@ -4,8 +4,9 @@
 
 A receiver publishes what it lacks; the sender merges what it hears into a round, publishes each chunk once for all, and marks the
 round's beginning, every 64 chunks, and its end. At a mark receivers answer, after a random part of the spread that the mark names,
-with what they still lack and with the number of the mark. A link delivers in order, so what was sent before that mark and is still
-missing was lost: that steers pacing, and is sent again in the next round. What was sent after it is under way and asked for by nobody.
+with what they still lack and with the number of the mark. What was sent before that mark and is still missing was lost: that steers
+pacing, and is sent again in the next round. What was sent after it is under way and asked for by nobody. MQTT keeps the order of one topic
+only, and the embedded broker was seen to let a mark overtake its chunks; so no answer is given before `SETTLE_S` have passed.
 
 Machines are pure: ``step(state, event, now) -> (state, effects)``, `now` in monotonic seconds. Every pair of phase and event that
 is not in the table raises OrderError and changes nothing. Nothing here persists: a restart asks again.
@@ -24,6 +25,7 @@ from .errors import MalformedError, OrderError
 from .messages import Message, decode
 
 FIRST_SPREAD_S = 0.01
+SETTLE_S = 0.03
 QUIET_S = 2.0
 MAX_ASK_S = 60.0
 MAX_SPREAD_S = 60.0
@@ -277,7 +279,8 @@ def _marked(state: Receiver, event: Marked, now: float) -> ReceiverStep:
     mark = event.mark
     if mark.kind == "begin":
         return _with(state, phase="receiving", round=mark.round, mark=0, ask_at=now + QUIET_S), ()
-    answer_at = min(state.answer_at, now + event.draw * mark.spread_s)  # an answer that is due is not put off by the next mark
+    due = now + SETTLE_S + event.draw * mark.spread_s
+    answer_at = due if mark.kind == "end" else min(state.answer_at, due)  # an answer that is due is not put off by the next mark
     return _with(state, phase="receiving", round=mark.round, mark=mark.mark, answer_at=answer_at, ask_at=answer_at + QUIET_S), ()
 
 

@@ -126,6 +126,18 @@ def test_a_due_answer_is_not_put_off_by_later_marks() -> None:
     assert effects[0].want.mark == 2
 
 
+def test_a_mark_that_overtook_its_chunks_is_not_answered_with_holes() -> None:
+    """Seen with the embedded broker: the end mark came before the round's chunks, and the whole round was sent again."""
+    state = opened(2)
+    state, effects = transfer.step_receiver(state, transfer.Marked(transfer.RoundMark(7, 1, "end", 0, 0.0), 0.0), 1.0)
+    assert effects == ()
+    state, effects = transfer.step_receiver(state, transfer.Tick(0.0), 1.0)
+    assert effects == ()
+    for index in range(2):
+        state, effects = transfer.step_receiver(state, transfer.Stored(7, index), 1.01)
+    assert [type(effect) for effect in effects] == [transfer.Ask, transfer.Check]  # "I have all", then the check
+
+
 def test_a_blob_that_reads_back_wrong_again_and_again_is_given_up() -> None:
     state = opened(1)
     for left in range(transfer.MAX_CHECKS, 0, -1):
