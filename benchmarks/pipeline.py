@@ -209,7 +209,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         best = fastest(list(models.values()), arguments.threads, Path(folder))
     candidates = {"fp32@onnxruntime": (model, Candidate("v", "onnxruntime", "fp32")), "best": best}
-    rows = compare(candidates, video, arguments.threads, arguments.rounds or (1 if arguments.quick else 5))
+    rows = compare(candidates, video, arguments.threads, arguments.rounds or (1 if arguments.quick else 4))
     results = Path(__file__).parent / "results" / "pipeline.json"
     results.parent.mkdir(exist_ok=True)
     kept = {"threads": arguments.threads, "frames": round(seconds * 25), "targets": TARGETS, "rows": rows}
