@@ -101,10 +101,10 @@ def main() -> None:
     result = measure(8.0 if parsed.quick else parsed.seconds)
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
     parsed.out.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
-    print(f"{'what':34} {'RSS MB':>8} {'max':>8} {'CPU %':>7}")
+    print("| what | RSS MB, median | max | CPU, % of one core |\n|---|---:|---:|---:|")
     for name, row in result["rows"].items():
-        print(f"{name:34} {row['rss_mb_median']:8.1f} {row['rss_mb_max']:8.1f} {row['cpu_pct']:7.2f}")
-    print(f"limits: {LIMIT_RSS_MB:.0f} MB, {LIMIT_CPU_PCT:.0f} % of one core, idle: {'met' if result['met'] else 'MISSED'}")
+        print(f"| {name} | {row['rss_mb_median']:.1f} | {row['rss_mb_max']:.1f} | {row['cpu_pct']:.2f} |")
+    print(f"\nTargets: {LIMIT_RSS_MB:.0f} MB, {LIMIT_CPU_PCT:.0f} % of one core, idle: {'met' if result['met'] else 'MISSED'}")
 
 
 if __name__ == "__main__":
