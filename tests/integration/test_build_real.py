@@ -21,7 +21,8 @@ def _quiet(_stage: str, _done: int, _of: int) -> None: ...
 def test_text_detector_builds_and_int8_keeps_its_f1_on_both_runtimes(tmp_path: Path) -> None:
     task, shape = make_task("", "ppocr-det", shape=None, labels=(), options={}, overrides={})
     data = labelled_images(tmp_path / "data", 8, 3)
-    recipe = Recipe("text", "1.0.0", ("cpu-x86", "orin-nano"), task, shape, threads=2, latency_rounds=0)
+    # Eight images hold some 40 labels, so one label is over a point: the default half point would judge noise.
+    recipe = Recipe("text", "1.0.0", ("cpu-x86", "orin-nano"), task, shape, max_drop=4.0, threads=2, latency_rounds=0)
     made = build(Job(text_detector(), data, tmp_path / "bundle", tmp_path / "cache"), recipe, _quiet)
     bundle = open_bundle(made.bundle)
     assert {variant.name for variant in bundle.spec.variants} == {"fp32", "fp16", "int8", "uint8"}
