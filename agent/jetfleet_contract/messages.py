@@ -74,8 +74,22 @@ class TrialPolicy(Message, frozen=True):
     keep_s: float = 30.0
 
 
+class DeliveryPolicy(Message, frozen=True):
+    """How the bytes of an app's bundle may reach the board.
+
+    `on_delta_failure`: what follows when a delta that was chosen cannot be applied (its base is damaged or gone): the update fails with the
+    delta's own code, or the full blobs are fetched after that code was reported. `bytes_per_day` bounds what is received for this app in a
+    UTC day (0: no bound); `hours` are UTC hours [from, to) in which new chunks are asked for (empty: always; from > to spans midnight).
+    """
+
+    on_delta_failure: Literal["fail", "full"] = "fail"
+    bytes_per_day: int = 0
+    hours: tuple[tuple[int, int], ...] = ()
+
+
 class AppSpec(Message, frozen=True):
-    """One app of a deployment. `bundle` is the SHA-256 of the bundle's manifest, 64 hex digits."""
+    """One app of a deployment. `bundle` is the SHA-256 of the bundle's manifest, 64 hex digits. `downgrade`: an operator has approved
+    that this bundle's release may be older than the one that the board runs."""
 
     app: str
     bundle: str
@@ -86,6 +100,8 @@ class AppSpec(Message, frozen=True):
     input_from: str = ""
     runner: Literal["builtin", "exec"] = "builtin"
     trial: TrialPolicy = TrialPolicy()
+    delivery: DeliveryPolicy = DeliveryPolicy()
+    downgrade: bool = False
 
 
 class Deployment(Message, frozen=True, tag_field="type", tag="deployment"):

@@ -19,6 +19,9 @@ ALL_REPORTS = f"{PREFIX}/d/+/report"
 ALL_TELEMETRY = f"{PREFIX}/d/+/telemetry"
 ALL_RESULTS = f"{PREFIX}/d/+/result"
 ALL_WANTS = f"{PREFIX}/b/+/want/+"
+ALL_RESPONSES = f"{PREFIX}/d/+/rsp/+"
+ALL_OFFERS = f"{PREFIX}/d/+/offer"
+ALL_UPLOADS = f"{PREFIX}/d/+/up/+"
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _BLOB = re.compile(r"[0-9a-f]{64}")
@@ -83,8 +86,19 @@ def result(device: str) -> str:
     return _device(device, "result")
 
 
+def offer(device: str) -> str:
+    """Where a board says, signed, which blob it has for the host."""
+    return _device(device, "offer")
+
+
 def upload(device: str, blob: str) -> str:
+    """Chunks and round marks of a blob on its way from a board to the host."""
     return _device(device, f"up/{check_blob(blob)}")
+
+
+def upload_want(device: str, blob: str) -> str:
+    """What the host still lacks of a board's blob."""
+    return _device(device, f"upwant/{check_blob(blob)}")
 
 
 def want(blob: str, device: str) -> str:
@@ -98,6 +112,11 @@ def blob_round(blob: str) -> str:
 
 def chunk(blob: str) -> str:
     return f"{PREFIX}/b/{check_blob(blob)}/c"
+
+
+def unicast(blob: str, device: str) -> str:
+    """Chunks for one board alone, where few want a blob: the others do not pay for them."""
+    return f"{PREFIX}/b/{check_blob(blob)}/u/{check_name('device', device)}"
 
 
 def device_of(topic: str) -> str:

@@ -6,7 +6,7 @@ Every role's metadata stays the exact bytes that were signed. jetfleet adds sign
 
     timestamp   x-jetfleet = {"root": version of the root it belongs to, "signed": seconds since 1970}
     targets     x-jetfleet = {"deployment": [keys], "command": [keys]}
-    each target custom     = {"size", "table", "blobs": {hex: [size, chunk_size, table]}}
+    each target custom     = {"size", "table", "blobs": {hex: [size, chunk_size, table]}, "release"}
 
 A target is named ``bundle/NAME/VERSION``; its hash is the manifest's. Keys of envelopes are Ed25519 public keys in
 hex and are their own key ids.
@@ -60,11 +60,13 @@ class SigningKeys(msgspec.Struct, frozen=True):
 
 
 class TargetField(msgspec.Struct, frozen=True):
-    """A target's custom field: the manifest's own size and table, and every other blob of the bundle."""
+    """A target's custom field: the manifest's own size and table, and every other blob of the bundle. `release` counts the publications of
+    one model name, so that older and newer do not depend on how versions are spelled; 0 in targets made before it existed."""
 
     size: int
     table: str
     blobs: dict[str, tuple[int, int, str]]
+    release: int = 0
 
 
 class BundleTarget(msgspec.Struct, frozen=True):
@@ -75,6 +77,7 @@ class BundleTarget(msgspec.Struct, frozen=True):
     manifest: str
     info: BlobInfo
     blobs: dict[str, BlobInfo]
+    release: int = 0
 
     def every(self) -> dict[str, BlobInfo]:
         """Manifest and all other blobs."""
@@ -102,10 +105,10 @@ def target_path(name: str, version: str) -> str:
     return f"bundle/{check_name('model', name)}/{check_name('version', version)}"
 
 
-def target_field(info: BlobInfo, blobs: dict[str, BlobInfo]) -> dict[str, object]:
+def target_field(info: BlobInfo, blobs: dict[str, BlobInfo], release: int = 0) -> dict[str, object]:
     """The custom field of a target, as plain JSON values."""
     packed = {blob: (b.size, b.chunk_size, b.table) for blob, b in blobs.items()}
-    built: dict[str, object] = msgspec.to_builtins(TargetField(info.size, info.table, packed))
+    built: dict[str, object] = msgspec.to_builtins(TargetField(info.size, info.table, packed, release))
     return built
 
 
@@ -124,9 +127,12 @@ def read_target(path: str, manifest: str, custom: object) -> BundleTarget:
     field = _field(custom, TargetField, f"target {path[:120]}")
     if len(field.blobs) > MAX_BLOBS_A_TARGET:
         raise MalformedError("trust.target", f"target {path} has {len(field.blobs)} blobs, over the limit of {MAX_BLOBS_A_TARGET}")
+    if not 0 <= field.release < 1 << 31:
+        raise MalformedError("trust.target", f"target {path} has release {field.release}, out of bounds")
     blobs = {check_blob(blob): _info(*packed) for blob, packed in field.blobs.items()}
     info = _info(field.size, BlobInfo(0).chunk_size, field.table)
-    return BundleTarget(check_name("model", parts[1]), check_name("version", parts[2]), check_blob(manifest), info, blobs)
+    return BundleTarget(check_name("model", parts[1]), check_name("version", parts[2]), check_blob(manifest), info, blobs,
+                        field.release)
 
 
 def _info(size: int, chunk_size: int, table: str) -> BlobInfo:

@@ -87,7 +87,8 @@ def withdraw(project: Project, name: str, version: str) -> None:
 def published(project: Project) -> tuple[BundleTarget, ...]:
     """Every signed bundle, by name and version."""
     signed = project.repository.load().targets.signed.targets
-    return tuple(read_target(path, file.hashes["sha256"], file.custom) for path, file in sorted(signed.items()))
+    return tuple(read_target(path, file.hashes["sha256"], file.custom) for path, file in sorted(signed.items())
+                 if path.startswith("bundle/"))
 
 
 def find_bundle(project: Project, name: str, version: str) -> BundleTarget:
@@ -144,8 +145,14 @@ def _add_target(targets: Targets, bundle: OpenBundle, infos: dict[str, BlobInfo]
     manifest = bundle.manifest_digest[7:]
     others = {blob: info for blob, info in infos.items() if blob != manifest}
     path = target_path(bundle.spec.name, bundle.spec.version)
-    custom: dict[str, Any] = {"custom": target_field(infos[manifest], others)}
+    custom: dict[str, Any] = {"custom": target_field(infos[manifest], others, _next_release(targets, bundle.spec.name))}
     targets.targets[path] = TargetFile(infos[manifest].size, {"sha256": manifest}, path, custom)
+
+
+def _next_release(targets: Targets, name: str) -> int:
+    """One more than the newest published release of this model."""
+    every = (read_target(path, file.hashes["sha256"], file.custom) for path, file in targets.targets.items() if path.startswith("bundle/"))
+    return 1 + max((target.release for target in every if target.name == name), default=0)
 
 
 def _remove_target(targets: Targets, path: str) -> None:
