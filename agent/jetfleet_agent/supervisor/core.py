@@ -15,7 +15,6 @@ Wiring (the composition root does this, in this order)::
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Callable
@@ -39,13 +38,13 @@ from jetfleet_contract.messages import (
     DeviceState,
     Instant,
     Report,
-    Response,
     decode,
     encode,
 )
 from jetfleet_contract.trust import message_digest
 
 from .bundle_reader import Blobs
+from .commands import Commands, Signer
 from .effects import Bundles, Choosing, EffectRunner, Fetching, RunSettings
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
 from .journal import Journal
@@ -61,7 +60,6 @@ MAX_IDLE_S = 30.0
 MAX_TROUBLE_S = 1.0
 DESIRED_RETRY_S = 10.0
 TELEMETRY_EXPIRY_WINDOWS = 30
-RESPONSE_EXPIRY_S = 3600
 
 
 class Link(Protocol):
@@ -97,14 +95,6 @@ class Transfers(Fetching, Protocol):
     def on_link_down(self) -> None: ...
     def tick(self) -> float: ...
     def close(self) -> None: ...
-
-
-class Signer(Protocol):
-    """What is used of an Identity."""
-
-    public_hex: str
-
-    def sign(self, kind: str, message: msgspec.Struct) -> bytes: ...
 
 
 class Choices(Choosing, Protocol):
@@ -159,6 +149,8 @@ class Supervisor:
         settings = RunSettings(config.local_sources, config.threads, config.window_s)
         self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings)
         self._updater = Updater(journal, self._runner, self._outbox, clock)
+        self._commands = Commands(config.device, link, trust, identity, pipelines, self._updater.app_states,
+                                  lambda: self._runner.choices, clock)
         self._record = msgspec.structs.replace(journal.board(), session=session)
         now = clock()
         self._windows = TelemetryWindows(config.device, session, config.window_s, now.mono, now.wall)
@@ -282,7 +274,7 @@ class Supervisor:
         elif topic == topics.ack(self._device):
             self._outbox.acknowledged(decode(payload, Ack, limit=1024).id)
         elif topic == topics.command(self._device):
-            self._command(payload)
+            self._commands.arrived(payload)
 
     def _up(self) -> None:
         log.info("broker connected")
@@ -344,31 +336,6 @@ class Supervisor:
             self._updater.changed = True
         self._desired, self._desired_trouble = None, ""
         self._updater.deploy(deployment)
-
-    # --- commands -----------------------------------------------------------------------------------------
-
-    def _command(self, payload: bytes) -> None:
-        command = self._trust.command(payload, self._device, self._clock())
-        code, detail, body = self._obey(command)
-        response = Response(self._device, command.seq, self._clock().wall, code, detail, body)
-        self._link.publish(topics.response(self._device, command.seq), self._identity.sign("response", response), qos=1,
-                           expiry_s=RESPONSE_EXPIRY_S)
-
-    def _obey(self, command: Command) -> tuple[str, str, str]:
-        if command.op == "restart":
-            app = command.args.get("app", "")
-            if self._pipelines.restart(app):
-                return "", f"the pipeline of {app} restarts", ""
-            return "app.unknown", f"no pipeline of {app[:63]!r} runs here", ""
-        if command.op == "explain":
-            return "", "", self._explain()
-        return "command.unsupported", f"{command.op} is not supported yet by agent {__version__}", ""
-
-    def _explain(self) -> str:
-        """Per app: what it runs, and the table behind the last choice made since this start."""
-        apps = {state.app: msgspec.to_builtins(state) for state in self._updater.app_states()}
-        choices = {app: msgspec.to_builtins(choice) for app, choice in self._runner.choices.items()}
-        return json.dumps({"apps": apps, "choices": choices}, sort_keys=True)
 
     # --- what goes out ------------------------------------------------------------------------------------
 

@@ -1,0 +1,91 @@
+"""Signed commands to this board: each is obeyed at most once and answered, signed, on its own response topic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from jetfleet_contract import __version__, topics
+from jetfleet_contract.messages import AppState, Command, Instant, Response
+from jetfleet_contract.policy import Choice
+
+RESPONSE_EXPIRY_S = 3600
+
+
+class Publishing(Protocol):
+    """What is used of an MqttLink."""
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
+
+
+class Opening(Protocol):
+    """What is used of a TrustStore."""
+
+    def command(self, data: bytes, device: str, now: Instant) -> Command: ...
+
+
+class Signer(Protocol):
+    """What is used of an Identity."""
+
+    @property
+    def public_hex(self) -> str: ...
+    def sign(self, kind: str, message: msgspec.Struct) -> bytes: ...
+
+
+class Restarting(Protocol):
+    """What is used of Pipelines."""
+
+    def restart(self, app: str) -> bool: ...
+
+
+class Commands:
+    """Opens commands, carries them out and answers. Used by the control thread only.
+
+    Args:
+        states: what each app runs now. choices: per app, the table behind the last choice made since this start.
+    """
+
+    def __init__(self, device: str, link: Publishing, trust: Opening, identity: Signer, pipelines: Restarting,
+                 states: Callable[[], tuple[AppState, ...]], choices: Callable[[], Mapping[str, Choice]],
+                 clock: Callable[[], Instant]) -> None:
+        self._device = device
+        self._link = link
+        self._trust = trust
+        self._identity = identity
+        self._pipelines = pipelines
+        self._states = states
+        self._choices = choices
+        self._clock = clock
+
+    def arrived(self, payload: bytes) -> None:
+        """Obey an envelope from the command topic.
+
+        Raises:
+            UntrustedError, MalformedError, StorageError: as `TrustStore.command`; nothing was done and nothing is answered.
+        """
+        command = self._trust.command(payload, self._device, self._clock())
+        code, detail, body = self._obey(command)
+        response = Response(self._device, command.seq, self._clock().wall, code, detail, body)
+        self._link.publish(topics.response(self._device, command.seq), self._identity.sign("response", response), qos=1,
+                           expiry_s=RESPONSE_EXPIRY_S)
+
+    def _obey(self, command: Command) -> tuple[str, str, str]:
+        """Code (empty when it was done), detail and body of the answer."""
+        if command.op == "restart":
+            return self._restart(command.args.get("app", ""))
+        if command.op == "explain":
+            return "", "", self._explain()
+        return "command.unsupported", f"{command.op} is not supported yet by agent {__version__}", ""
+
+    def _restart(self, app: str) -> tuple[str, str, str]:
+        if self._pipelines.restart(app):
+            return "", f"the pipeline of {app} restarts", ""
+        return "app.unknown", f"no pipeline of {app[:63]!r} runs here", ""
+
+    def _explain(self) -> str:
+        apps = {state.app: msgspec.to_builtins(state) for state in self._states()}
+        choices = {app: msgspec.to_builtins(choice) for app, choice in self._choices().items()}
+        return json.dumps({"apps": apps, "choices": choices}, sort_keys=True)
