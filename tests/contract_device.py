@@ -95,7 +95,7 @@ class ContractDevice:
                         {"stale": 1}, {"total": sketch_of(milliseconds), "age": sketch_of([ms + 5 for ms in milliseconds])})
         gauges = {"cpu_pct": 12.0, "rss_mb": 60.0, "temperature_c": 51.0, f"{app}.rss_mb": 200.0}
         window = Telemetry(self.name, self.session, number, time.time(), 10.0, (series,), gauges)
-        self.say(topics.telemetry(self.name), encode(window))
+        self.say(topics.telemetry(self.name), self.identity.sign("telemetry", window))
 
     def report(self, report: Report) -> None:
         """Send a report until it is acknowledged."""

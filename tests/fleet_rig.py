@@ -206,7 +206,7 @@ class HostRig:
         if leaf == "state":
             self.states[device] = decode(payload, DeviceState)
         elif leaf == "telemetry":
-            self.telemetry.append(decode(payload, Telemetry))
+            self.telemetry.append(verify_device(payload, self.births[device].key, "telemetry", Telemetry))
         elif leaf == "result":
             self.results.append(decode(payload, Result))
         elif leaf == "birth":

@@ -198,7 +198,11 @@ class AppState(Message, frozen=True):
 
 
 class Birth(Message, frozen=True):
-    """Retained inventory, device-signed. `key` is the board's Ed25519 public key in hex; `session` grows with every start."""
+    """Retained inventory, device-signed. `key` is the board's Ed25519 public key in hex; `session` grows with every start.
+
+    `instance` is drawn anew at every start: two of them under one session mean two boards with one identity. `sealing` is the board's
+    X25519 public key in hex, to which secrets are sealed; empty on boards that take none.
+    """
 
     device: str
     session: int
@@ -208,6 +212,8 @@ class Birth(Message, frozen=True):
     capability: Capability
     apps: tuple[AppState, ...] = ()
     seq: int = 0
+    instance: str = ""
+    sealing: str = ""
 
 
 class DeviceState(Message, frozen=True):
@@ -267,7 +273,7 @@ class Series(Message, frozen=True):
 
 
 class Telemetry(Message, frozen=True):
-    """One numbered window. `window` grows by one per session, so that gaps and duplicates show."""
+    """One numbered window, device-signed. `window` grows by one per session, so that gaps and duplicates show."""
 
     device: str
     session: int

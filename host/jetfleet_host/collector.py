@@ -2,7 +2,8 @@
 
 A message that is malformed, forged or of an unknown board is counted, its beginning kept (bounded), and never stops
 the rest of its batch. A board's key is trusted at its first birth and pinned; another key later is refused and raises
-the alarm `device.key-changed`. An acknowledgement is given only for what is committed to the database.
+the alarm `device.key-changed`. Two boards with one key raise `device.cloned`: their sessions go back and forth, or one session
+number has two instances. An acknowledgement is given only for what is committed to the database.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Collector:
                               f"board {name} shows key {claimed[:16]}..., pinned is {known.key[:16]}...: refused", message.at)
             raise UntrustedError("device.key-changed", f"board {name} signs with another key than the pinned one", where=message.topic)
         birth = intake.birth_from(message.topic, message.payload, claimed, self._verify)
+        if known is not None:
+            _watch_for_clones(session, known, birth, message.at)
         if known is not None and birth.session < known.session:
             raise UntrustedError("birth.stale", f"a birth of session {birth.session} came after session {known.session}")
         fleet.save_birth(session, known, birth, message.payload, message.at)
@@ -118,7 +121,7 @@ class Collector:
 
     def _telemetry(self, session: Session, message: Incoming, _outcome: Ingested) -> None:
         device = _pinned(session, topics.device_of(message.topic))
-        window = intake.telemetry_from(message.topic, message.payload)
+        window = intake.telemetry_from(message.topic, message.payload, device.key, self._verify)
         fleet.save_window(session, device, window, message.at)
 
     def _result(self, session: Session, message: Incoming, _outcome: Ingested) -> None:
@@ -141,6 +144,18 @@ def _pinned(session: Session, name: str) -> Device:
         raise UntrustedError("device.unknown", f"board {name} has not introduced itself by a birth",
                              remedy="it is stored once the board's signed birth has come")
     return device
+
+
+def _watch_for_clones(session: Session, known: Device, birth: Birth, now: float) -> None:
+    """A session that goes back, or that two instances share, is no restart of one board: each start counts on and draws an instance."""
+    if birth.session > known.session:
+        return
+    instance = intake.instance_of(known.birth) if birth.session == known.session else ""
+    shared = "" not in (instance, birth.instance) and instance != birth.instance
+    if birth.session < known.session or shared:
+        what = f"session {birth.session} of board {birth.device} came after session {known.session} by the same key"
+        why = "a second board has its identity, a backup of its state was restored, or an old birth is replayed"
+        fleet.raise_alarm(session, birth.device, "device.cloned", f"{what}: {why}", now)
 
 
 def _refuse(session: Session, message: Incoming, error: JetfleetError) -> None:

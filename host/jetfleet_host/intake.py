@@ -61,10 +61,20 @@ def birth_from(topic: str, payload: bytes, key: str, verify: VerifyDevice) -> Bi
     capability = birth.capability
     topics.check_name("board", capability.board)
     topics.check_name("class", capability.device_class)
-    _check_words(birth.agent_version, capability.arch)
+    _check_words(birth.agent_version, capability.arch, birth.instance)
+    if birth.sealing:
+        topics.check_blob(birth.sealing)
     for app in birth.apps:
         check_app_state(app)
     return birth
+
+
+def instance_of(stored: str) -> str:
+    """The instance that a stored birth names; empty when it names none."""
+    try:
+        return decode(bytes(decode(stored.encode(), Envelope).signed), Birth).instance
+    except MalformedError:
+        return ""
 
 
 def check_app_state(app: AppState) -> None:
@@ -97,9 +107,9 @@ def state_from(topic: str, payload: bytes) -> DeviceState:
     return state
 
 
-def telemetry_from(topic: str, payload: bytes) -> Telemetry:
-    """One window with consistent sketches. Raises MalformedError `message.*`, `telemetry.sketch`."""
-    window = decode(payload, Telemetry)
+def telemetry_from(topic: str, payload: bytes, key: str, verify: VerifyDevice) -> Telemetry:
+    """One window with consistent sketches, signed by `key`: latency gates rest on it. Raises as `birth_from`, and `telemetry.sketch`."""
+    window = verify(payload, key, "telemetry", Telemetry)
     _check_device(topic, window.device)
     _check_number(window.session, window.window)
     _check_finite((window.started, window.duration_s))

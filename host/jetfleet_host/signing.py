@@ -57,7 +57,7 @@ def _sign(project: Project, role: str, message: msgspec.Struct, keys: tuple[str,
 
 
 def verify_device(data: bytes, key: str, kind: str, message: type[T]) -> T:
-    """Open what a board signed as `kind` (`birth`, `report`) with its pinned key (hex).
+    """Open what a board signed as `kind` (`birth`, `report`, `telemetry` ...) with its pinned key (hex).
 
     Raises:
         MalformedError, UntrustedError: as `jetfleet_contract.trust.unseal`.

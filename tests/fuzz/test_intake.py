@@ -43,7 +43,7 @@ READERS: dict[str, tuple[Any, Callable[[bytes], object]]] = {
     "birth": (BIRTH, lambda data: intake.birth_from(topics.birth("dock-1"), data, KEY, trusting)),
     "report": (REPORT, lambda data: intake.report_from(topics.report("dock-1"), data, KEY, trusting)),
     "state": (DeviceState("dock-1", True, 1), lambda data: intake.state_from(topics.state("dock-1"), data)),
-    "telemetry": (WINDOW, lambda data: intake.telemetry_from(topics.telemetry("dock-1"), data)),
+    "telemetry": (WINDOW, lambda data: intake.telemetry_from(topics.telemetry("dock-1"), data, KEY, trusting)),
     "result": (RESULT, lambda data: intake.result_from(topics.result("dock-1"), data)),
 }
 
@@ -82,24 +82,24 @@ def test_claimed_keys(noise: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Collector, Path]:
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Collector, Path, bytes]:
     folder = tmp_path_factory.mktemp("fleet")
     collector = Collector(Database.open(f"sqlite:///{folder / 'fleet.db'}"), verify_device)
     identity = Identity.load_or_create(folder / "board")
     birth = msgspec.structs.replace(BIRTH, key=identity.public_hex)
     assert collector.ingest([Incoming(topics.birth("dock-1"), identity.sign("birth", birth), 1.0)]).rejected == 0
-    return collector, folder
+    return collector, folder, identity.sign("telemetry", WINDOW)
 
 
 @given(kind=st.sampled_from(sorted(READERS)), noise=st.binary(max_size=200), topic=st.text(max_size=40), device=st.text(max_size=10))
-def test_the_collector_takes_any_batch(fleet: tuple[Collector, Path], kind: str, noise: bytes, topic: str, device: str) -> None:
-    good = Incoming(topics.telemetry("dock-1"), encode(WINDOW), 1.0)
+def test_the_collector_takes_any_batch(fleet: tuple[Collector, Path, bytes], kind: str, noise: bytes, topic: str, device: str) -> None:
+    good = Incoming(topics.telemetry("dock-1"), fleet[2], 1.0)
     bad = [Incoming(where, noise, 1.0) for where in (f"jf/1/d/dock-1/{kind}", topic, f"jf/1/d/{device}/{kind}")]
     assert fleet[0].ingest([*bad, good]).rejected <= 3
 
 
-def test_the_batches_before_left_one_window(fleet: tuple[Collector, Path]) -> None:
-    fleet[0].ingest([Incoming(topics.telemetry("dock-1"), encode(WINDOW), 1.0)])
+def test_the_batches_before_left_one_window(fleet: tuple[Collector, Path, bytes]) -> None:
+    fleet[0].ingest([Incoming(topics.telemetry("dock-1"), fleet[2], 1.0)])
     with closing(Database.open(f"sqlite:///{fleet[1] / 'fleet.db'}")) as database, database.reading() as session:
         from jetfleet_host.store.models import Device
 

@@ -31,9 +31,9 @@ class Board:
         self.name = name
         self.identity = Identity.load_or_create(folder)
 
-    def birth(self, *, session: int = 1, device: str = "", key: str = "") -> Incoming:
+    def birth(self, *, session: int = 1, device: str = "", key: str = "", instance: str = "") -> Incoming:
         capability = Capability("cpu-x86", "cpu-x86", "x86_64")
-        birth = Birth(device or self.name, session, "0.1", 1, key or self.identity.public_hex, capability)
+        birth = Birth(device or self.name, session, "0.1", 1, key or self.identity.public_hex, capability, instance=instance)
         return Incoming(topics.birth(self.name), self.identity.sign("birth", birth), 100.0)
 
     def report(self, number: int = 1, **changes: object) -> Incoming:
@@ -44,7 +44,7 @@ class Board:
     def telemetry(self, number: int = 1, sketch: Sketch | None = None, **changes: object) -> Incoming:
         series = Series("reader", "cd" * 32, "1", "c", "front", 3, 3, {}, {"total": sketch or sketch_of([1.0, 2.0])})
         window: Telemetry = msgspec.structs.replace(Telemetry(self.name, 1, number, 0.0, 10.0, (series,), {}), **changes)
-        return Incoming(topics.telemetry(self.name), encode(window), 102.0)
+        return Incoming(topics.telemetry(self.name), self.identity.sign("telemetry", window), 102.0)
 
     def state(self, online: bool, session: int) -> Incoming:
         return Incoming(topics.state(self.name), encode(DeviceState(self.name, online, session)), 103.0)
@@ -125,6 +125,29 @@ def test_another_key_is_refused_and_raises_one_alarm(database: Database, board: 
 def test_a_birth_has_to_speak_for_itself(database: Database, board: Board, change: dict[str, str], code: str) -> None:
     assert ingest(database, board.birth(**change)).rejected == 1  # type: ignore[arg-type]
     assert codes(database) == {code: 1}
+
+
+def test_telemetry_that_the_board_did_not_sign_counts_for_nothing(database: Database, board: Board, tmp_path: Path) -> None:
+    """Latency gates rest on telemetry: whoever may publish on the topic must not be able to fail, or pass, a rollout."""
+    thief = Board(tmp_path / "thief")
+    plain = msgspec.structs.replace(board.telemetry(), payload=encode(Telemetry("dock-1", 1, 1, 0.0, 10.0)))
+    as_report = msgspec.structs.replace(board.telemetry(), payload=board.report().payload)
+    assert ingest(database, board.birth(), thief.telemetry(), plain, as_report).rejected == 3
+    assert codes(database) == {"trust.unknown-key": 1, "message.bad": 1, "trust.type": 1}
+    assert device(database).windows == 0
+
+
+@pytest.mark.parametrize(("births", "alarms"), [
+    ([(1, "a"), (2, "b"), (3, "c")], 0),
+    ([(2, "a"), (2, "a")], 0),
+    ([(2, ""), (2, "a")], 0),  # an agent that was updated without a restart of its counter
+    ([(2, "a"), (2, "b"), (2, "a")], 2),
+    ([(5, "a"), (2, "b"), (5, "a"), (3, "c")], 2),
+])
+def test_two_boards_with_one_identity_raise_the_alarm(database: Database, board: Board, births: list[tuple[int, str]], alarms: int) -> None:
+    ingest(database, *(board.birth(session=session, instance=instance) for session, instance in births))
+    with database.reading() as session:
+        assert [(alarm.code, alarm.count) for alarm in session.scalars(select(Alarm))] == [("device.cloned", alarms)] * (alarms > 0)
 
 
 def test_an_old_birth_changes_nothing(database: Database, board: Board) -> None:

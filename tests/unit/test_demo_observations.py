@@ -85,7 +85,7 @@ def test_progress_is_no_update(seen: Observations) -> None:
 def test_windows_merge_once_each(seen: Observations) -> None:
     series = Series("text", "0" * 64, "1.0.0", CANDIDATE, "front", 10, 8, {"superseded": 2}, {"infer": sketch_of([5.0, 7.0])})
     for window in (1, 2, 2):
-        seen.message(topics.telemetry("a"), encode(Telemetry("a", 1, window, 0.0, 2.0, (series,))), 4.0 * window)
+        seen.message(topics.telemetry("a"), signed("telemetry", Telemetry("a", 1, window, 0.0, 2.0, (series,))), 4.0 * window)
     frames = seen.frames()["a"]
     assert (frames.seen, frames.done, frames.dropped) == (20, 16, {"superseded": 4})
     assert seen.latency()["a"]["infer"].count == 4

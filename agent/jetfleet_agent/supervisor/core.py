@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import random
+import secrets
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -135,6 +136,7 @@ class Supervisor:
                  beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys")) -> None:
         self._device = config.device
         self._session = session
+        self._instance = secrets.token_hex(8)
         self._inbox = inbox
         self._journal = journal
         self._link = link
@@ -352,7 +354,7 @@ class Supervisor:
         if self._windows.due_s(now.mono) > 0:
             return
         for window in self._windows.take(now.mono, now.wall, self._read_gauges()):
-            self._link.publish(topics.telemetry(self._device), encode(window), qos=1,
+            self._link.publish(topics.telemetry(self._device), self._identity.sign("telemetry", window), qos=1,
                                expiry_s=max(int(self._window_s * TELEMETRY_EXPIRY_WINDOWS), 60))
 
     def _read_gauges(self) -> dict[str, float]:
@@ -367,6 +369,6 @@ class Supervisor:
             return
         self._updater.changed = False
         birth = Birth(self._device, self._session, __version__, CONTRACT_VERSION, self._identity.public_hex, self._chooser.capability,
-                      self._updater.app_states(), self._record.seq)
+                      self._updater.app_states(), self._record.seq, self._instance)
         self._link.publish(topics.birth(self._device), self._identity.sign("birth", birth), qos=1, retain=True)
 

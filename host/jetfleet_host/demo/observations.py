@@ -100,7 +100,7 @@ class Observations:
             if leaf == "result":
                 self._result(device, decode(payload, Result))
             elif leaf == "telemetry":
-                self._telemetry(decode(payload, Telemetry), at)
+                self._telemetry(decode(bytes(decode(payload, Envelope).signed), Telemetry), at)
             elif leaf == "report":
                 self._report(decode(bytes(decode(payload, Envelope).signed), Report), at)
             elif leaf == "birth" and payload:
