@@ -33,12 +33,17 @@ class MemoryBlobs:
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
+        self.cuts: dict[str, int] = {}
 
-    def add(self, data: bytes) -> tuple[str, BlobInfo]:
-        tabled = table_of(data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+    def add(self, data: bytes, cut: int = CHUNK_BYTES) -> tuple[str, BlobInfo]:
+        tabled = table_of((data[at : at + cut] for at in range(0, len(data), cut)), cut)
         self.blobs[tabled.blob] = data
+        self.cuts[tabled.blob] = cut
         self.blobs.update(dict(tabled.pages))
         return tabled.blob, tabled.info
+
+    def chunk_size(self, blob: str) -> int:
+        return self.cuts.get(blob, CHUNK_BYTES)
 
     def size(self, blob: str) -> int | None:
         data = self.blobs.get(blob)
@@ -138,7 +143,7 @@ class Host(_Loop):
             lambda: None,
             lambda _: self.posted.put(lambda: self.distributor.on_link_down(time.monotonic())),
         )
-        self.distributor = Distributor(self.link, blobs, settings)
+        self.distributor = Distributor(self.link, blobs, settings, chunk_size=blobs.chunk_size)
         self.link.subscribe(topics.ALL_WANTS, 1)
         self.thread.start()
         self.link.start()

@@ -5,11 +5,12 @@ SHA-256 digests whose root stands in the signed target, and whose every node is 
 nodes travel and are verified exactly as blobs are:
 
     count <= 1       no table: the blob's own digest covers the chunk           BlobInfo.table = ""
-    count <= 2048    one page: the digests of all chunks, 32 bytes each         BlobInfo.table = its SHA-256
-    more             a root page that lists the digests of up to 512 pages      BlobInfo.table = the root's SHA-256
+    count <= P       one page: the digests of all chunks, 32 bytes each         BlobInfo.table = its SHA-256
+    more             a root page that lists the digests of up to P pages        BlobInfo.table = the root's SHA-256
 
-The shape follows from `size` and `chunk_size` alone; nothing in the table itself is trusted before its digest was
-compared.
+P is 2048, and fewer where chunks are under 64 KiB: a page is never longer than a chunk (or 8 KiB), because chunks are cut small only
+where a broker takes no longer messages. The shape follows from `size` and `chunk_size` alone; nothing in the table itself is trusted
+before its digest was compared.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ CHUNK_BYTES = 65536
 MIN_CHUNK_BYTES = 1024
 MAX_CHUNK_BYTES = 1 << 20
 PAGE_DIGESTS = 2048
+MIN_PAGE_DIGESTS = 256
 MAX_CHUNKS = 1 << 20
 DIGEST_BYTES = 32
 
@@ -94,13 +96,19 @@ def chunk_count(size: int, chunk_size: int) -> int:
     """
     if not MIN_CHUNK_BYTES <= chunk_size <= MAX_CHUNK_BYTES:
         raise MalformedError("blob.chunk-size", f"chunk size {chunk_size} is not within {MIN_CHUNK_BYTES}..{MAX_CHUNK_BYTES}")
-    if not 0 <= size <= chunk_size * MAX_CHUNKS:
-        raise MalformedError("blob.size", f"blob size {size} is not within 0..{chunk_size * MAX_CHUNKS}")
+    most = chunk_size * min(MAX_CHUNKS, page_digests(chunk_size) ** 2)
+    if not 0 <= size <= most:
+        raise MalformedError("blob.size", f"blob size {size} is not within 0..{most}")
     return -(-size // chunk_size)
 
 
+def page_digests(chunk_size: int) -> int:
+    """How many digests a page of the chunk table holds."""
+    return max(MIN_PAGE_DIGESTS, min(PAGE_DIGESTS, chunk_size // DIGEST_BYTES))
+
+
 def table_of(chunks: Iterable[bytes], chunk_size: int = CHUNK_BYTES) -> Tabled:
-    """Cut a blob that is given as its chunks, in order: ``table_of(iter(lambda: f.read(CHUNK_BYTES), b""))``.
+    """Cut a blob that is given as its chunks, in order: ``table_of(iter(lambda: f.read(size), b""), size)``.
 
     Raises:
         MalformedError: `blob.chunk` when a chunk other than the last is not exactly `chunk_size` long.
@@ -117,15 +125,15 @@ def table_of(chunks: Iterable[bytes], chunk_size: int = CHUNK_BYTES) -> Tabled:
     count = chunk_count(size, chunk_size)
     if count <= 1:
         return Tabled(whole.hexdigest(), BlobInfo(size=size, chunk_size=chunk_size), ())
-    pages = [bytes(part) for part in _pages(digests)]
+    pages = [bytes(part) for part in _pages(digests, page_digests(chunk_size))]
     if len(pages) > 1:
         pages.append(b"".join(hashlib.sha256(page).digest() for page in pages))
     named = tuple((hashlib.sha256(page).hexdigest(), page) for page in pages)
     return Tabled(whole.hexdigest(), BlobInfo(size=size, chunk_size=chunk_size, table=named[-1][0]), named)
 
 
-def _pages(digests: bytes | bytearray) -> Iterator[bytes]:
-    step = PAGE_DIGESTS * DIGEST_BYTES
+def _pages(digests: bytes | bytearray, a_page: int) -> Iterator[bytes]:
+    step = a_page * DIGEST_BYTES
     for at in range(0, len(digests), step):
         yield bytes(digests[at : at + step])
 
@@ -141,16 +149,17 @@ def top_page(info: BlobInfo) -> TablePage | None:
         raise MalformedError("table.bad", f"a blob of {count} chunks {'lacks its' if count > 1 else 'must not have a'} chunk table")
     if count <= 1:
         return None
-    entries = count if count <= PAGE_DIGESTS else -(-count // PAGE_DIGESTS)
+    a_page = page_digests(info.chunk_size)
+    entries = count if count <= a_page else -(-count // a_page)
     return TablePage(info.table, entries * DIGEST_BYTES)
 
 
 def lower_pages(info: BlobInfo, top: bytes) -> tuple[TablePage, ...]:
     """The pages that the (verified) top page lists; empty when the top page is the only one."""
-    count = chunk_count(info.size, info.chunk_size)
-    if count <= PAGE_DIGESTS:
+    count, a_page = chunk_count(info.size, info.chunk_size), page_digests(info.chunk_size)
+    if count <= a_page:
         return ()
-    sizes = [DIGEST_BYTES * min(PAGE_DIGESTS, count - first) for first in range(0, count, PAGE_DIGESTS)]
+    sizes = [DIGEST_BYTES * min(a_page, count - first) for first in range(0, count, a_page)]
     if len(top) != len(sizes) * DIGEST_BYTES:
         raise MalformedError("table.bad", f"top page of {len(top)} bytes does not list {len(sizes)} pages")
     return tuple(TablePage(top[at * 32 : at * 32 + 32].hex(), size) for at, size in enumerate(sizes))

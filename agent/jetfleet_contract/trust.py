@@ -6,7 +6,7 @@ Every role's metadata stays the exact bytes that were signed. jetfleet adds sign
 
     timestamp   x-jetfleet = {"root": version of the root it belongs to, "signed": seconds since 1970}
     targets     x-jetfleet = {"deployment": [keys], "command": [keys]}
-    each target custom     = {"size", "table", "blobs": {hex: [size, chunk_size, table]}, "release"}
+    each target custom     = {"size", "table", "blobs": {hex: [size, chunk_size, table]}, "release", "chunk_size" of the manifest}
 
 A target is named ``bundle/NAME/VERSION``; its hash is the manifest's. Keys of envelopes are Ed25519 public keys in
 hex and are their own key ids.
@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
-from .chunks import BlobInfo, top_page
+from .chunks import CHUNK_BYTES, BlobInfo, top_page
 from .errors import MalformedError, UntrustedError
 from .messages import MAX_APPS, MAX_MESSAGE_BYTES, Deployment, Envelope, Message, Signature, decode, encode, signed_bytes
 from .topics import check_blob, check_name
@@ -59,14 +59,16 @@ class SigningKeys(msgspec.Struct, frozen=True):
     command: tuple[str, ...] = ()
 
 
-class TargetField(msgspec.Struct, frozen=True):
+class TargetField(msgspec.Struct, frozen=True, omit_defaults=True):
     """A target's custom field: the manifest's own size and table, and every other blob of the bundle. `release` counts the publications of
-    one model name, so that older and newer do not depend on how versions are spelled; 0 in targets made before it existed."""
+    one model name, so that older and newer do not depend on how versions are spelled; 0 in targets made before it existed.
+    `chunk_size` is the manifest's."""
 
     size: int
     table: str
     blobs: dict[str, tuple[int, int, str]]
     release: int = 0
+    chunk_size: int = CHUNK_BYTES
 
 
 class BundleTarget(msgspec.Struct, frozen=True):
@@ -108,7 +110,7 @@ def target_path(name: str, version: str) -> str:
 def target_field(info: BlobInfo, blobs: dict[str, BlobInfo], release: int = 0) -> dict[str, object]:
     """The custom field of a target, as plain JSON values."""
     packed = {blob: (b.size, b.chunk_size, b.table) for blob, b in blobs.items()}
-    built: dict[str, object] = msgspec.to_builtins(TargetField(info.size, info.table, packed, release))
+    built: dict[str, object] = msgspec.to_builtins(TargetField(info.size, info.table, packed, release, info.chunk_size))
     return built
 
 
@@ -130,7 +132,7 @@ def read_target(path: str, manifest: str, custom: object) -> BundleTarget:
     if not 0 <= field.release < 1 << 31:
         raise MalformedError("trust.target", f"target {path} has release {field.release}, out of bounds")
     blobs = {check_blob(blob): _info(*packed) for blob, packed in field.blobs.items()}
-    info = _info(field.size, BlobInfo(0).chunk_size, field.table)
+    info = _info(field.size, field.chunk_size, field.table)
     return BundleTarget(check_name("model", parts[1]), check_name("version", parts[2]), check_blob(manifest), info, blobs,
                         field.release)
 

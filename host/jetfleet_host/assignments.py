@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from sqlalchemy import select
 
-from jetfleet_contract.chunks import PAGE_DIGESTS, BlobInfo, chunk_count, lower_pages
+from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, chunk_count, lower_pages, page_digests
 from jetfleet_contract.trust import BundleTarget
 
 from .store.database import Database
@@ -18,17 +18,18 @@ from .store.journal import deployment_of
 from .store.models import Issued
 
 
-def blobs_of(target: BundleTarget, read: Callable[[str], bytes]) -> frozenset[str]:
-    """All blobs of a bundle: manifest, layers and the pages of their chunk tables; `read` gives a small blob's bytes."""
+def blobs_of(target: BundleTarget, read: Callable[[str], bytes]) -> dict[str, int]:
+    """All blobs of a bundle and the size of their chunks: manifest, layers and the pages of their chunk tables. `read` gives a small
+    blob's bytes."""
     every = target.every()
-    pages = {page for info in every.values() for page in _pages(info, read)}
-    return frozenset(every) | pages
+    pages = {page: CHUNK_BYTES for info in every.values() for page in _pages(info, read)}
+    return {**pages, **{blob: info.chunk_size for blob, info in every.items()}}
 
 
 def _pages(info: BlobInfo, read: Callable[[str], bytes]) -> tuple[str, ...]:
     if not info.table:
         return ()
-    if chunk_count(info.size, info.chunk_size) <= PAGE_DIGESTS:
+    if chunk_count(info.size, info.chunk_size) <= page_digests(info.chunk_size):
         return (info.table,)
     return (info.table, *(page.blob for page in lower_pages(info, read(info.table))))
 
@@ -38,12 +39,18 @@ class Assignments:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._blobs: dict[str, frozenset[str]] = {}
+        self._blobs: dict[str, dict[str, int]] = {}
+        self._chunk_sizes: dict[str, int] = {}
         self._bundles: dict[str, frozenset[str]] = {}
 
-    def offer(self, blobs: dict[str, frozenset[str]]) -> None:
-        """What is published now: the blobs of each bundle, by its manifest's blob."""
+    def offer(self, blobs: dict[str, dict[str, int]]) -> None:
+        """What is published now: the blobs of each bundle and the size of their chunks, by the bundle's manifest."""
         self._blobs = blobs
+        self._chunk_sizes = {blob: size for bundle in blobs.values() for blob, size in bundle.items()}
+
+    def chunk_size(self, blob: str) -> int:
+        """How the blob is cut, as its signed target says."""
+        return self._chunk_sizes.get(blob, CHUNK_BYTES)
 
     def changed(self, device: str) -> None:
         """This board got another deployment."""

@@ -31,7 +31,6 @@ class DeliverySettings(msgspec.Struct, frozen=True):
     """`rate_bytes_s` caps what is published, all blobs together; pacing goes down to `floor_bytes_s`. `outbox_bytes` may wait
     in the link at a time."""
 
-    chunk_size: int = CHUNK_BYTES
     rate_bytes_s: float = 400e6
     floor_bytes_s: float = 1e6
     burst_bytes: int = 4 << 20
@@ -59,6 +58,7 @@ class BlobStats(msgspec.Struct):
     """Of one blob since the host started. `payload_bytes` counts blob bytes, `published_bytes` whole payloads of chunks."""
 
     size: int
+    chunk_size: int = CHUNK_BYTES
     payload_bytes: int = 0
     published_bytes: int = 0
     chunks: int = 0
@@ -84,6 +84,7 @@ class Distributor:
         link: a host MqttLink, or its like.
         blobs: where the bytes are.
         allowed: whether a device may want a blob (it is assigned to it); everybody may when None.
+        chunk_size: how a blob is cut, as its signed target says; in 64 KiB when None.
     """
 
     def __init__(
@@ -92,11 +93,13 @@ class Distributor:
         blobs: BlobSource,
         settings: DeliverySettings | None = None,
         allowed: Callable[[str, str], bool] | None = None,
+        chunk_size: Callable[[str], int] | None = None,
     ) -> None:
         self._link = link
         self._blobs = blobs
         self._settings = settings or DeliverySettings()
         self._allowed = allowed
+        self._chunk_size = chunk_size or (lambda _: CHUNK_BYTES)
         self._senders: dict[str, rounds.Sender] = {}
         self._active: dict[str, None] = {}
         self._pace: pacing.Pace | None = None
@@ -122,12 +125,12 @@ class Distributor:
             return IDLE_S
         pace = self._refilled(now)
         room = min(pace.tokens, self._settings.outbox_bytes - self._link.backlog) if self._link.connected else 0
-        left = int(room // self._settings.chunk_size)
-        blocked = left <= 0
+        blocked = room < min(self._stats.blobs[blob].chunk_size for blob in self._active)
         expected = self._served[0] if now - self._served[1] < RECENT_S else 0
         for blob in list(self._active):
-            granted = max(0, min(left, BATCH_CHUNKS))
-            left -= self._step(blob, rounds.Grant(granted, expected), now)
+            size = self._stats.blobs[blob].chunk_size
+            granted = max(0, min(int(room // size), BATCH_CHUNKS))
+            room -= self._step(blob, rounds.Grant(granted, expected), now) * size
         self._active = {**dict(list(self._active.items())[1:]), **dict(list(self._active.items())[:1])}  # another one is first next time
         return self._next(blocked)
 
@@ -153,21 +156,22 @@ class Distributor:
             raise MalformedError("delivery.unassigned", f"device {device} wants a blob that is not assigned to it")
         sender = self._sender(blob)
         want = transfer.decode_want(payload, sender.count)
-        if want.chunk_size != self._settings.chunk_size:
-            raise MalformedError("want.bad", f"chunks of {want.chunk_size} bytes were asked for, {self._settings.chunk_size} are published")
+        cut = self._stats.blobs[blob].chunk_size
+        if want.chunk_size != cut:
+            raise MalformedError("want.bad", f"chunks of {want.chunk_size} bytes were asked for, {cut} are published")
         self._step(blob, rounds.Wanted(device, want), now)
 
     def _sender(self, blob: str) -> rounds.Sender:
-        known = self._senders.get(blob)
-        if known is not None:
+        known, cut = self._senders.get(blob), self._chunk_size(blob)
+        if known is not None and self._stats.blobs[blob].chunk_size == cut:
             return known
         size = self._blobs.size(blob)
         if size is None:
             raise MalformedError("delivery.unknown", f"blob {blob} is not published here")
         self._make_room()
-        count = chunk_count(size, self._settings.chunk_size)
-        self._senders[blob] = rounds.sender(count, 1 + secrets.randbelow(1 << 31))
-        self._stats.blobs[blob] = BlobStats(size=size)
+        self.forget(blob)  # it may have been published again with another cut
+        self._senders[blob] = rounds.sender(chunk_count(size, cut), 1 + secrets.randbelow(1 << 31))
+        self._stats.blobs[blob] = BlobStats(size=size, chunk_size=cut)
         return self._senders[blob]
 
     def _make_room(self) -> None:
@@ -207,7 +211,8 @@ class Distributor:
         return 0
 
     def _send(self, blob: str, send: rounds.Send) -> int:
-        stats, size = self._stats.blobs[blob], self._settings.chunk_size
+        stats = self._stats.blobs[blob]
+        size = stats.chunk_size
         topic = topics.chunk(blob)
         for index in send.indices:
             try:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from jetfleet_contract.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_contract.topics import check_blob
 from jetfleet_host.durable import sweep_partials, sync_folder, write_file
@@ -53,9 +54,11 @@ class DatabaseSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeliverySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits of the distributor: `rate_mbit_s` paces it (0: as fast as the broker takes it)."""
+    """Limits of the distributor: `rate_mbit_s` paces it (0: as fast as the broker takes it). `chunk_kb` (KiB) is how blobs are cut when
+    they are published: less where the broker takes no messages of 64 KiB."""
 
     rate_mbit_s: Annotated[float, Meta(ge=0, le=100_000)] = 0.0
+    chunk_kb: Annotated[int, Meta(ge=MIN_CHUNK_BYTES // 1024, le=MAX_CHUNK_BYTES // 1024)] = CHUNK_BYTES // 1024
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -269,4 +272,5 @@ def _config_text(broker: BrokerSection) -> str:
 
 [delivery]
 # rate_mbit_s = 200        # 0: as fast as the broker takes it
+# chunk_kb = 64            # KiB a message when a model is published; a broker's packet limit may want less
 """

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jetfleet_contract.bundle import MAX_SPEC_BYTES, SPEC, ModelSpec, decode_manifest
-from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, table_of
+from jetfleet_contract.chunks import BlobInfo, table_of
 from jetfleet_contract.errors import InputError, StorageError, UntrustedError
 from jetfleet_contract.messages import decode
 from jetfleet_contract.trust import BundleTarget, read_target, target_field, target_path
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Published:
-    """What `publish` did. `new` is False when the same bundle was published before; `size` is the sum of all blobs in bytes."""
+    """What `publish` did. `new` is False when the same bundle was published before, `recut` is True when it was cut into chunks of another
+    size then; `size` is the sum of all blobs in bytes."""
 
     name: str
     version: str
@@ -37,6 +38,7 @@ class Published:
     blobs: int
     size: int
     new: bool
+    recut: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Model:
 
 
 def publish(project: Project, bundle_path: Path) -> Published:
-    """Verify a bundle folder, take its blobs over and sign it.
+    """Verify a bundle folder, take its blobs over and sign it. A bundle that was published before is only cut anew, when ``[delivery]
+    chunk_kb`` has changed since.
 
     Raises:
         InputError: `publish.version-taken` (the version was published with other bytes), `publish.meta-full`, `keys.*`.
@@ -63,12 +66,13 @@ def publish(project: Project, bundle_path: Path) -> Published:
     known = _find(project, bundle)
     with locked(project.blobs.folder):
         sweep_partials(project.blobs.folder)
-        infos = {digest[7:]: _take_over(project.blobs, bundle, digest) for digest in bundle.digests()}
+        cut = project.settings.delivery.chunk_kb * 1024
+        infos = {digest[7:]: _take_over(project.blobs, bundle, digest, cut) for digest in bundle.digests()}
         sync_folder(project.blobs.folder)
     manifest = bundle.manifest_digest[7:]
     done = Published(bundle.spec.name, bundle.spec.version, manifest, len(infos), sum(info.size for info in infos.values()), not known)
     if known:
-        return done
+        return replace(done, recut=_cut_again(project, infos))
     with project.repository.locked():
         if not _find(project, bundle):  # somebody else may have published while the blobs were copied
             project.repository.edit_targets(lambda targets: _add_target(targets, bundle, infos))
@@ -86,9 +90,7 @@ def withdraw(project: Project, name: str, version: str) -> None:
 
 def published(project: Project) -> tuple[BundleTarget, ...]:
     """Every signed bundle, by name and version."""
-    signed = project.repository.load().targets.signed.targets
-    return tuple(read_target(path, file.hashes["sha256"], file.custom) for path, file in sorted(signed.items())
-                 if path.startswith("bundle/"))
+    return _bundles(project.repository.load().targets.signed)
 
 
 def find_bundle(project: Project, name: str, version: str) -> BundleTarget:
@@ -142,6 +144,7 @@ def _find(project: Project, bundle: OpenBundle) -> bool:
 def _add_target(targets: Targets, bundle: OpenBundle, infos: dict[str, BlobInfo]) -> None:
     from tuf.api.metadata import TargetFile
 
+    _set_cuts(targets, infos)
     manifest = bundle.manifest_digest[7:]
     others = {blob: info for blob, info in infos.items() if blob != manifest}
     path = target_path(bundle.spec.name, bundle.spec.version)
@@ -149,10 +152,33 @@ def _add_target(targets: Targets, bundle: OpenBundle, infos: dict[str, BlobInfo]
     targets.targets[path] = TargetFile(infos[manifest].size, {"sha256": manifest}, path, custom)
 
 
+def _cut_again(project: Project, infos: dict[str, BlobInfo]) -> bool:
+    """Sign the new cut of blobs in every target that has them; False when nothing differs."""
+    with project.repository.locked():
+        signed = project.repository.load().targets.signed
+        if all(infos.get(blob, info) == info for target in _bundles(signed) for blob, info in target.every().items()):
+            return False
+        project.repository.edit_targets(lambda targets: _set_cuts(targets, infos))
+    return True
+
+
+def _set_cuts(targets: Targets, infos: dict[str, BlobInfo]) -> None:
+    """A blob has one cut, whichever bundles it is part of: its chunks travel on one topic."""
+    for target in _bundles(targets):
+        every = {blob: infos.get(blob, info) for blob, info in target.every().items()}
+        manifest = every.pop(target.manifest)
+        file = targets.targets[target_path(target.name, target.version)]
+        file.unrecognized_fields["custom"] = target_field(manifest, every, target.release)
+
+
+def _bundles(targets: Targets) -> tuple[BundleTarget, ...]:
+    return tuple(read_target(path, file.hashes["sha256"], file.custom) for path, file in sorted(targets.targets.items())
+                 if path.startswith("bundle/"))
+
+
 def _next_release(targets: Targets, name: str) -> int:
     """One more than the newest published release of this model."""
-    every = (read_target(path, file.hashes["sha256"], file.custom) for path, file in targets.targets.items() if path.startswith("bundle/"))
-    return 1 + max((target.release for target in every if target.name == name), default=0)
+    return 1 + max((target.release for target in _bundles(targets) if target.name == name), default=0)
 
 
 def _remove_target(targets: Targets, path: str) -> None:
@@ -162,12 +188,12 @@ def _remove_target(targets: Targets, path: str) -> None:
 # --- blobs -------------------------------------------------------------------------------------------------
 
 
-def _take_over(blobs: BlobFolder, bundle: OpenBundle, digest: str) -> BlobInfo:
-    """Copy one blob, its chunk table computed on the way; a blob that changed since it was verified is refused."""
+def _take_over(blobs: BlobFolder, bundle: OpenBundle, digest: str, cut: int) -> BlobInfo:
+    """Copy one blob, its table of chunks of `cut` bytes computed on the way; a blob that changed since it was verified is refused."""
     source, target = bundle.blob_path(digest), blobs.path(digest[7:])
     try:
-        intact = target.exists() and table_of(_chunks(target)).blob == digest[7:]
-        tabled = table_of(_chunks(target) if intact else _copied(source, target))
+        intact = target.exists() and table_of(_chunks(target, cut), cut).blob == digest[7:]
+        tabled = table_of(_chunks(target, cut) if intact else _copied(source, target, cut), cut)
         if tabled.blob != digest[7:]:
             target.with_name(f".{target.name}.partial").unlink(missing_ok=True)
             raise UntrustedError("bundle.flipped", "the bundle changed while it was published", where=str(source),
@@ -183,16 +209,16 @@ def _take_over(blobs: BlobFolder, bundle: OpenBundle, digest: str) -> BlobInfo:
     return tabled.info
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path, cut: int) -> Iterator[bytes]:
     with path.open("rb") as stream:
-        while data := stream.read(CHUNK_BYTES):
+        while data := stream.read(cut):
             yield data
 
 
-def _copied(source: Path, target: Path) -> Iterator[bytes]:
+def _copied(source: Path, target: Path, cut: int) -> Iterator[bytes]:
     """The chunks of `source`, each written to the partial file of `target` before it is handed on; fsynced at the end."""
     with target.with_name(f".{target.name}.partial").open("wb") as stream:
-        for data in _chunks(source):
+        for data in _chunks(source, cut):
             stream.write(data)
             yield data
         stream.flush()

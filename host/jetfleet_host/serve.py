@@ -99,7 +99,8 @@ class Server:
         self._driver = RolloutDriver(self._database, lambda d: signing.sign_deployment(project, d), self._publish_desired,
                                      lambda bundle: bundle in self._bundles)
         self._assignments = Assignments(self._database)
-        self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project), self._assignments.allowed)
+        self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project), self._assignments.allowed,
+                                        self._assignments.chunk_size)
         self._bundles: frozenset[str] = frozenset()
         self._retain: dict[str, bytes] = {}
         self._unsaved: list[Incoming] = []

@@ -154,6 +154,30 @@ def test_a_board_that_comes_late_costs_only_its_holes(site: Site) -> None:
     assert host.distributor.stats.blobs[site.blob].payload_bytes < SIZE * 1.95
 
 
+def test_blobs_of_differing_chunk_sizes_travel_together(site: Site) -> None:
+    host, boards = site.host(), [site.board(f"b{n}") for n in range(2)]
+    wanted = [(site.blob, site.info), *(site.blobs.add(content(700_001, seed=cut), cut) for cut in (4096, 32768, 262_144))]
+    for board in boards:
+        for blob, info in wanted:
+            board.want(blob, info)
+    names = {blob for blob, _ in wanted}
+    until(lambda: all(names <= set(board.done) for board in boards), "all of them on every board", 60)
+    assert all(holds(board, blob) for board in boards for blob in names)
+    assert {blob: host.distributor.stats.blobs[blob].chunk_size for blob in names} == {blob: info.chunk_size for blob, info in wanted}
+
+
+def test_a_blob_that_is_published_again_with_another_cut_goes_on_from_what_was_received(site: Site) -> None:
+    host, board = site.host(SLOW), site.board("b0")
+    board.want(site.blob, site.info)
+    until(lambda: board.progress() > SIZE / 2, "half of the blob")
+    before = host.distributor.stats.published_bytes
+    blob, info = site.blobs.add(site.data, 32768)
+    assert blob == site.blob
+    board.want(blob, info)
+    everybody_has_it(site, [board])
+    assert host.distributor.stats.published_bytes - before < SIZE * 0.7
+
+
 def test_forged_chunks_and_marks_change_nothing(site: Site) -> None:
     host, board, liar = site.host(SLOW), site.board("b0"), site.board("liar")
     board.want(site.blob, site.info)

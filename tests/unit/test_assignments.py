@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jetfleet_contract.chunks import CHUNK_BYTES, PAGE_DIGESTS, BlobInfo, table_of
+from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, page_digests, table_of
 from jetfleet_contract.messages import AppSpec, Deployment
 from jetfleet_contract.rollout import Plan, planned
 from jetfleet_contract.trust import BundleTarget
@@ -44,16 +44,17 @@ def deploy(database: Database, device: str, seq: int, bundle: str, rollout: str)
 def test_only_what_was_named_to_the_board(database: Database) -> None:
     deploy(database, "cam-01", 1, OLD, "r1")
     assignments = Assignments(database)
-    assignments.offer({OLD: frozenset({OLD, blob("old-w")}), OTHER: frozenset({OTHER})})
+    assignments.offer({OLD: {OLD: 65536, blob("old-w"): 1024}, OTHER: {OTHER: 65536}})
     assert assignments.allowed("cam-01", blob("old-w"))
     assert not assignments.allowed("cam-01", OTHER)
     assert not assignments.allowed("cam-02", OLD)
+    assert (assignments.chunk_size(OLD), assignments.chunk_size(blob("old-w"))) == (65536, 1024)
 
 
 def test_an_older_bundle_stays_allowed_and_a_new_one_counts_once_it_was_announced(database: Database) -> None:
     deploy(database, "cam-01", 1, OLD, "r1")
     assignments = Assignments(database)
-    assignments.offer({OLD: frozenset({OLD}), NEW: frozenset({NEW})})
+    assignments.offer({OLD: {OLD: 65536}, NEW: {NEW: 65536}})
     assert not assignments.allowed("cam-01", NEW)
     deploy(database, "cam-01", 2, NEW, "r2")
     assignments.changed("cam-01")
@@ -70,9 +71,12 @@ def test_a_withdrawn_bundle_is_no_longer_given_out(database: Database) -> None:
 
 def test_the_pages_of_chunk_tables_belong_to_the_bundle() -> None:
     chunk = b"x" * 1024
-    tabled = table_of((chunk for _ in range(PAGE_DIGESTS + 1)), chunk_size=1024)
+    tabled = table_of((chunk for _ in range(page_digests(1024) + 1)), chunk_size=1024)
     pages = dict(tabled.pages)
     small = BlobInfo(size=3 * CHUNK_BYTES, table=blob("page"))
     target = BundleTarget("text", "1", OLD, BlobInfo(size=100), {tabled.blob: tabled.info, blob("small"): small})
-    assert blobs_of(target, pages.__getitem__) == {OLD, tabled.blob, *pages, blob("small"), blob("page")}
+    found = blobs_of(target, pages.__getitem__)
+    assert found.keys() == {OLD, tabled.blob, *pages, blob("small"), blob("page")}
+    assert found[tabled.blob] == 1024
+    assert all(found[page] == CHUNK_BYTES for page in pages)  # a page travels in one piece
     assert len(pages) == 3  # the page that lists the pages, and the two that it lists

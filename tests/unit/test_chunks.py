@@ -12,12 +12,12 @@ from jetfleet_contract import chunks
 from jetfleet_contract.chunks import (
     MAX_CHUNKS,
     MIN_CHUNK_BYTES,
-    PAGE_DIGESTS,
     Bitmap,
     BlobInfo,
     ChunkTable,
     lower_pages,
     open_table,
+    page_digests,
     table_of,
     top_page,
 )
@@ -61,7 +61,7 @@ def test_every_chunk_of_a_blob_is_covered(size: int) -> None:
 
 
 def test_more_chunks_than_a_page_holds_make_two_levels() -> None:
-    count = PAGE_DIGESTS + 3
+    count = page_digests(SIZE) + 3
     parts = [index.to_bytes(4, "big") * (SIZE // 4) for index in range(count)]
     tabled = table_of(parts, SIZE)
     assert len(tabled.pages) == 3
@@ -71,6 +71,15 @@ def test_more_chunks_than_a_page_holds_make_two_levels() -> None:
     table = table_from(tabled)
     assert table.matches(count - 1, parts[-1])
     assert not table.matches(count - 1, parts[0])
+
+
+@pytest.mark.parametrize(("chunk_size", "digests"), [(1024, 256), (8192, 256), (16384, 512), (32768, 1024), (65536, 2048), (1 << 20, 2048)])
+def test_a_page_is_no_longer_than_a_chunk_and_the_tree_covers_what_it_must(chunk_size: int, digests: int) -> None:
+    assert page_digests(chunk_size) == digests
+    assert digests * 32 <= max(chunk_size, 8192)
+    assert chunks.chunk_count(min(MAX_CHUNKS, digests**2) * chunk_size, chunk_size) <= digests**2
+    with pytest.raises(MalformedError):
+        chunks.chunk_count(min(MAX_CHUNKS, digests**2) * chunk_size + 1, chunk_size)
 
 
 def test_a_small_blob_needs_no_table() -> None:
@@ -86,7 +95,7 @@ def test_an_info_that_cannot_be_is_refused(info: BlobInfo) -> None:
 
 
 def test_a_top_page_of_another_length_is_refused() -> None:
-    info = BlobInfo(size=SIZE * (PAGE_DIGESTS + 1), chunk_size=SIZE, table="ab")
+    info = BlobInfo(size=SIZE * (page_digests(SIZE) + 1), chunk_size=SIZE, table="ab")
     with pytest.raises(MalformedError, match="does not list 2 pages"):
         lower_pages(info, b"\0" * 32)
     with pytest.raises(MalformedError, match="does not cover"):

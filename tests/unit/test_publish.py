@@ -16,7 +16,7 @@ from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, 
 from jetfleet_contract.messages import Ack, Command, Deployment, Instant
 from jetfleet_contract.trust import MAX_PACKAGE_BYTES, message_digest, seal
 from jetfleet_host.keys import ROLES
-from jetfleet_host.project import Project
+from jetfleet_host.project import CONFIG, Project
 from jetfleet_host.publish import find_bundle, models, publish, published, withdraw
 from jetfleet_host.repository import LIFETIME, meta_package, refresh_timestamp
 from jetfleet_host.signing import resigned, sign_command, sign_deployment, verify_device
@@ -70,6 +70,27 @@ def test_the_same_bundle_again_signs_nothing(project: Project, tmp_path: Path) -
     again = publish(project, tmp_path / "b")
     assert not again.new
     assert meta_package(project) == before
+
+
+def test_chunks_of_another_size_are_signed_for_every_bundle_that_has_the_blob(project: Project, tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        make_bundle(tmp_path / version, version=version, weight_bytes=3 * CHUNK_BYTES + 5)
+        publish(project, tmp_path / version)
+    weights = max(find_bundle(project, "toy", "1").blobs.items(), key=lambda item: item[1].size)[0]
+    trust = board(project, tmp_path)
+    (project.dir / CONFIG).write_text("[delivery]\nchunk_kb = 16\n")
+    small = Project.load(project.dir)
+    assert publish(small, tmp_path / "2").recut
+    assert not publish(small, tmp_path / "2").recut
+    assert trust.update(meta_package(small), now())
+    for version in ("1", "2"):
+        target = trust.bundle(find_bundle(small, "toy", version).manifest)
+        assert target.release == int(version)
+        info = target.blobs[weights]
+        assert info.chunk_size == 16 * 1024
+        table = open_table(weights, info, [small.blobs.read(info.table, 0, 1 << 20)])
+        assert table.count == 13
+        assert table.matches(12, small.blobs.read(weights, 12 * 16 * 1024, 1 << 20))
 
 
 def test_the_same_version_with_other_bytes_is_refused(project: Project, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ champion whose files are damaged is fetched again and then started.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -249,6 +250,15 @@ class EffectRunner:
         awaiting, self._awaiting = self._awaiting, {}
         for retry in awaiting.values():
             retry()
+        for download in self._downloads.values():
+            self._want_anew(download)
+
+    def _want_anew(self, download: _Download) -> None:
+        """The blobs may have been published again, cut into other chunks."""
+        with contextlib.suppress(UntrustedError):  # withdrawn: the deployment that follows says what to do instead
+            infos = self._bundles.bundle(download.bundle).every()
+            for blob in sorted(download.missing & infos.keys()):
+                self._fetcher.want(blob, infos[blob])
 
     def _complete(self, key: tuple[str, bool]) -> None:
         app, download = key[0], self._downloads.pop(key)

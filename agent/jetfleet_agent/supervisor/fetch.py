@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
 
@@ -87,7 +87,8 @@ class Fetcher:
     # --- called by the supervisor -----------------------------------------------------------------------------
 
     def want(self, blob: str, info: BlobInfo) -> None:
-        """Fetch `blob`. Idempotent; resumes from what the store has; calls `on_done` at once when it is complete.
+        """Fetch `blob`. Idempotent; resumes from what the store has; calls `on_done` at once when it is complete. When `info` cuts it
+        otherwise than before, it begins anew with what was received.
 
         Raises:
             MalformedError: when `info` cannot be a blob's.
@@ -95,9 +96,11 @@ class Fetcher:
         topics.check_blob(blob)
         top_page(info)
         known = self._jobs.get(blob)
-        if known is not None:
+        if known is not None and known.info == info:
             known.asked_for, known.cancelled = True, False
             return
+        if known is not None:
+            self._drop(known)
         if self._store.has(blob):
             self._on_done(blob)
             return
@@ -328,6 +331,15 @@ class Fetcher:
             self._forget(job)
         for page in [self._jobs[name] for name in job.pages if name in self._jobs]:
             self._release(page)
+
+    def _drop(self, job: _Job) -> None:
+        """Forget a job at once, whatever runs for it: its part on disk is left as a power cut would leave it."""
+        if job.work is not None:
+            wait([job.work])
+        for page in [self._jobs[name] for name in job.pages if name in self._jobs]:
+            page.parents.discard(job.blob)
+            self._release(page)
+        self._forget(job)
 
     def _forget(self, job: _Job) -> None:
         self._jobs.pop(job.blob, None)

@@ -93,7 +93,7 @@ def publish(bundle: Path = _BUNDLE, folder: Path = _DIR, as_json: bool = _JSON) 
     from jetfleet_host.publish import publish as sign_and_store
 
     done = sign_and_store(Project.load(folder), bundle)
-    verb = "Published" if done.new else "Already published:"
+    verb = "Published" if done.new else "Cut into chunks of another size:" if done.recut else "Already published:"
     text = f"{verb} {done.name}:{done.version}, {done.blobs} blobs, {done.size / 1e6:.1f} MB, manifest {done.manifest}"
     _print(as_json, asdict(done), [text])
 
