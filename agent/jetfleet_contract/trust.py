@@ -8,8 +8,9 @@ Every role's metadata stays the exact bytes that were signed. jetfleet adds sign
     targets     x-jetfleet = {"deployment": [keys], "command": [keys]}
     each target custom     = {"size", "table", "blobs": {hex: [size, chunk_size, table]}, "release", "chunk_size" of the manifest}
 
-A target is named ``bundle/NAME/VERSION``; its hash is the manifest's. Keys of envelopes are Ed25519 public keys in
-hex and are their own key ids.
+A target is named ``bundle/NAME/VERSION``; its hash is the manifest's. Beside it there may be ``delta/NAME/VERSION``: the
+index of the deltas that lead to that version (see `deltas`), with an empty "blobs". Keys of envelopes are Ed25519 public
+keys in hex and are their own key ids.
 """
 
 from __future__ import annotations
@@ -86,6 +87,15 @@ class BundleTarget(msgspec.Struct, frozen=True):
         return {self.manifest: self.info, **self.blobs}
 
 
+class DeltaTarget(msgspec.Struct, frozen=True):
+    """The signed index of the deltas that lead to one published version: its blob, and how that is fetched."""
+
+    name: str
+    version: str
+    index: str
+    info: BlobInfo
+
+
 def decode_package(data: bytes) -> MetaPackage:
     """Decode a package and check its bounds; nothing in it is trusted yet.
 
@@ -105,6 +115,10 @@ def encode_package(package: MetaPackage) -> bytes:
 
 def target_path(name: str, version: str) -> str:
     return f"bundle/{check_name('model', name)}/{check_name('version', version)}"
+
+
+def delta_path(name: str, version: str) -> str:
+    return f"delta/{check_name('model', name)}/{check_name('version', version)}"
 
 
 def target_field(info: BlobInfo, blobs: dict[str, BlobInfo], release: int = 0) -> dict[str, object]:
@@ -135,6 +149,22 @@ def read_target(path: str, manifest: str, custom: object) -> BundleTarget:
     info = _info(field.size, field.chunk_size, field.table)
     return BundleTarget(check_name("model", parts[1]), check_name("version", parts[2]), check_blob(manifest), info, blobs,
                         field.release)
+
+
+def read_delta_target(path: str, index: str, custom: object) -> DeltaTarget:
+    """Turn a verified target below ``delta/`` into a DeltaTarget.
+
+    Raises:
+        MalformedError: `trust.target`, `name.bad`, `blob.*`, `table.bad`.
+    """
+    parts = path.split("/")
+    if len(parts) != 3 or parts[0] != "delta":
+        raise MalformedError("trust.target", f"target {path[:120]!r} is no index of deltas")
+    field = _field(custom, TargetField, f"target {path[:120]}")
+    if field.blobs:
+        raise MalformedError("trust.target", f"target {path[:120]} names blobs, which an index of deltas does in its own bytes")
+    info = _info(field.size, BlobInfo(0).chunk_size, field.table)
+    return DeltaTarget(check_name("model", parts[1]), check_name("version", parts[2]), check_blob(index), info)
 
 
 def _info(size: int, chunk_size: int, table: str) -> BlobInfo:

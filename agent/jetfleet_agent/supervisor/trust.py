@@ -29,12 +29,14 @@ from jetfleet_contract.messages import AppSpec, Command, Deployment, Instant
 from jetfleet_contract.trust import (
     FIELD,
     BundleTarget,
+    DeltaTarget,
     MetaPackage,
     SigningKeys,
     check_deployment,
     decode_package,
     encode_package,
     message_digest,
+    read_delta_target,
     read_keys,
     read_target,
     read_timestamp,
@@ -62,6 +64,7 @@ class _State(msgspec.Struct, frozen=True):
     signed: int
     keys: SigningKeys
     bundles: dict[str, BundleTarget]
+    deltas: dict[tuple[str, str], DeltaTarget]
 
 
 class _RootBody(msgspec.Struct, frozen=True):
@@ -144,6 +147,11 @@ class TrustStore:
             raise UntrustedError("trust.unknown-bundle", f"no signed target names the bundle {manifest_blob[:16]}...",
                                  remedy="publish it, or wait until the new metadata arrives")
         return target
+
+    def deltas(self, manifest_blob: str) -> DeltaTarget | None:
+        """The signed index of deltas that lead to that bundle; None when it was published without. UntrustedError as `bundle`."""
+        target = self.bundle(manifest_blob)
+        return self._trusted().deltas.get((target.name, target.version))
 
     def deployment(self, data: bytes, device: str, last_seq: int, last_digest: str, now: Instant) -> Deployment:
         """Open a deployment's envelope.
@@ -351,11 +359,18 @@ def _read(trusted: TrustedMetadataSet, package: MetaPackage) -> _State:
     """Take what is needed out of verified metadata, within bounds."""
     root, timestamp, targets = trusted.root, trusted.timestamp, trusted.targets
     field = read_timestamp(timestamp.unrecognized_fields.get(FIELD))
-    bundles = [read_target(path, file.hashes.get("sha256", ""), file.custom) for path, file in targets.targets.items()]
+    bundles, deltas = [], []
+    for path, file in targets.targets.items():
+        digest = file.hashes.get("sha256", "")
+        if path.startswith("delta/"):
+            deltas.append(read_delta_target(path, digest, file.custom))
+        else:
+            bundles.append(read_target(path, digest, file.custom))
     versions = {role: _version(signed.version)
                 for role, signed in (("root", root), ("timestamp", timestamp), ("snapshot", trusted.snapshot), ("targets", targets))}
     return _State(package, versions, _keyids(root), timestamp.expires.timestamp(), field.signed,
-                  read_keys(targets.unrecognized_fields.get(FIELD)), {found.manifest: found for found in bundles})
+                  read_keys(targets.unrecognized_fields.get(FIELD)), {found.manifest: found for found in bundles},
+                  {(found.name, found.version): found for found in deltas})
 
 
 def _version(value: object) -> int:
