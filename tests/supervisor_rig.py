@@ -19,6 +19,8 @@ from jetfleet_agent.supervisor.journal import Journal
 from jetfleet_agent.supervisor.pipeline_link import PipelineLink, run_folder
 from jetfleet_agent.supervisor.pipelines import Pipelines
 from jetfleet_agent.supervisor.store import BlobStore
+from jetfleet_agent.supervisor.upload_store import UploadStore
+from jetfleet_agent.supervisor.uploads import Uploads
 from jetfleet_contract import topics
 from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.errors import UntrustedError
@@ -43,6 +45,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.connected = False
+        self.backlog = 0
         self.subscribed: dict[str, int] = {}
         self.published: list[tuple[str, bytes, int, bool, int]] = []
 
@@ -89,6 +92,9 @@ class FakeTrust:
 
     def command(self, data: bytes, device: str, now: Instant) -> Command:
         return decode(data, Command)
+
+    def from_host(self, data: bytes, kind: str, message: type[Any]) -> Any:
+        return decode(data, message)
 
 
 class FakeFetcher:
@@ -154,9 +160,12 @@ class Rig:
         link = PipelineLink(run_folder(folder) / "s", self.inbox.put)
         self.pipelines = Pipelines(link, time.monotonic, lambda: 0.0, program=PROGRAM)
         config = AgentConfig(DEVICE, folder / "root.json", BrokerConfig("127.0.0.1"), folder, window_s=0.2)
+        waiting = UploadStore(folder, DEVICE, 4, 1 << 20)
+        self.uploads = Uploads(waiting, self.link, DEVICE, PlainIdentity(), self.trust, self.now, config.upload)
         self.beats = 0
         self.supervisor = Supervisor(config, self.session, self.inbox, self.journal, self.link, self.trust, self.store, self.fetcher,
-                                     PlainIdentity(), FakeChooser(), self.pipelines, self.now, beat=self.beat)
+                                     self.uploads, PlainIdentity(), FakeChooser(), self.pipelines, self.now, beat=self.beat,
+                                     log_lines=lambda count: [f"line {n}" for n in range(count)])
         self.thread = threading.Thread(target=self.supervisor.run)
         self.thread.start()
 

@@ -51,6 +51,12 @@ keepalive_s = 30
 [local_sources]                       # what `local:NAME` in a deployment means on this board
 front = "/dev/video0"
 
+[upload]                              # what the board gives to the host: logs, engines
+rate_kbit_s = 8000                    # 0: as fast as the broker takes it
+pending_mb = 1024                     # what may wait on this board
+pending = 32
+keep_h = 168.0                        # after that it is dropped
+
 [measure]                             # how candidates are measured before the choice
 runs = 30
 warmup = 5
@@ -86,6 +92,16 @@ class MeasureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lock: str = ""
 
 
+class UploadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of what the board gives to the host: kbit/s on the link (0: as fast as the broker takes it), how many uploads and how many MB
+    may wait on this board, and for how many hours."""
+
+    rate_kbit_s: Annotated[float, Meta(ge=0, le=10_000_000)] = 8000.0
+    pending_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024
+    pending: Annotated[int, Meta(ge=1, le=1000)] = 32
+    keep_h: Annotated[float, Meta(gt=0, le=10_000)] = 168.0
+
+
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The checked config. `threads` and `memory_mb` 0 mean no limit; `window_s` is the telemetry window in seconds."""
 
@@ -100,6 +116,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window_s: Annotated[float, Meta(ge=0.2, le=3600)] = 10.0
     local_sources: dict[str, str] = {}
     measure: MeasureConfig = MeasureConfig()
+    upload: UploadConfig = UploadConfig()
 
 
 def load(path: Path) -> AgentConfig:

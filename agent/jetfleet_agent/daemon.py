@@ -35,6 +35,7 @@ from .bundle_folder import BundleFolder, read_bundle
 from .capability import probe, probe_machine
 from .clocks import BoardClock
 from .config import EXAMPLE, AgentConfig, MeasureConfig, load
+from .recent_log import FORMAT, RecentLines
 from .status import CHOOSER, JOURNAL, model_of, read_status
 from .supervisor.chooser import Chooser
 from .supervisor.core import Supervisor, begin_session, will
@@ -49,6 +50,8 @@ from .supervisor.pipeline_link import PipelineLink, run_folder
 from .supervisor.pipelines import Pipelines
 from .supervisor.store import BlobStore
 from .supervisor.trust import TrustStore
+from .supervisor.upload_store import UploadStore
+from .supervisor.uploads import Uploads
 from .systemd_notify import Heartbeat, ServiceManager
 from .tables import bench_text, capability_text, checks_text, choice_text, status_text
 
@@ -57,8 +60,7 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     parsed = parser(COMMANDS).parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING, stream=sys.stderr,
-                        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING, stream=sys.stderr, format=FORMAT)
     try:
         code = parsed.command(parsed)
     except JetfleetError as error:
@@ -81,7 +83,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return 0
     config = load(parsed.config)
     with state_lock.hold(config.state_dir):
-        return run_agent(config, _configured_capability(config))
+        return run_agent(config, _configured_capability(config), _kept_lines())
 
 
 def _probe(parsed: argparse.Namespace) -> int:
@@ -132,7 +134,17 @@ def _status(parsed: argparse.Namespace) -> int:
 # --- the agent itself ---------------------------------------------------------------------------------------
 
 
-def run_agent(config: AgentConfig, capability: Capability) -> int:
+def _kept_lines() -> RecentLines:
+    """Keep the last lines of the log at level INFO, whatever standard error shows."""
+    recent, package = RecentLines(), logging.getLogger("jetfleet_agent")
+    for shown in logging.getLogger().handlers:
+        shown.setLevel(logging.getLogger().level)
+    package.setLevel(logging.INFO)
+    logging.getLogger().addHandler(recent)
+    return recent
+
+
+def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) -> int:
     """Wire the supervisor and run it in this thread until SIGTERM or SIGINT; then stop the pipelines and end with 0."""
     state, clock, inbox = config.state_dir, BoardClock(), Inbox()
     journal = Journal(state / JOURNAL)
@@ -143,12 +155,14 @@ def run_agent(config: AgentConfig, capability: Capability) -> int:
     link = MqttLink(_broker_settings(config), config.device, inbox.message, inbox.link_up, inbox.link_down,
                     will=will(config.device, session))
     fetcher = Fetcher(store, link, config.device, clock, inbox.blob_done, inbox.blob_failed)
+    waiting = UploadStore(state, config.device, config.upload.pending, config.upload.pending_mb << 20)
+    uploads = Uploads(waiting, link, config.device, identity, trust, clock, config.upload)
     pipelines = Pipelines(PipelineLink(run_folder(state) / "supervisor.sock", inbox.put), time.monotonic, random.random)
     chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure)
     manager = ServiceManager(os.environ, os.getpid())
     heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
-    supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, identity, chooser, pipelines, clock,
-                            beat=heart.beat)
+    supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines,
+                            clock, log_lines=recent.last, beat=heart.beat)
     _stop_on_signals(inbox.stop)
     log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)
     supervisor.run()

@@ -101,6 +101,11 @@ def upload_want(device: str, blob: str) -> str:
     return _device(device, f"upwant/{check_blob(blob)}")
 
 
+def upload_wants(device: str) -> str:
+    """All of a board's `upload_want` topics."""
+    return _device(device, "upwant/+")
+
+
 def want(blob: str, device: str) -> str:
     """The device comes last, so that an ACL pattern can bind it."""
     return f"{PREFIX}/b/{check_blob(blob)}/want/{check_name('device', device)}"

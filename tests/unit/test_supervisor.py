@@ -47,7 +47,8 @@ def rig(tmp_path: Path, shelf: Shelf) -> Iterator[Rig]:
 
 def test_introduces_itself_and_says_goodbye(rig: Rig) -> None:
     until(lambda: rig.link.subscribed, "subscriptions")
-    assert rig.link.subscribed == {topics.META: 1, topics.desired(DEVICE): 1, topics.command(DEVICE): 1, topics.ack(DEVICE): 1}
+    assert rig.link.subscribed == {topics.META: 1, topics.desired(DEVICE): 1, topics.command(DEVICE): 1, topics.ack(DEVICE): 1,
+                                   topics.upload_wants(DEVICE): 1}
     rig.up()
     until(lambda: rig.link.last(topics.birth(DEVICE), Birth), "the birth")
     birth = rig.link.last(topics.birth(DEVICE), Birth)
@@ -88,7 +89,7 @@ def test_bad_messages_do_not_stop_the_loop(rig: Rig, topic: str, payload: bytes)
     rig.trust.ready = True
     rig.up()
     rig.inbox.message(topic, payload)
-    rig.inbox.message(topics.command(DEVICE), encode(Command(DEVICE, 9, 4e9, "logs")))
+    rig.inbox.message(topics.command(DEVICE), encode(Command(DEVICE, 9, 4e9, "snapshot")))
     until(lambda: rig.link.last(topics.response(DEVICE, 9), Response), "an answer after the bad message")
     assert rig.link.last(topics.response(DEVICE, 9), Response).code == "command.unsupported"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -9,10 +10,14 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_contract import __version__, topics
+from jetfleet_contract.errors import StorageError
 from jetfleet_contract.messages import AppState, Command, Instant, Response
 from jetfleet_contract.policy import Choice
+from jetfleet_contract.uploads import Kind
 
 RESPONSE_EXPIRY_S = 3600
+LOG_LINES = 500
+MAX_LOG_LINES = 2000
 
 
 class Publishing(Protocol):
@@ -41,21 +46,30 @@ class Restarting(Protocol):
     def restart(self, app: str) -> bool: ...
 
 
+class Giving(Protocol):
+    """What is used of Uploads."""
+
+    def offer_bytes(self, data: bytes, kind: Kind, name: str, *, command: int = 0) -> str: ...
+
+
 class Commands:
     """Opens commands, carries them out and answers. Used by the control thread only.
 
     Args:
         states: what each app runs now. choices: per app, the table behind the last choice made since this start.
+        log_lines: the last so many lines of this agent's log.
     """
 
     def __init__(self, device: str, link: Publishing, trust: Opening, identity: Signer, pipelines: Restarting,
-                 states: Callable[[], tuple[AppState, ...]], choices: Callable[[], Mapping[str, Choice]],
-                 clock: Callable[[], Instant]) -> None:
+                 uploads: Giving, log_lines: Callable[[int], list[str]], states: Callable[[], tuple[AppState, ...]],
+                 choices: Callable[[], Mapping[str, Choice]], clock: Callable[[], Instant]) -> None:
         self._device = device
         self._link = link
         self._trust = trust
         self._identity = identity
         self._pipelines = pipelines
+        self._uploads = uploads
+        self._log_lines = log_lines
         self._states = states
         self._choices = choices
         self._clock = clock
@@ -78,6 +92,8 @@ class Commands:
             return self._restart(command.args.get("app", ""))
         if command.op == "explain":
             return "", "", self._explain()
+        if command.op == "logs":
+            return self._logs(command.args.get("lines", ""), command.seq)
         return "command.unsupported", f"{command.op} is not supported yet by agent {__version__}", ""
 
     def _restart(self, app: str) -> tuple[str, str, str]:
@@ -89,3 +105,14 @@ class Commands:
         apps = {state.app: msgspec.to_builtins(state) for state in self._states()}
         choices = {app: msgspec.to_builtins(choice) for app, choice in self._choices().items()}
         return json.dumps({"apps": apps, "choices": choices}, sort_keys=True)
+
+    def _logs(self, wanted: str, seq: int) -> tuple[str, str, str]:
+        """Offer the last lines, compressed; the body names the blob and counts the lines."""
+        count = min(int(wanted), MAX_LOG_LINES) if wanted.isascii() and wanted.isdigit() and len(wanted) < 10 else LOG_LINES
+        lines = self._log_lines(count)
+        data = gzip.compress("".join(f"{line}\n" for line in lines).encode(errors="replace"), mtime=0)
+        try:
+            blob = self._uploads.offer_bytes(data, "logs", f"agent-{seq}.log.gz", command=seq)
+        except StorageError as error:
+            return error.code, error.what, ""
+        return "", f"{len(lines)} lines follow", json.dumps({"blob": blob, "lines": len(lines), "size": len(data)}, sort_keys=True)

@@ -10,7 +10,8 @@ Wiring (the composition root does this, in this order)::
     link = MqttLink(broker, device, inbox.message, inbox.link_up, inbox.link_down, will=will(device, session))
     fetcher = Fetcher(store, link, device, clock, inbox.blob_done, inbox.blob_failed)
     pipelines = Pipelines(PipelineLink(run_folder(state) / "supervisor.sock", inbox.put), time.monotonic, random.random)
-    Supervisor(config, session, inbox, journal, link, trust, store, fetcher, identity, chooser, pipelines, clock).run()
+    uploads = Uploads(UploadStore(state, device, ...), link, device, identity, trust, clock, config.upload)
+    Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines, clock).run()
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from jetfleet_contract.messages import (
 from jetfleet_contract.trust import message_digest
 
 from .bundle_reader import Blobs
-from .commands import Commands, Signer
+from .commands import Commands, Giving, Signer
 from .effects import Bundles, Choosing, EffectRunner, Fetching, RunSettings
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
 from .journal import Journal
@@ -98,6 +99,21 @@ class Transfers(Fetching, Protocol):
     def close(self) -> None: ...
 
 
+class Uploading(Giving, Protocol):
+    """What is used of Uploads."""
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def sent_bytes(self) -> int: ...
+    def begin(self) -> None: ...
+    def on_message(self, topic: str, payload: bytes) -> bool: ...
+    def on_link_up(self) -> None: ...
+    def on_link_down(self) -> None: ...
+    def tick(self) -> float: ...
+    def close(self) -> None: ...
+
+
 class Choices(Choosing, Protocol):
     """What is used of a Chooser."""
 
@@ -127,12 +143,14 @@ class Supervisor:
 
     Args:
         session: from `begin_session`.
+        log_lines: the last so many lines of this process's log.
         beat: called each time round the loop: a watchdog is fed only while the control thread makes progress.
         sysfs: the root of the kernel's ``/sys``.
     """
 
     def __init__(self, config: AgentConfig, session: int, inbox: Inbox, journal: Journal, link: Link, trust: Trust, store: Blobs,
-                 fetcher: Transfers, identity: Signer, chooser: Choices, pipelines: Pipelines, clock: Callable[[], Instant], *,
+                 fetcher: Transfers, uploads: Uploading, identity: Signer, chooser: Choices, pipelines: Pipelines,
+                 clock: Callable[[], Instant], *, log_lines: Callable[[int], list[str]] = lambda _count: [],
                  beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys")) -> None:
         self._device = config.device
         self._session = session
@@ -142,6 +160,7 @@ class Supervisor:
         self._link = link
         self._trust = trust
         self._fetcher = fetcher
+        self._uploads = uploads
         self._identity = identity
         self._chooser = chooser
         self._pipelines = pipelines
@@ -151,8 +170,8 @@ class Supervisor:
         settings = RunSettings(config.local_sources, config.threads, config.window_s)
         self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings)
         self._updater = Updater(journal, self._runner, self._outbox, clock)
-        self._commands = Commands(config.device, link, trust, identity, pipelines, self._updater.app_states,
-                                  lambda: self._runner.choices, clock)
+        self._commands = Commands(config.device, link, trust, identity, pipelines, uploads, log_lines,
+                                  self._updater.app_states, lambda: self._runner.choices, clock)
         self._record = msgspec.structs.replace(journal.board(), session=session)
         now = clock()
         self._windows = TelemetryWindows(config.device, session, config.window_s, now.mono, now.wall)
@@ -177,6 +196,7 @@ class Supervisor:
     def _begin(self) -> None:
         for topic in (topics.META, topics.desired(self._device), topics.command(self._device), topics.ack(self._device)):
             self._link.subscribe(topic, 1)
+        self._uploads.begin()
         self._pipelines.begin()
         self._updater.resume()
         stored = self._record.deployment
@@ -195,7 +215,7 @@ class Supervisor:
 
     def _deadlines(self) -> float:
         """Let every part do what is due; seconds until the first of them wants to be called again."""
-        wait = min(MAX_IDLE_S, *(self._ticked(part) for part in (self._fetcher, self._updater, self._pipelines)))
+        wait = min(MAX_IDLE_S, *(self._ticked(part) for part in (self._fetcher, self._updater, self._pipelines, self._uploads)))
         now = self._clock()
         self._guarded("reports", lambda: self._send_reports(now))
         self._guarded("telemetry", lambda: self._send_telemetry(now))
@@ -217,6 +237,7 @@ class Supervisor:
         self._pipelines.finish()
         self._chooser.stop()
         self._fetcher.close()
+        self._uploads.close()
         self._link.publish(*will(self._device, self._session), qos=1, retain=True)
         self._link.stop()
 
@@ -246,6 +267,7 @@ class Supervisor:
             case LinkDown():
                 log.info("broker lost: %s", item.reason)
                 self._fetcher.on_link_down()
+                self._uploads.on_link_down()
             case BlobDone():
                 self._runner.blob_done(item.blob)
             case BlobFailed():
@@ -263,7 +285,7 @@ class Supervisor:
                 self._running = False
 
     def _message(self, topic: str, payload: bytes) -> None:
-        if self._fetcher.on_message(topic, payload):
+        if self._fetcher.on_message(topic, payload) or self._uploads.on_message(topic, payload):
             return
         if topic == topics.META:
             if payload and self._trust.update(payload, self._clock()):
@@ -285,6 +307,7 @@ class Supervisor:
         self._outbox.hurry()
         self._runner.try_again()
         self._fetcher.on_link_up()
+        self._uploads.on_link_up()
 
     def _said(self, item: PipelineSaid) -> None:
         if not self._pipelines.said(item):
@@ -359,7 +382,8 @@ class Supervisor:
 
     def _read_gauges(self) -> dict[str, float]:
         counters = {"order_errors": self._updater.order_errors, "storage_errors": self._updater.storage_errors,
-                    "reports_waiting": len(self._outbox)}
+                    "reports_waiting": len(self._outbox), "uploads_waiting": self._uploads.waiting,
+                    "upload_bytes": self._uploads.sent_bytes}
         crashes = {f"{app}.crashes": float(count) for app, count in self._pipelines.crashes().items()}
         refused = {f"refused.{code}": float(count) for code, count in self._refused.items()}
         return {**self._gauges.read(), **{name: float(value) for name, value in counters.items()}, **crashes, **refused}

@@ -17,7 +17,7 @@ import logging
 import math
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 FUTURE_SLACK_S = 86_400
 MAX_SEQ = 1 << 53
 _ROLES = ("timestamp", "snapshot", "targets")
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -197,6 +199,10 @@ class TrustStore:
         self._check_fresh("command", found.expires, now)
         self._write_floor(msgspec.structs.replace(self._floor, command_seq=found.seq))
         return found
+
+    def from_host(self, data: bytes, kind: str, message: type[T]) -> T:
+        """Open an envelope that the host signed as `kind` with a command key. Raises as `jetfleet_contract.trust.unseal`."""
+        return unseal(data, kind, message, self._trusted().keys.command, verify_ed25519)
 
     # --- clocks ----------------------------------------------------------------------------------------
 
