@@ -16,9 +16,10 @@ POLICY = TrialPolicy(frames=30, lease_s=600.0, keep_s=30.0)
 
 
 def target(seq: int, letter: str, *, config: int = 1, policy: TrialPolicy = POLICY, feed_to: tuple[str, ...] = (),
-           input_from: str = "") -> r.Target:
-    spec = AppSpec("app", BUNDLES[letter], "model", letter, AppConfig(config), (Source("cam", "synthetic:bars"),), input_from, trial=policy)
-    return r.Target(seq, spec, f"rollout-{seq}", feed_to)
+           input_from: str = "", release: int = 0, downgrade: bool = False, name: str = "model") -> r.Target:
+    spec = AppSpec("app", BUNDLES[letter], name, letter, AppConfig(config), (Source("cam", "synthetic:bars"),), input_from, trial=policy,
+                   downgrade=downgrade)
+    return r.Target(seq, spec, f"rollout-{seq}", feed_to, release)
 
 
 def weights_of(bundle: str) -> str:
@@ -45,6 +46,7 @@ class World:
         self.loaded: set[str] = set()
         self.tried: str | None = None
         self.setup: r.Setup | None = None
+        self.releases: dict[str, int] = {}  # what signed targets say, by bundle
 
     def now(self) -> Instant:
         return Instant(self.mono, self.boot, 1.8e9 + self.mono, wall_trusted=True)
@@ -112,7 +114,7 @@ class World:
         assert isinstance(work, r.Fetch)
         self.store |= set(work.blobs)
         following = {"manifest": parts_of(work.bundle), "parts": (weights_of(work.bundle),), "weights": ()}[work.step]
-        self.send(r.Fetched(work.bundle, work.step, following, 1000))
+        self.send(r.Fetched(work.bundle, work.step, following, 1000, release=self.releases.get(work.bundle, 0)))
 
     def fetch_all(self) -> None:
         for _ in range(3):
@@ -137,9 +139,9 @@ class World:
                 return self
         raise AssertionError(phase)
 
-    def install(self, letter: str = "a", seq: int = 1) -> World:
+    def install(self, letter: str = "a", seq: int = 1, **options: object) -> World:
         """Through all of it, to committed."""
-        self.go("keeping", seq, letter)
+        self.go("keeping", seq, letter, **options)
         if not self.state.switched:
             self.send(r.TookOver(BUNDLES[letter], 12.5, 0, 40.0))
         self.mono += 31.0

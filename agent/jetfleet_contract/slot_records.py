@@ -6,7 +6,7 @@ read by `restore`, which then keeps the committed slot and nothing else.
 
 from __future__ import annotations
 
-from typing import Literal, Union
+from typing import Any, Literal, Union, get_args
 
 import msgspec
 
@@ -34,12 +34,14 @@ class Setup(Message, frozen=True):
 
 
 class Target(Message, frozen=True):
-    """What a signed deployment wants of one app. `feed_to` are the apps that name this one as `input_from`."""
+    """What a signed deployment wants of one app. `feed_to` are the apps that name this one as `input_from`; `release` is the bundle's
+    place among the publications of its model, 0 while that is not known."""
 
     seq: int
     spec: AppSpec
     rollout: str = ""
     feed_to: tuple[str, ...] = ()
+    release: int = 0
 
     @property
     def setup(self) -> Setup:
@@ -47,7 +49,7 @@ class Target(Message, frozen=True):
 
 
 class Slot(Message, frozen=True):
-    """One model on disk. `weights` is the blob of the chosen variant, `blobs` all that must not be collected."""
+    """One model on disk. `weights` is the blob of the chosen variant, `blobs` all that must not be collected, `release` as in `Target`."""
 
     bundle: str
     name: str = ""
@@ -56,6 +58,7 @@ class Slot(Message, frozen=True):
     candidate: Candidate | None = None
     weights: str = ""
     blobs: tuple[str, ...] = ()
+    release: int = 0
 
 
 class Progress(Message, frozen=True):
@@ -117,17 +120,28 @@ def restore(app: str, data: bytes | None) -> AppSlots:
     return state
 
 
-class _Salvaged(msgspec.Struct):
-    app: str
-    champion: Slot | None = None
-
-
 def _salvage(app: str, data: bytes) -> AppSlots:
+    """The committed slot of a record that this version cannot read as a whole: a later release may have added fields anywhere."""
     try:
-        found = msgspec.json.decode(data, type=_Salvaged)
+        found = msgspec.json.decode(data)
+        if not isinstance(found, dict) or found.get("app") != app:
+            return AppSlots(app)
+        return AppSlots(app, champion=msgspec.convert(_known_part(Slot, found.get("champion")), Slot | None))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
         return AppSlots(app)
-    return AppSlots(app, champion=found.champion if found.app == app else None)
+
+
+def _known_part(kind: Any, value: Any) -> Any:
+    """`value` without the fields that `kind` does not have, at any depth."""
+    for part in (kind, *get_args(kind)):
+        if not (isinstance(part, type) and issubclass(part, msgspec.Struct)):
+            continue
+        if isinstance(value, list):
+            return [_known_part(part, one) for one in value]
+        if isinstance(value, dict):
+            known = {field.encode_name: field.type for field in msgspec.structs.fields(part)}
+            return {name: _known_part(known[name], one) for name, one in value.items() if name in known}
+    return value
 
 
 def _is_sound(state: AppSlots) -> bool:
@@ -161,12 +175,14 @@ class Undeploy(Message, frozen=True, tag="undeploy"):
 
 
 class Fetched(Message, frozen=True, tag="fetched"):
-    """All blobs of a step are verified and on disk; `then` are those of the next step, as the content told."""
+    """All blobs of a step are verified and on disk; `then` are those of the next step, as the content told. `release` is what the signed
+    target says, which may have come after the deployment."""
 
     bundle: str
     step: FetchStep
     then: tuple[str, ...] = ()
     received: int = 0
+    release: int = 0
 
 
 class Chosen(Message, frozen=True, tag="chosen"):

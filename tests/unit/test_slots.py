@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import msgspec
 import pytest
 from slot_worlds import BUNDLES, CANDIDATE, GOOD, POLICY, World, target, weights_of
@@ -364,7 +367,135 @@ def test_inventory_line() -> None:
     assert (app_state(world.state).version, app_state(world.state).phase, app_state(world.state).reason) == ("a", "rolled_back", "x")
 
 
+# --- downgrades -------------------------------------------------------------------------------------------
+
+
+def refusal(world: World) -> tuple[str, str, str]:
+    last = world.reports[-1]
+    return last.outcome, last.code, last.version
+
+
+def test_an_older_release_is_refused_before_a_byte_is_fetched() -> None:
+    world = World().install("b", release=2)
+    champion = world.state.champion
+    effects = world.send(r.Deploy(target(2, "a", release=1)))
+    assert [type(effect) for effect in effects] == [r.Persist, r.SendReport]
+    assert refusal(world) == ("refused", "slots.downgrade", "a")
+    assert (world.state.phase, world.state.seq, world.state.champion, world.running) == ("idle", 2, champion, B)
+    world.restart()
+    assert world.send(r.Deploy(target(2, "a", release=1))) == ()
+    assert refusal(world) == ("refused", "slots.downgrade", "a"), "told again after a restart"
+
+
+def test_an_older_release_is_refused_once_its_signed_target_is_known() -> None:
+    world = World().install("b", release=2)
+    world.releases[A] = 1
+    world.send(r.Deploy(target(2, "a")))
+    assert world.state.phase == "fetching"
+    world.fetch_step()
+    assert (world.state.phase, world.running) == ("idle", B)
+    assert refusal(world) == ("refused", "slots.downgrade", "a")
+    assert A not in world.store
+
+
+def test_an_approved_downgrade_goes_and_lowers_what_is_remembered() -> None:
+    world = World().install("b", release=2).install("a", 2, release=1, downgrade=True)
+    assert world.state.champion is not None
+    assert (world.running, world.state.champion.release) == (A, 1)
+    world.install("c", 3, release=2)
+    assert world.running == C
+
+
+@pytest.mark.parametrize(("runs", "wanted", "name"), [(0, 1, "model"), (2, 0, "model"), (2, 2, "model"), (2, 1, "other")])
+def test_what_is_not_known_to_be_older_goes(runs: int, wanted: int, name: str) -> None:
+    world = World().install("b", release=runs)
+    world.send(r.Deploy(target(2, "a", release=wanted, name=name)))
+    assert world.state.phase == "fetching"
+
+
+@pytest.mark.parametrize("phase", ["fetching", "choosing", "probing", "trial", "keeping"])
+def test_a_downgrade_whose_approval_is_taken_back_ends(phase: str) -> None:
+    world = World().install("b", release=2).go(phase, 2, "a", release=1, downgrade=True)
+    world.send(r.Deploy(target(3, "a", release=1)))
+    world.check()
+    assert (world.state.phase, world.running) == ("idle", B)
+    assert [report.code for report in world.reports[-2:]] == ["slots.superseded", "slots.downgrade"]
+
+
+def test_a_release_learned_late_stays_with_the_model() -> None:
+    world = World()
+    world.releases[B] = 7
+    world.install("b")
+    assert world.state.champion is not None
+    assert world.state.champion.release == 7
+    world.send(r.Deploy(target(2, "b", config=2)))
+    assert world.state.champion.release == 7, "a deployment that came before its metadata takes nothing away"
+
+
+# --- the lease --------------------------------------------------------------------------------------------
+
+
+def test_at_the_end_of_the_lease_without_a_host_gates_that_passed_commit() -> None:
+    world = updating("keeping")
+    world.send(r.TookOver(B))
+    world.mono += POLICY.keep_s
+    world.send(r.Tick())
+    assert (world.running, world.reports[-1].outcome) == (B, "committed")
+
+
+@pytest.mark.parametrize(("phase", "outcome", "code"), [("trial", "failed", "trial.lease"), ("keeping", "rolled_back", "trial.switch")])
+def test_at_the_end_of_the_lease_gates_that_did_not_pass_keep_the_champion(phase: str, outcome: str, code: str) -> None:
+    world = updating(phase)
+    world.mono += POLICY.lease_s
+    world.send(r.Tick())
+    assert (world.running, world.reports[-1].outcome, world.reports[-1].code) == (A, outcome, code)
+
+
+def test_a_new_setup_waits_for_its_model_also_after_a_first_install_that_ran_alone() -> None:
+    world = World().install()
+    world.go("choosing", 2, "b", config=7)
+    world.send(r.Deploy(target(3, "b", config=8)))
+    assert world.setup is not None
+    assert world.setup.config.version == 1, "the champion keeps its own setup"
+
+
+@pytest.mark.parametrize("phase", ["choosing", "probing", "trial", "keeping"])
+def test_a_start_that_ends_a_loop_of_stores_still_runs_the_champion(phase: str) -> None:
+    world = updating(phase)
+    world.disk = msgspec.structs.replace(world.state, stores=MAX_STORES)
+    world.restart()
+    world.check()
+    assert (world.state.phase, world.running, world.reports[-1].code) == ("idle", A, "slots.stores")
+
+
 # --- reading a stored state back --------------------------------------------------------------------------
+
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "vectors/slot_states_v1.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_a_state_of_an_older_release_of_the_agent_goes_on_where_it_was(name: str) -> None:
+    state = r.restore("app", json.dumps(GOLDEN[name]).encode())
+    assert state.phase == GOLDEN[name].get("phase", "idle")
+    assert json.loads(msgspec.json.encode(state)) == GOLDEN[name]
+    world = World()
+    world.store = set(blobs_in_use(state))
+    world.disk = state
+    world.restart()
+    world.check()
+
+
+def test_a_state_of_a_later_release_keeps_the_committed_slot() -> None:
+    world = updating("trial")
+    assert world.state.champion is not None
+    stored = json.loads(msgspec.json.encode(world.state))
+    stored["later"] = 1
+    stored["champion"]["later"] = {"deep": [1]}
+    stored["champion"]["candidate"]["later"] = True
+    stored["champion"]["setup"]["sources"][0]["later"] = "x"
+    found = r.restore("app", json.dumps(stored).encode())
+    assert found == r.AppSlots("app", champion=world.state.champion)
 
 
 @pytest.mark.parametrize("phase", r.PHASES)

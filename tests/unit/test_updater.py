@@ -77,6 +77,34 @@ def test_a_bundle_that_nobody_signed_waits_for_the_metadata(life: Life, shelf: S
     assert outcomes(life) == [(1, "committed", "")]
 
 
+def test_metadata_that_comes_late_and_lacks_a_blob_ends_the_update(life: Life, shelf: Shelf) -> None:
+    bundle = shelf.bundles["1"]
+    target = shelf.targets.pop(bundle)
+    life.updater.resume()
+    life.updater.deploy(shelf.deployment(1, "1"))
+    shelf.targets[bundle] = msgspec.structs.replace(target, name="another")
+    try:
+        life.runner.try_again()
+        life.settle(1)
+    finally:
+        shelf.targets[bundle] = target
+    assert outcomes(life) == [(1, "refused", "trust.mix")]
+
+
+def test_an_older_release_is_refused_and_the_signed_word_of_an_operator_lets_it_pass(life: Life, shelf: Shelf) -> None:
+    older = shelf.bundles["2"]
+    life.live((shelf.deployment(1, "1"), shelf.deployment(2, "2")))
+    shelf.targets.update({b: msgspec.structs.replace(shelf.targets[b], release=n) for b, n in ((older, 4), (shelf.bundles["3"], 5))})
+    try:
+        life.live((shelf.deployment(3, "3"), shelf.deployment(4, "2")))
+        assert outcomes(life)[-1] == (4, "refused", "slots.downgrade")
+        assert life.running == shelf.bundles["3"]
+        life.live((with_spec(shelf.deployment(5, "2"), downgrade=True),))
+        assert outcomes(life)[-1] == (5, "committed", "")
+    finally:
+        shelf.targets.update({b: msgspec.structs.replace(shelf.targets[b], release=0) for b in (older, shelf.bundles["3"])})
+
+
 def test_a_blob_that_the_target_does_not_name_is_refused(life: Life, shelf: Shelf) -> None:
     bundle = shelf.bundles["1"]
     whole = shelf.targets[bundle]

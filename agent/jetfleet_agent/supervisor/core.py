@@ -47,7 +47,8 @@ from jetfleet_contract.trust import message_digest
 
 from .bundle_reader import Blobs
 from .commands import Commands, Giving, Signer
-from .effects import Bundles, Choosing, EffectRunner, Fetching, RunSettings
+from .downloads import Bundles, Fetching
+from .effects import Choosing, EffectRunner, RunSettings
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
 from .journal import Journal
 from .outbox import Outbox

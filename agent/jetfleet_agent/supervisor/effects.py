@@ -6,10 +6,8 @@ champion whose files are damaged is fetched again and then started.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +15,6 @@ import msgspec
 
 from jetfleet_agent import ipc
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
-from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import Instant, Source, TrialPolicy
@@ -34,12 +31,9 @@ from jetfleet_contract.slot_records import (
     Effect,
     Faulted,
     Fetch,
-    Fetched,
-    FetchStep,
     Persist,
     Probe,
     Probed,
-    Progress,
     SendReport,
     Setup,
     Slot,
@@ -48,28 +42,14 @@ from jetfleet_contract.slot_records import (
     Switch,
     Try,
 )
-from jetfleet_contract.slots import blobs_in_use
-from jetfleet_contract.trust import BundleTarget
 
 from .bundle_reader import Blobs, BundleReader, Contents, blob_of_digest
+from .downloads import Bundles, Downloads, Fetching, Reports
 from .inbox import AppEvent
 
 log = logging.getLogger(__name__)
 
 _BOARD_FAULTS = ("evaluate.disk", "evaluate.stopped")
-
-
-class Bundles(Protocol):
-    """What is used of a TrustStore here."""
-
-    def bundle(self, manifest_blob: str) -> BundleTarget: ...
-
-
-class Fetching(Protocol):
-    """What is used of a Fetcher here."""
-
-    def want(self, blob: str, info: BlobInfo) -> None: ...
-    def cancel_except(self, blobs: set[str]) -> None: ...
 
 
 class Choosing(Protocol):
@@ -96,28 +76,12 @@ class Running(Protocol):
     def stop(self, name: str) -> None: ...
 
 
-class Reports(Protocol):
-    """What is used of an Outbox here."""
-
-    def add(self, app: str, progress: Progress, at: float) -> None: ...
-
-
 class RunSettings(msgspec.Struct, frozen=True):
     """What the board's own config adds to every pipeline. `local_sources` maps the NAME of ``local:NAME`` to an address."""
 
     local_sources: dict[str, str] = {}
     threads: int = 0
     window_s: float = 10.0
-
-
-class _Download(msgspec.Struct):
-    """What one app waits for: a step of its challenger, or the files of its damaged champion, which it then repairs."""
-
-    bundle: str
-    step: FetchStep
-    repairs: Slot | None = None
-    missing: set[str] = msgspec.field(default_factory=set)
-    received: int = 0
 
 
 class EffectRunner:
@@ -130,20 +94,17 @@ class EffectRunner:
 
     def __init__(self, bundles: Bundles, store: Blobs, fetcher: Fetching, chooser: Choosing, pipelines: Running, reports: Reports,
                  post: Callable[[AppEvent], None], clock: Callable[[], Instant], settings: RunSettings) -> None:
-        self._bundles = bundles
         self._store = store
         self._reader = BundleReader(store)
-        self._fetcher = fetcher
         self._chooser = chooser
         self._pipelines = pipelines
         self._reports = reports
         self._post = post
         self._clock = clock
         self._settings = settings
-        self._downloads: dict[tuple[str, bool], _Download] = {}  # by app, and whether it is a repair
-        self._awaiting: dict[tuple[str, bool], Callable[[], None]] = {}
         self._turns: dict[str, int] = {}
-        self._garbage = False
+        self._bundles = bundles
+        self._downloads = Downloads(bundles, store, fetcher, reports, chooser.wanted, self._start, post, clock)
         self.choices: dict[str, Choice] = {}
 
     def counts(self, item: AppEvent) -> bool:
@@ -161,13 +122,13 @@ class EffectRunner:
     def _run(self, app: str, state: AppSlots, effect: Effect) -> None:  # noqa: C901 - one line an effect
         match effect:
             case Fetch():
-                self._fetch(app, effect, _waiting_for_metadata(state))
+                self._downloads.fetch(app, state, effect)
             case Choose():
                 self._choose(app, effect.bundle)
             case Probe():
                 self._probe(app, effect.slot)
             case StartPipeline():
-                self._pipelines.start(app, self._run_of(effect.slot))
+                self._start(app, effect.slot)
             case Configure():
                 self._pipelines.configure(app, effect.setup, self._configure_of(effect.setup))
             case Try():
@@ -185,117 +146,45 @@ class EffectRunner:
             case SendReport():
                 self._reports.add(app, effect.progress, self._clock().wall)
             case CollectGarbage():
-                self._garbage = True
+                self._downloads.ask_for_collection()
             case Persist():
                 raise AssertionError("Persist is the updater's")
 
     def _failed(self, app: str, state: AppSlots, effect: Effect, error: JetfleetError) -> None:
         champion = state.champion
         if champion and isinstance(effect, (StartPipeline, Back)) and effect.slot.bundle == champion.bundle:
-            self._repair(app, champion)
+            self._downloads.repair(app, champion)
         elif state.challenger is not None:
-            self._fault(app, state.challenger.bundle, error)
+            self._downloads.fault(app, state.challenger.bundle, error)
 
-    def _fault(self, app: str, bundle: str, error: JetfleetError) -> None:
-        model = isinstance(error, (MalformedError, UntrustedError)) and error.code != "store.rotten"
-        self._post(AppEvent(app, Faulted(bundle, error.code, error.what, model)))
+    # --- downloads ------------------------------------------------------------------------------------------
 
-    # --- downloads ----------------------------------------------------------------------------------------
-
-    def _fetch(self, app: str, effect: Fetch, waiting: Progress) -> None:
+    def release(self, bundle: str) -> int:
+        """The bundle's place among the publications of its model, 0 while no signed target tells."""
         try:
-            infos = self._bundles.bundle(effect.bundle).every()
-        except UntrustedError as error:
-            self._awaiting[app, False] = partial(self._fetch, app, effect, waiting)
-            self._reports.add(app, msgspec.structs.replace(waiting, code=error.code, detail=error.what), self._clock().wall)
-            return
-        self._want(app, _Download(effect.bundle, effect.step), effect.blobs, infos)
-
-    def _want(self, app: str, download: _Download, blobs: Iterable[str], infos: Mapping[str, BlobInfo]) -> None:
-        missing = {blob for blob in blobs if not self._store.has(blob)}
-        strange = missing - infos.keys()
-        if strange:
-            raise UntrustedError("bundle.unsigned", f"blob {min(strange)} of the bundle is not in its signed target")
-        size = sum(infos[blob].size for blob in missing)
-        self._store.check_space(size)
-        download.missing, download.received = missing, size
-        key = (app, download.repairs is not None)
-        self._downloads[key] = download
-        if not missing:
-            self._complete(key)
-            return
-        for blob in sorted(missing):
-            self._fetcher.want(blob, infos[blob])
+            return self._bundles.bundle(bundle).release
+        except UntrustedError:
+            return 0
 
     def blob_done(self, blob: str) -> None:
         """A blob is in the store."""
-        for key, download in list(self._downloads.items()):
-            if blob in download.missing:
-                download.missing.discard(blob)
-                if not download.missing:
-                    self._complete(key)
+        self._downloads.blob_done(blob)
 
     def blob_failed(self, blob: str, error: JetfleetError) -> None:
         """A blob cannot be had."""
-        for key, download in list(self._downloads.items()):
-            if blob in download.missing:
-                del self._downloads[key]
-                if download.repairs is None:
-                    self._fault(key[0], download.bundle, error)
-                else:
-                    self._awaiting[key] = partial(self._repair, key[0], download.repairs)
+        self._downloads.blob_failed(blob, error)
 
     def try_again(self) -> None:
-        """New signed metadata, or the broker is back: what could not be had may be there now."""
-        awaiting, self._awaiting = self._awaiting, {}
-        for retry in awaiting.values():
-            retry()
-        for download in self._downloads.values():
-            self._want_anew(download)
+        """New signed metadata, or the broker is back."""
+        self._downloads.try_again()
 
-    def _want_anew(self, download: _Download) -> None:
-        """The blobs may have been published again, cut into other chunks."""
-        with contextlib.suppress(UntrustedError):  # withdrawn: the deployment that follows says what to do instead
-            infos = self._bundles.bundle(download.bundle).every()
-            for blob in sorted(download.missing & infos.keys()):
-                self._fetcher.want(blob, infos[blob])
-
-    def _complete(self, key: tuple[str, bool]) -> None:
-        app, download = key[0], self._downloads.pop(key)
-        try:
-            if download.repairs is not None:
-                self._pipelines.start(app, self._run_of(download.repairs))
-                return
-            following = self._following(download)
-        except JetfleetError as error:
-            self._fault(app, download.bundle, error)
-            return
-        self._post(AppEvent(app, Fetched(download.bundle, download.step, following, download.received)))
-
-    def _following(self, download: _Download) -> tuple[str, ...]:
-        if download.step == "manifest":
-            return self._reader.parts(download.bundle)
-        if download.step == "parts":
-            contents = self._reader.contents(download.bundle)
-            wanted = self._chooser.wanted(contents.spec, contents.evaluation)
-            return tuple(dict.fromkeys(blob_of_digest(contents.spec.variant(candidate.variant).digest) for candidate in wanted))
-        return ()
+    def collect(self, states: Iterable[AppSlots]) -> None:
+        """Drop unused blobs, if an effect asked for it."""
+        self._downloads.collect(states)
 
     def _abandon(self, app: str) -> None:
         self._turns[app] = self._turns.get(app, 0) + 1
-        self._downloads.pop((app, False), None)
-        self._awaiting.pop((app, False), None)
-        self._fetcher.cancel_except({blob for download in self._downloads.values() for blob in download.missing})
-
-    def _repair(self, app: str, slot: Slot) -> None:
-        """Fetch what is missing of a committed model, then start it."""
-        log.warning("%s: files of the committed model are missing, fetching them again", app)
-        try:
-            infos = self._bundles.bundle(slot.bundle).every()
-            self._want(app, _Download(slot.bundle, "", slot), (slot.bundle, *slot.blobs), infos)
-        except JetfleetError as error:
-            log.warning("%s: not yet: %s", app, error.what)
-            self._awaiting[app, True] = partial(self._repair, app, slot)
+        self._downloads.abandon(app)
 
     # --- the board's own programs ---------------------------------------------------------------------------
 
@@ -330,6 +219,9 @@ class EffectRunner:
 
     # --- pipelines ------------------------------------------------------------------------------------------
 
+    def _start(self, app: str, slot: Slot) -> None:
+        self._pipelines.start(app, self._run_of(slot))
+
     def _model(self, slot: Slot) -> ipc.Model:
         if slot.candidate is None:
             raise StorageError("slots.candidate", f"no candidate is stored for {slot.name} {slot.version}")
@@ -363,31 +255,6 @@ class EffectRunner:
             raise InputError("source.unknown", f"this board has no local source {name[:63]!r}; it has: {known or 'none'}",
                              remedy="name it under [local_sources] of the agent's config")
         return msgspec.structs.replace(source, uri=address)
-
-    # --- garbage --------------------------------------------------------------------------------------------
-
-    def collect(self, states: Iterable[AppSlots]) -> None:
-        """Drop unused blobs, if asked for and nothing is being fetched: parts and tables of what is under way count as used."""
-        if not self._garbage or self._downloads:
-            return
-        self._garbage = False
-        keep = {blob for state in states for blob in blobs_in_use(state)}
-        try:
-            gone = self._store.remove_except(keep)
-        except OSError as error:
-            log.warning("unused blobs could not be removed: %s", error)
-            return
-        if gone:
-            log.info("%d unused blobs removed", len(gone))
-
-
-def _waiting_for_metadata(state: AppSlots) -> Progress:
-    slot, target = state.challenger, state.target
-    if slot is None or target is None:
-        return Progress(state.seq, state.phase)
-    return Progress(state.seq, state.phase, slot.bundle, slot.version, state.champion.version if state.champion else "",
-                    rollout=target.rollout)
-
 
 def _chosen(bundle: str, choice: Choice, spec: ModelSpec) -> Chosen:
     best = choice.chosen

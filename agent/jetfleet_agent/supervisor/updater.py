@@ -17,7 +17,8 @@ from jetfleet_contract.messages import MAX_APPS, AppSpec, AppState, Deployment, 
 from jetfleet_contract.slots import app_state, live_slot, next_tick, step
 from jetfleet_contract.topics import check_blob, check_name
 
-from .effects import EffectRunner, Reports
+from .downloads import Reports
+from .effects import EffectRunner
 from .inbox import AppEvent
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Updater:
         check_deployment(deployment)
         for spec in deployment.apps:
             feed_to = tuple(other.app for other in deployment.apps if other.input_from == spec.app)
-            self._deploy_app(slots.Target(deployment.seq, spec, deployment.rollout, feed_to))
+            self._deploy_app(slots.Target(deployment.seq, spec, deployment.rollout, feed_to, self._runner.release(spec.bundle)))
         named = {spec.app for spec in deployment.apps}
         for app in [known for known in self._states if known not in named]:
             self.event(app, slots.Undeploy(deployment.seq))

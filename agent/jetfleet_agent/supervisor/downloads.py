@@ -1,0 +1,238 @@
+"""Which blobs an app waits for: the steps of its challenger, and the files of a committed model that were damaged.
+
+Space is made and checked before the first byte of a step; what nobody holds any more is removed here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Protocol
+
+import msgspec
+
+from jetfleet_contract.bundle import Evaluation, ModelSpec
+from jetfleet_contract.chunks import BlobInfo
+from jetfleet_contract.errors import JetfleetError, MalformedError, UntrustedError
+from jetfleet_contract.messages import Instant
+from jetfleet_contract.policy import Candidate
+from jetfleet_contract.slot_records import AppSlots, Faulted, Fetch, Fetched, FetchStep, Progress, Slot
+from jetfleet_contract.slots import blobs_in_use
+from jetfleet_contract.trust import BundleTarget
+
+from .bundle_reader import Blobs, BundleReader, blob_of_digest
+from .inbox import AppEvent
+
+log = logging.getLogger(__name__)
+
+
+class Bundles(Protocol):
+    """What is used of a TrustStore here."""
+
+    def bundle(self, manifest_blob: str) -> BundleTarget: ...
+
+
+class Fetching(Protocol):
+    """What is used of a Fetcher here."""
+
+    def want(self, blob: str, info: BlobInfo) -> None: ...
+    def cancel_except(self, blobs: set[str]) -> None: ...
+
+
+class Reports(Protocol):
+    """What is used of an Outbox here."""
+
+    def add(self, app: str, progress: Progress, at: float) -> None: ...
+
+
+class _Download(msgspec.Struct):
+    """What one app waits for: a step of its challenger, or the files of its damaged champion, which it then repairs."""
+
+    bundle: str
+    step: FetchStep
+    release: int = 0
+    repairs: Slot | None = None
+    missing: set[str] = msgspec.field(default_factory=set)
+    received: int = 0
+
+
+class Downloads:
+    """See the module. All methods belong to the control thread.
+
+    Args:
+        wanted: the candidates of a bundle whose weights this board wants to measure.
+        repaired: starts the app's committed model, whose files are whole again.
+        post: takes `AppEvent`s, from any thread.
+        clock: for the time of reports.
+    """
+
+    def __init__(self, bundles: Bundles, store: Blobs, fetcher: Fetching, reports: Reports,
+                 wanted: Callable[[ModelSpec, Evaluation], tuple[Candidate, ...]], repaired: Callable[[str, Slot], None],
+                 post: Callable[[AppEvent], None], clock: Callable[[], Instant]) -> None:
+        self._bundles = bundles
+        self._store = store
+        self._reader = BundleReader(store)
+        self._fetcher = fetcher
+        self._reports = reports
+        self._wanted = wanted
+        self._repaired = repaired
+        self._post = post
+        self._clock = clock
+        self._downloads: dict[tuple[str, bool], _Download] = {}  # by app, and whether it is a repair
+        self._awaiting: dict[tuple[str, bool], Callable[[], None]] = {}
+        self._garbage = False
+
+    # --- a challenger's steps -------------------------------------------------------------------------------
+
+    def fetch(self, app: str, state: AppSlots, effect: Fetch) -> None:
+        """Get the blobs of a step, then say `Fetched`; waits for the metadata that vouches for them.
+
+        Raises:
+            UntrustedError: `trust.mix`, `bundle.unsigned`. StorageError: `store.full`, `store.io`.
+        """
+        waiting = _waiting_for_metadata(state)
+        try:
+            target = self._bundles.bundle(effect.bundle)
+        except UntrustedError as error:
+            self._awaiting[app, False] = partial(self._fetch_later, app, state, effect)
+            self._reports.add(app, msgspec.structs.replace(waiting, code=error.code, detail=error.what), self._clock().wall)
+            return
+        _check_label(state, target)
+        self._want(app, _Download(effect.bundle, effect.step, target.release), effect.blobs, target.every())
+
+    def _fetch_later(self, app: str, state: AppSlots, effect: Fetch) -> None:
+        try:
+            self.fetch(app, state, effect)
+        except JetfleetError as error:
+            self.fault(app, effect.bundle, error)
+
+    def fault(self, app: str, bundle: str, error: JetfleetError) -> None:
+        """Say `Faulted` of the challenger."""
+        model = isinstance(error, (MalformedError, UntrustedError)) and error.code != "store.rotten"
+        self._post(AppEvent(app, Faulted(bundle, error.code, error.what, model)))
+
+    def _want(self, app: str, download: _Download, blobs: Iterable[str], infos: Mapping[str, BlobInfo]) -> None:
+        missing = {blob for blob in blobs if not self._store.has(blob)}
+        strange = missing - infos.keys()
+        if strange:
+            raise UntrustedError("bundle.unsigned", f"blob {min(strange)} of the bundle is not in its signed target")
+        size = sum(infos[blob].size for blob in missing)
+        self._store.check_space(size)
+        download.missing, download.received = missing, size
+        key = (app, download.repairs is not None)
+        self._downloads[key] = download
+        if not missing:
+            self._complete(key)
+            return
+        for blob in sorted(missing):
+            self._fetcher.want(blob, infos[blob])
+
+    def blob_done(self, blob: str) -> None:
+        """A blob is in the store."""
+        for key, download in list(self._downloads.items()):
+            if blob in download.missing:
+                download.missing.discard(blob)
+                if not download.missing:
+                    self._complete(key)
+
+    def blob_failed(self, blob: str, error: JetfleetError) -> None:
+        """A blob cannot be had."""
+        for key, download in list(self._downloads.items()):
+            if blob in download.missing:
+                del self._downloads[key]
+                if download.repairs is None:
+                    self.fault(key[0], download.bundle, error)
+                else:
+                    self._awaiting[key] = partial(self.repair, key[0], download.repairs)
+
+    def try_again(self) -> None:
+        """New signed metadata, or the broker is back: what could not be had may be there now."""
+        awaiting, self._awaiting = self._awaiting, {}
+        for retry in awaiting.values():
+            retry()
+        for download in list(self._downloads.values()):
+            self._want_anew(download)
+
+    def _want_anew(self, download: _Download) -> None:
+        """The blobs may have been published again, cut into other chunks."""
+        with contextlib.suppress(UntrustedError):  # withdrawn: the deployment that follows says what to do instead
+            infos = self._bundles.bundle(download.bundle).every()
+            for blob in sorted(download.missing & infos.keys()):
+                self._fetcher.want(blob, infos[blob])
+
+    def abandon(self, app: str) -> None:
+        """Nobody waits for the app's challenger any more; a repair of its champion goes on."""
+        self._downloads.pop((app, False), None)
+        self._awaiting.pop((app, False), None)
+        self._fetcher.cancel_except({blob for download in self._downloads.values() for blob in download.missing})
+
+    def _complete(self, key: tuple[str, bool]) -> None:
+        app, download = key[0], self._downloads.pop(key)
+        try:
+            if download.repairs is not None:
+                self._repaired(app, download.repairs)
+                return
+            following = self._following(download)
+        except JetfleetError as error:
+            self.fault(app, download.bundle, error)
+            return
+        self._post(AppEvent(app, Fetched(download.bundle, download.step, following, download.received, download.release)))
+
+    def _following(self, download: _Download) -> tuple[str, ...]:
+        if download.step == "manifest":
+            return self._reader.parts(download.bundle)
+        if download.step == "parts":
+            contents = self._reader.contents(download.bundle)
+            wanted = self._wanted(contents.spec, contents.evaluation)
+            return tuple(dict.fromkeys(blob_of_digest(contents.spec.variant(candidate.variant).digest) for candidate in wanted))
+        return ()
+
+    # --- a committed model's files --------------------------------------------------------------------------
+
+    def repair(self, app: str, slot: Slot) -> None:
+        """Fetch what is missing of a committed model, then start it."""
+        log.warning("%s: files of the committed model are missing, fetching them again", app)
+        try:
+            infos = self._bundles.bundle(slot.bundle).every()
+            self._want(app, _Download(slot.bundle, "", repairs=slot), (slot.bundle, *slot.blobs), infos)
+        except JetfleetError as error:
+            log.warning("%s: not yet: %s", app, error.what)
+            self._awaiting[app, True] = partial(self.repair, app, slot)
+
+    # --- garbage --------------------------------------------------------------------------------------------
+
+    def ask_for_collection(self) -> None:
+        """Something may have become unused."""
+        self._garbage = True
+
+    def collect(self, states: Iterable[AppSlots]) -> None:
+        """Drop unused blobs, if asked for and nothing is being fetched: parts and tables of what is under way count as used."""
+        if not self._garbage or self._downloads:
+            return
+        self._garbage = False
+        keep = {blob for state in states for blob in blobs_in_use(state)}
+        try:
+            gone = self._store.remove_except(keep)
+        except OSError as error:
+            log.warning("unused blobs could not be removed: %s", error)
+            return
+        if gone:
+            log.info("%d unused blobs removed", len(gone))
+
+
+def _waiting_for_metadata(state: AppSlots) -> Progress:
+    slot, target = state.challenger, state.target
+    if slot is None or target is None:
+        return Progress(state.seq, state.phase)
+    return Progress(state.seq, state.phase, slot.bundle, slot.version, state.champion.version if state.champion else "",
+                    rollout=target.rollout)
+
+
+def _check_label(state: AppSlots, target: BundleTarget) -> None:
+    """What the deployment calls the bundle is what it was signed as; metadata may have come after the deployment."""
+    slot = state.challenger
+    if slot is not None and (slot.name, slot.version) != (target.name, target.version):
+        raise UntrustedError("trust.mix", f"{state.app} is to run {slot.name}:{slot.version}, but its bundle was signed as "
+                                          f"{target.name}:{target.version}")
