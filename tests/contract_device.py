@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from jetfleet_agent.supervisor.identity import Identity
 from jetfleet_agent.supervisor.mqtt import BrokerSettings, MqttLink
@@ -38,7 +39,8 @@ class ContractDevice:
     An answer of "" stays silent. Reports are repeated every half second until they are acknowledged.
     """
 
-    def __init__(self, folder: Path, root: bytes, port: int, name: str, *, device_class: str = "cpu-x86", session: int = 1) -> None:
+    def __init__(self, folder: Path, root: bytes, port: int, name: str, *, device_class: str = "cpu-x86", session: int = 1,
+                 tls: dict[str, Any] | None = None) -> None:
         self.name = name
         self.device_class = device_class
         self.session = session
@@ -55,7 +57,7 @@ class ContractDevice:
         self._next_report = 0
         self._stop = threading.Event()
         will = (topics.state(name), encode(DeviceState(name, False, session)))
-        self.link = MqttLink(BrokerSettings("127.0.0.1", port), f"dev-{name}", self._heard, self._up, lambda _: None, will)
+        self.link = MqttLink(BrokerSettings("127.0.0.1", port, **tls or {}), f"dev-{name}", self._heard, self._up, lambda _: None, will)
         self.link.subscribe(topics.META, 1)
         self.link.subscribe(topics.desired(name), 1)
         self.link.subscribe(topics.ack(name), 1)

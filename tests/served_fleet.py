@@ -35,11 +35,11 @@ input_from = "reader"
 class ServedFleet:
     """A project folder on a broker's port, with a command line and a server."""
 
-    def __init__(self, folder: Path, broker: str) -> None:
-        self.dir = folder / "fleet"
+    def __init__(self, folder: Path, broker: str, project: Project | None = None) -> None:
+        self.dir = project.dir if project else folder / "fleet"
         self.apps = folder / "apps.toml"
         self.apps.write_text(APPS)
-        self.project = Project.init(self.dir, broker=broker)
+        self.project = project or Project.init(self.dir, broker=broker)
         self.root = self.project.root_file.read_bytes()
         self.log = folder / "serve.log"
         self._scratch = folder

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from jetfleet_contract.errors import TransportError
@@ -23,6 +24,10 @@ from jetfleet_contract.errors import TransportError
 LOOPBACK = "127.0.0.1"
 MAX_PAYLOAD_BYTES = 4 << 20
 START_S = 20.0
+_LOOPBACKS = (LOOPBACK, "localhost", "::1")
+DEVICE_READS = ("desired", "cmd", "ack", "upwant/#")
+DEVICE_WRITES = ("birth", "state", "report", "telemetry", "result", "rsp/#", "offer", "up/#")
+"""What lies below ``jf/1/d/DEVICE`` and is that board's own to hear, and to say."""
 _POLL_S = 0.02
 _FREE_PORT_TRIES = 5
 
@@ -51,9 +56,15 @@ class EmbeddedBroker:
     """rumqttd on a loopback port (a free one for 0), in memory, one child process.
 
     Retained messages are lost when it stops: whoever owns them publishes them again when its link comes up.
+
+    Raises:
+        TransportError: `broker.open` for a `bind` that is not loopback.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, bind: str = LOOPBACK) -> None:
+        if bind not in (LOOPBACK, "localhost"):
+            raise TransportError("broker.open", "the embedded broker lets everybody in, so it listens on this machine only", where=bind,
+                                 remedy="leave out the address; for boards on a network: jetfleet broker mosquitto --bind ADDRESS")
         self.port = port
         self._any_port = port == 0
         self._child: subprocess.Popen[bytes] | None = None
@@ -151,20 +162,24 @@ def write_mosquitto_config(
     ca: str = "",
     cert: str = "",
     key: str = "",
+    crl: str = "",
     password_file: str = "",
     acl_file: str = "",
     persistence: Path | None = None,
+    user: str = "",
 ) -> Path:
     """Write a mosquitto.conf (2.0 and newer) for jetfleet: queues in bytes, no Nagle, payloads to 4 MiB.
 
     Without `ca` or `password_file` it allows anonymous clients and must bind to loopback. With `ca`, clients must show a certificate, whose
-    common name becomes their user name for the ACL. `persistence` is a folder for retained and queued messages.
+    common name becomes their user name for the ACL and their client id, so that no board can push another off by its id. `crl` lists
+    certificates that count no longer. `persistence` is a folder for retained and queued messages; `user` is whom mosquitto becomes when
+    root starts it.
 
     Raises:
         TransportError: `broker.open` for anonymous clients on an address that is not loopback.
     """
     bind = bind or (LOOPBACK if not (ca or password_file) else "0.0.0.0")  # noqa: S104  chosen only with authentication
-    if not (ca or password_file) and bind not in (LOOPBACK, "localhost", "::1"):
+    if not (ca or password_file) and bind not in _LOOPBACKS:
         raise TransportError("broker.open", f"a broker on {bind} that lets everybody in was asked for", where=str(path),
                              remedy="give ca, cert and key, or a password file")
     lines = [
@@ -174,30 +189,37 @@ def write_mosquitto_config(
         "max_queued_messages 1000",
         "max_queued_bytes 67108864",
         f"message_size_limit {MAX_PAYLOAD_BYTES}",
-        f"allow_anonymous {'false' if password_file else 'true'}",
+        f"allow_anonymous {'false' if ca or password_file else 'true'}",
         "autosave_interval 60",
         f"persistence {'true' if persistence else 'false'}",
     ]
     if persistence:
         lines.append(f"persistence_location {persistence}/")
     if ca:
-        lines += [f"cafile {ca}", f"certfile {cert}", f"keyfile {key}", "require_certificate true", "use_identity_as_username true"]
-    lines += [f"{name} {value}" for name, value in (("password_file", password_file), ("acl_file", acl_file)) if value]
+        lines += [f"cafile {ca}", f"certfile {cert}", f"keyfile {key}", "require_certificate true", "use_identity_as_username true",
+                  "use_username_as_clientid true", "tls_version tlsv1.2"]
+    named = (("crlfile", crl), ("password_file", password_file), ("acl_file", acl_file), ("user", user))
+    lines += [f"{name} {value}" for name, value in named if value]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def write_acl(path: Path, host_user: str) -> Path:
-    """Write the ACL for mosquitto: the host may do all below ``jf/1``; a device (user name = device name) only what is its own."""
+def write_acl(path: Path, host_user: str, revoked: Iterable[str] = ()) -> Path:
+    """Write the ACL for mosquitto: the host may do all below ``jf/1``; a device (user name = device name) only what is its own.
+
+    `revoked` devices may do nothing: their certificate keeps them out at the next connection, this silences the one they have.
+    """
     rules = [
         f"user {host_user}",
         "topic readwrite jf/1/#",
         "",
+        *(line for device in revoked for line in (f"user {device}", "topic deny jf/1/#", "")),
         "pattern read jf/1/meta",
-        *(f"pattern read jf/1/d/%u/{leaf}" for leaf in ("desired", "cmd", "ack")),
-        *(f"pattern write jf/1/d/%u/{leaf}" for leaf in ("birth", "state", "report", "telemetry", "result", "rsp/#", "up/#")),
+        *(f"pattern read jf/1/d/%u/{leaf}" for leaf in DEVICE_READS),
+        *(f"pattern write jf/1/d/%u/{leaf}" for leaf in DEVICE_WRITES),
         "pattern read jf/1/b/+/round",
         "pattern read jf/1/b/+/c",
+        "pattern read jf/1/b/+/u/%u",
         "pattern write jf/1/b/+/want/%u",
     ]
     path.write_text("\n".join(rules) + "\n", encoding="utf-8")

@@ -140,7 +140,7 @@ def test_key_mistakes(tmp_path: Path) -> None:
         assert error.remedy
         assert secret[:20] not in str(error)
     other = keys.create("timestamp")
-    keys._path("timestamp", other).replace(path)
+    keys.path("timestamp", other).replace(path)
     assert _refusal(keys, "timestamp", public).code == "keys.bad"
 
 

@@ -48,7 +48,7 @@ def serve(
         signal.signal(number, lambda _number, _frame: stop.set())
     with only_server(project.dir), contextlib.ExitStack() as ending:
         section = project.settings.broker
-        broker = EmbeddedBroker(section.port) if section.embedded else None
+        broker = EmbeddedBroker(section.port, section.host) if section.embedded else None
         if broker is not None:
             broker.start()
             ending.callback(broker.stop)
