@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from jetfleet_host.compress.jobs import JobRunner
 from jetfleet_host.compress.qdq import write_qdq
 from jetfleet_host.compress.recipe import Job, Recipe, make_task
 from jetfleet_host.compress.scoring import judge, score
+from jetfleet_host.lineage import lineage_of
 from jetfleet_host.measurements import measurements_of
 from jetfleet_host.report import as_html, as_json, lines_of
 
@@ -283,3 +285,20 @@ def test_judge_and_score() -> None:
     assert judge(0.5, 0.5)[0] == "accepted"
     assert judge(0.51, 0.5)[0] == "refused"
     assert score([], []) == 1.0
+
+
+def test_lineage_names_source_data_recipe_and_parent(job: Job, made: tuple[Path, Job, BuildReport]) -> None:
+    parent = made[2]
+    child = build(msgspec.structs.replace(job, parent=parent.bundle), _recipe(version="1.0.1"), _quiet)
+    first, second = (lineage_of(open_bundle(report.bundle, verify=False).manifest.annotations) for report in (parent, child))
+    assert second.parent == "colours:1.0.0"
+    assert second.parent_digest == open_bundle(parent.bundle, verify=False).manifest_digest
+    assert (second.source, second.data) == (first.source, first.data)
+    assert second.source == f"sha256:{hashlib.sha256(job.model.read_bytes()).hexdigest()}"
+    assert second.recipe != first.recipe
+    assert not first.parent
+
+
+def test_a_parent_that_is_no_bundle_is_said_before_the_work(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no bundle folder"):
+        build(msgspec.structs.replace(job, parent=tmp_path / "nothing"), _recipe(), _quiet)

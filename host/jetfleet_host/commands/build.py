@@ -21,6 +21,7 @@ _DATA = typer.Option(..., "--data", help="Folder of images, with labels.json or 
 _TARGETS = typer.Option(..., "--target", help="Board that the bundle is for; give it again for more.")
 _OUT = typer.Option(..., "--out", help="Bundle folder to write.")
 _CACHE = typer.Option(None, "--cache", help="Folder for checkpoints of finished stages (default: the user's cache folder).")
+_PARENT = typer.Option(None, "--parent", help="Bundle that this model was trained or compressed from: kept as its lineage.")
 _OPTIONS = typer.Option([], "--task-option", help="NAME=VALUE for the task's decoder; give it again for more.")
 _HTML = typer.Option(None, "--html", help="Write the report as one self-contained page.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
@@ -61,6 +62,7 @@ def build(
     threads: int = typer.Option(0, min=0, max=1024, help="CPU threads for scoring and timing; 0 lets the runtime decide."),
     latency_rounds: int = typer.Option(3, min=0, max=100, help="Rounds of timing over all candidates; 0 skips timing."),
     cache: Path | None = _CACHE,
+    parent: Path | None = _PARENT,
     as_json: bool = _JSON,
 ) -> None:
     """Make every variant of a model, score each, refuse what loses too much, and write a bundle.
@@ -88,7 +90,7 @@ def build(
                            options=parse_options(task_option), overrides=overrides)
     recipe = Recipe(name, version, tuple(dict.fromkeys(target)), spec, size, max_drop=max_drop, percentile=percentile,
                     calibration_images=calibration_images, threads=threads, latency_rounds=latency_rounds)
-    made = _run(run, Job(model, data, out, cache or default_cache()), recipe)
+    made = _run(run, Job(model, data, out, cache or default_cache(), parent), recipe)
     _show_built(made, as_json)
 
 

@@ -22,6 +22,7 @@ from jetfleet_contract.predictions import agreement
 from jetfleet_contract.topics import check_name
 from jetfleet_host.boards import load_board
 from jetfleet_host.bundles import open_bundle, write_bundle
+from jetfleet_host.lineage import annotations
 from jetfleet_host.measurements import MeasuredRow, Measurements, attach_measurements
 
 from .calibration import ScaleTable, calibrate
@@ -73,6 +74,7 @@ def build(job: Job, recipe: Recipe, progress: Progress) -> BuildReport:
     for target in recipe.targets:
         load_board(target)
     _check_free(job.out)
+    _parent(job.parent)  # minutes of work should not end at a mistyped path
     return _Build(job, recipe, progress).run()
 
 
@@ -209,8 +211,10 @@ class _Build:
         spec = ModelSpec(recipe.name, recipe.version, self.task, tuple(built.variant for built in shipped), recipe.targets)
         evaluation = Evaluation(rows[0].metric, "@".join(REFERENCE[:2]), recipe.max_drop, machine_name(), rows, library_versions())
         probe, files = self._probes(data, rows)
+        decisive = msgspec.structs.replace(recipe, threads=0, latency_rounds=0, latency_runs=0)  # how it was timed changes no byte
         digest = write_bundle(self.job.out, spec=spec, evaluation=evaluation, probe=probe, files=files,
-                              weights=[(built.variant, built.handle.path) for built in shipped])
+                              weights=[(built.variant, built.handle.path) for built in shipped],
+                              annotations=annotations(self.job.model, data.digest, decisive, _parent(self.job.parent)))
         self.progress("write", 1, 1)
         measurements = self._time(data, rows, shipped) if recipe.latency_rounds else None
         if measurements:
@@ -259,6 +263,14 @@ def machine_name() -> str:
     known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
                                "asimddp", "i8mm", "bf16") if flag in flags]
     return f"{fields.get('model name', platform.machine())} ({' '.join(known)})"
+
+
+def _parent(bundle: Path | None) -> tuple[str, str]:
+    """NAME:VERSION and manifest digest of the bundle that the model was made from."""
+    if bundle is None:
+        return "", ""
+    opened = open_bundle(bundle, verify=False)
+    return f"{opened.spec.name}:{opened.spec.version}", opened.manifest_digest
 
 
 def _named_task(recipe: Recipe, source: str, data: DataSet) -> TaskSpec:

@@ -57,12 +57,13 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Where a build reads and writes."""
+    """Where a build reads and writes. `parent` is the bundle that the model was trained from, for its lineage."""
 
     model: Path
     data: Path
     out: Path
     cache: Path
+    parent: Path | None = None
 
 
 def make_task(kind: str, preset: str, *, shape: Shape | None, labels: tuple[str, ...], options: dict[str, float | str | bool],
