@@ -32,7 +32,7 @@ class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
     recipe: str = ""
 
 
-def annotations(model: Path, data_digest: str, recipe: msgspec.Struct, parent: tuple[str, str] = ("", "")) -> dict[str, str]:
+def told_by(model: Path, data_digest: str, recipe: msgspec.Struct, parent: tuple[str, str] = ("", "")) -> dict[str, str]:
     """The annotations of a build. `parent` is NAME:VERSION and manifest digest. InputError `model.unreadable`."""
     recipe_digest = hashlib.sha256(msgspec.json.encode(recipe, order="sorted")).hexdigest()
     found = {SOURCE: f"sha256:{_digest(model)}", DATA: f"sha256:{data_digest}", RECIPE: f"sha256:{recipe_digest}",

@@ -22,7 +22,7 @@ from jetfleet_contract.predictions import agreement
 from jetfleet_contract.topics import check_name
 from jetfleet_host.boards import load_board
 from jetfleet_host.bundles import open_bundle, write_bundle
-from jetfleet_host.lineage import annotations
+from jetfleet_host.lineage import told_by
 from jetfleet_host.measurements import MeasuredRow, Measurements, attach_measurements
 
 from .calibration import ScaleTable, calibrate
@@ -214,7 +214,7 @@ class _Build:
         decisive = msgspec.structs.replace(recipe, threads=0, latency_rounds=0, latency_runs=0)  # how it was timed changes no byte
         digest = write_bundle(self.job.out, spec=spec, evaluation=evaluation, probe=probe, files=files,
                               weights=[(built.variant, built.handle.path) for built in shipped],
-                              annotations=annotations(self.job.model, data.digest, decisive, _parent(self.job.parent)))
+                              annotations=told_by(self.job.model, data.digest, decisive, _parent(self.job.parent)))
         self.progress("write", 1, 1)
         measurements = self._time(data, rows, shipped) if recipe.latency_rounds else None
         if measurements:
