@@ -117,11 +117,12 @@ def _model(project: Project, target: BundleTarget) -> Model:
 
 def read_spec(project: Project, target: BundleTarget) -> ModelSpec:
     """The model spec of a published bundle, read from the blobs."""
-    manifest = decode_manifest(_small(project.blobs, target.manifest))
-    return decode(_small(project.blobs, manifest.only(SPEC).blob), ModelSpec, limit=MAX_SPEC_BYTES)
+    manifest = decode_manifest(read_small(project.blobs, target.manifest))
+    return decode(read_small(project.blobs, manifest.only(SPEC).blob), ModelSpec, limit=MAX_SPEC_BYTES)
 
 
-def _small(blobs: BlobFolder, blob: str) -> bytes:
+def read_small(blobs: BlobFolder, blob: str) -> bytes:
+    """A published document's bytes, checked against its name. UntrustedError `bundle.flipped`; StorageError `blob.unreadable`."""
     data = blobs.read(blob, 0, MAX_SPEC_BYTES + 1)
     if hashlib.sha256(data).hexdigest() != blob:
         raise UntrustedError("bundle.flipped", f"the published blob {blob[:16]} is damaged", where=str(blobs.folder),

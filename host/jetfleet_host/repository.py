@@ -216,7 +216,7 @@ class Repository:
         size = len(self._package(edited.root.signed.version, timestamp, snapshot, targets))
         if size > MAX_PACKAGE_BYTES:
             raise InputError("publish.meta-full", f"the metadata package would have {size} bytes, over the limit of {MAX_PACKAGE_BYTES}",
-                             where=str(self.folder), remedy="withdraw versions that no board runs: jetfleet models --withdraw NAME:VERSION")
+                             where=str(self.folder), remedy="retire versions that no board runs: jetfleet models retire NAME:VERSION")
         self._write(f"{edited.snapshot.signed.version}.snapshot.json", snapshot)
         self._write("timestamp.json", timestamp)
         self._sweep(edited)

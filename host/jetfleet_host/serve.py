@@ -28,6 +28,7 @@ from . import signing
 from .assignments import Assignments, blobs_of
 from .collector import Collector, Incoming, Ingested
 from .delivery import DeliverySettings, Distributor
+from .experiments import ExperimentDriver
 from .project import Project
 from .publish import published
 from .repository import meta_package, refresh_timestamp
@@ -98,6 +99,7 @@ class Server:
         self._collector = Collector(self._database, signing.verify_device)
         self._driver = RolloutDriver(self._database, lambda d: signing.sign_deployment(project, d), self._publish_desired,
                                      lambda bundle: bundle in self._bundles)
+        self._experiments = ExperimentDriver(self._database)
         self._assignments = Assignments(self._database)
         self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project), self._assignments.allowed,
                                         self._assignments.chunk_size)
@@ -229,6 +231,7 @@ class Server:
             self._resync = False
         self._driver.poll_requests(now)
         self._driver.tick(now)
+        self._experiments.tick(now)
 
     def _guarded(self, work: Callable[[Instant], None], now: Instant) -> None:
         """A full disk or an unreadable repository stops this piece of work, not the process; it is tried again."""

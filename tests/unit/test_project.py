@@ -174,7 +174,7 @@ def test_commands_print_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert isinstance(published, dict)
     assert (published["name"], published["version"], published["new"]) == ("toy", "1", True)
     assert run("models", "--dir", folder) == [{"name": "toy", "version": "1", "manifest": published["manifest"], "size": published["size"],
-                                              "task": "classify", "variants": ["fp32"], "targets": ["cpu-x86"]}]
+                                              "task": "classify", "variants": ["fp32"], "targets": ["cpu-x86"], "tags": [], "boards": 0}]
     before = run("keys", "list", "--dir", folder)
     assert isinstance(before, list)
     assert {row["role"] for row in before} == {"root", "targets", "snapshot", "timestamp", "deployment", "command"}
@@ -183,7 +183,8 @@ def test_commands_print_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert isinstance(rotated, dict)
     assert isinstance(after, list)
     assert [row["public"] for row in after if row["role"] == "deployment"] == [rotated["public"]]
-    assert run("models", "--withdraw", "toy:1", "--dir", folder) == []
+    assert run("models", "retire", "toy:1", "--dir", folder) == {"model": "toy", "version": "1"}
+    assert run("models", "--dir", folder) == []
     secrets = [p.read_text().splitlines()[1] for p in (tmp_path / "fleet" / "keys").iterdir()]
     for text in (*output, caplog.text):
         assert not any(secret in text for secret in secrets)
@@ -202,8 +203,8 @@ def test_plain_output_and_help_have_examples(tmp_path: Path) -> None:
     (["models", "--dir", "{tmp}/nowhere"], "project.not-found"),
     (["publish", "{tmp}/nowhere", "--dir", "{tmp}/fleet"], "bundle.not-found"),
     (["keys", "rotate", "king", "--dir", "{tmp}/fleet"], "keys.role"),
-    (["models", "--withdraw", "toy", "--dir", "{tmp}/fleet"], "models.name"),
-    (["models", "--withdraw", "toy:9", "--dir", "{tmp}/fleet"], "models.unknown"),
+    (["models", "retire", "toy", "--dir", "{tmp}/fleet"], "models.name"),
+    (["models", "retire", "toy:9", "--dir", "{tmp}/fleet"], "models.unknown"),
     (["init", "{tmp}/other", "--broker", "nonsense"], "config.broker"),
 ])
 def test_mistakes_on_the_command_line(project: Project, tmp_path: Path, arguments: list[str], code: str) -> None:

@@ -1,4 +1,4 @@
-"""Commands of the project folder: init, keys, publish, models."""
+"""Commands of the project folder: init, keys, publish."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-
-from jetfleet_contract.errors import InputError
 
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
 _FOLDER = typer.Argument(..., metavar="DIR", help="Folder to make.")
@@ -26,7 +24,6 @@ def register(app: typer.Typer) -> None:
     app.command("init")(init)
     app.add_typer(keys)
     app.command("publish")(publish)
-    app.command("models")(models)
 
 
 def init(
@@ -96,33 +93,6 @@ def publish(bundle: Path = _BUNDLE, folder: Path = _DIR, as_json: bool = _JSON) 
     verb = "Published" if done.new else "Cut into chunks of another size:" if done.recut else "Already published:"
     text = f"{verb} {done.name}:{done.version}, {done.blobs} blobs, {done.size / 1e6:.1f} MB, manifest {done.manifest}"
     _print(as_json, asdict(done), [text])
-
-
-def models(folder: Path = _DIR, withdraw: str = typer.Option("", help="NAME:VERSION that boards shall accept no longer."),
-           as_json: bool = _JSON) -> None:
-    """List the published models, or withdraw one version.
-
-    Examples:
-
-        jetfleet models --dir fleet
-
-        jetfleet models --dir fleet --withdraw detector:1
-    """
-    from jetfleet_host.project import Project
-    from jetfleet_host.publish import models as every_model
-    from jetfleet_host.publish import withdraw as withdraw_version
-
-    project = Project.load(folder)
-    if withdraw:
-        name, _, version = withdraw.partition(":")
-        if not version:
-            raise InputError("models.name", f"{withdraw[:80]!r} is no NAME:VERSION", where="--withdraw", remedy="for instance detector:1")
-        withdraw_version(project, name, version)
-    rows = [asdict(model) for model in every_model(project)]
-    lines = [f"{'model':<28} {'MB':>8}  {'task':<11} {'variants':<28} targets"]
-    lines += [f"{row['name'] + ':' + row['version']:<28} {row['size'] / 1e6:>8.1f}  {row['task']:<11} {' '.join(row['variants']):<28} "
-              f"{' '.join(row['targets'])}" for row in rows]
-    _print(as_json, rows, lines if rows else [f"Nothing is published. Publish with: jetfleet publish BUNDLE --dir {folder}"])
 
 
 def _print(as_json: bool, value: Any, lines: list[str]) -> None:

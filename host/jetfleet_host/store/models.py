@@ -242,3 +242,57 @@ class ResultRow(Base):
     app: Mapped[str] = mapped_column(String(63))
     received: Mapped[float] = mapped_column(Float)
     body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ExperimentRow(Base):
+    """The journal of one experiment: `body` is the machine's whole state. `asked` is what a command wants of `serve`, `answer` what became
+    of it: an error's code and sentence, empty when it was done."""
+
+    __tablename__ = "experiments"
+
+    id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    app: Mapped[str] = mapped_column(String(63), index=True)
+    phase: Mapped[str] = mapped_column(String(20), index=True)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    asked: Mapped[str] = mapped_column(String(20), default="")
+    answer: Mapped[str] = mapped_column(Text, default="")
+    created: Mapped[float] = mapped_column(Float)
+    changed: Mapped[float] = mapped_column(Float)
+
+
+class Observation(Base):
+    """A figure of one board's app that jetfleet cannot measure itself: an F1 of a labelled hour, a KPI of the line."""
+
+    __tablename__ = "observations"
+    __table_args__ = (Index("ix_observations_app_name_at", "app", "name", "at"),)
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device", ondelete="CASCADE"))
+    app: Mapped[str] = mapped_column(String(63))
+    name: Mapped[str] = mapped_column(String(63))
+    value: Mapped[float] = mapped_column(Float)
+    at: Mapped[float] = mapped_column(Float)
+
+
+class ModelTag(Base):
+    """A name that points to one version of a model and may move: `production`, `candidate` ..."""
+
+    __tablename__ = "model_tags"
+
+    model: Mapped[str] = mapped_column(String(63), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(63), primary_key=True)
+    version: Mapped[str] = mapped_column(String(63))
+    at: Mapped[float] = mapped_column(Float)
+
+
+class ModelEvent(Base):
+    """What was done with a model: tagged, promoted, retired. Never changed, so that it can be told who ran what when."""
+
+    __tablename__ = "model_events"
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    model: Mapped[str] = mapped_column(String(63), index=True)
+    version: Mapped[str] = mapped_column(String(63))
+    what: Mapped[str] = mapped_column(String(20))
+    detail: Mapped[str] = mapped_column(Text, default="")
+    at: Mapped[float] = mapped_column(Float)
