@@ -26,7 +26,7 @@ from jetfleet_agent.supervisor.updater import Updater
 from jetfleet_contract import slot_records as r
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec, Variant, digest_of
 from jetfleet_contract.chunks import BlobInfo
-from jetfleet_contract.errors import UntrustedError
+from jetfleet_contract.errors import JetfleetError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import AppSpec, Deployment, Instant, Report, Source, TrialPolicy, encode
 from jetfleet_contract.policy import Candidate, Choice, ChoiceRow, TrialNumbers
@@ -67,6 +67,10 @@ class Shelf:
         spec = AppSpec(APP, self.bundles[version], "toy", version, sources=(Source("cam", "synthetic:64x48"),),
                        trial=TrialPolicy(frames=10, lease_s=600, keep_s=self.keep_s))
         return Deployment("board", seq, 4e9, (spec,), f"r{seq}")
+
+    def empty(self, seq: int) -> Deployment:
+        """A deployment of no app at all."""
+        return Deployment("board", seq, 4e9, ())
 
 
 def _made(out: Path, version: str, plan: str | None) -> str:
@@ -168,20 +172,42 @@ class Life:
         return self.updater.states[APP]
 
     def settle(self, seq: int) -> None:
+        """Work until the deployment has its outcome; at any time a committed model has its files and something runs."""
         for _ in range(400):
             self.check()
-            state = self.updater.states.get(APP)
-            if state is not None and state.seq == seq and state.phase == "idle":
-                self.updater.tick()
+            if self._is_settled(seq):
                 return
-            if self.events:
-                self.updater.answered(self.events.popleft())
-            elif self.pending:
-                self.pending.pop(0)()
-            else:
-                self.mono += 6.0
-                self.updater.tick()
+            self._work_once()
         raise AssertionError(f"no end of {self.updater.states}")
+
+    def settle_unchecked(self, seq: int) -> None:
+        """The same for a board whose committed model was damaged."""
+        while not self._is_settled(seq):
+            self._work_once()
+
+    def work(self, times: int) -> None:
+        """Let so much happen, until nothing is left to do."""
+        for _ in range(times):
+            state = self.updater.states.get(APP)
+            if not self.events and not self.pending and (state is None or state.phase == "idle"):
+                return
+            self._work_once()
+
+    def _is_settled(self, seq: int) -> bool:
+        state = self.updater.states.get(APP)
+        if state is None or state.seq != seq or state.phase != "idle":
+            return False
+        self.updater.tick()
+        return True
+
+    def _work_once(self) -> None:
+        if self.events:
+            self.updater.answered(self.events.popleft())
+        elif self.pending:
+            self.pending.pop(0)()
+        else:
+            self.mono += 6.0
+            self.updater.tick()
 
     def check(self) -> None:
         """A committed model has its files, and something runs."""
@@ -196,9 +222,17 @@ class Life:
 
     # --- Fetching ---------------------------------------------------------------------------------------------
 
+    @property
+    def held(self) -> set[str]:
+        return set()
+
     def want(self, blob: str, info: BlobInfo) -> None:
         def arrive() -> None:
-            self.store.put_bytes(blob, self.shelf.paths[blob].read_bytes())
+            try:
+                self.store.put_bytes(blob, self.shelf.paths[blob].read_bytes())
+            except JetfleetError as error:
+                self.runner.blob_failed(blob, error)
+                return
             self.runner.blob_done(blob)
 
         self.pending.append(arrive)

@@ -107,6 +107,10 @@ class FakeFetcher:
         self.store.put_bytes(blob, self.shelf.paths[blob].read_bytes())
         self.done(blob)
 
+    @property
+    def held(self) -> set[str]:
+        return set()
+
     def cancel_except(self, blobs: set[str]) -> None: ...
     def close(self) -> None: ...
 

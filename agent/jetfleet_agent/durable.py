@@ -22,10 +22,11 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     try:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+            try:
+                write_all(handle, data)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -34,6 +35,22 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     except OSError as error:
         raise StorageError("store.write", f"cannot write {path}: {error.strerror or error}", where=str(path),
                            remedy="check free space and permissions of the folder") from None
+
+
+def write_all(handle: int, data: bytes) -> None:
+    """Write all of `data` at the file's position, however little the disk takes at once."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view):]
+
+
+def make_folder(folder: Path, *, mode: int = 0o755) -> None:
+    """Make a folder and what is missing above it, each entry durable: a file is only as durable as the folders that lead to it."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(mode=mode, exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

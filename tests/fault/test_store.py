@@ -206,9 +206,9 @@ WRITER = """
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args)
         setattr(module.os, name, call)
+    store = module.BlobStore(Path(sys.argv[1]))
     for name in ("posix_fallocate", "pwrite", "fsync"):
         counted(name)
-    store = module.BlobStore(Path(sys.argv[1]))
     with store.open_partial(BLOB, TABLE) as partial:
         for index in partial.missing():
             partial.write(index, PARTS[index])
@@ -259,6 +259,99 @@ def test_sweeping_keeps_what_is_named(store: BlobStore) -> None:
     fill(store, range(2))
     assert set(store.remove_except({kept})) == {gone, BLOB}
     assert names(store) == [kept]
+
+
+def test_sweeping_goes_on_past_what_cannot_be_removed_and_leaves_strange_names(store: BlobStore) -> None:
+    gone = store.put_bytes(table_of([b"gone"]).blob, b"gone").name
+    (store.folder / ("0" * 64)).mkdir()
+    (store.folder / "lost+found").mkdir()
+    (store.folder / "notes.txt").write_text("somebody's")
+    assert store.remove_except(set()) == (gone,)
+    assert names(store) == ["0" * 64, "lost+found", "notes.txt"]
+
+
+# --- rot in a blob that was finished long ago --------------------------------------------------------------
+
+
+def finished(store: BlobStore) -> Path:
+    fill(store, range(len(PARTS)))
+    with store.open_partial(BLOB, TABLE) as partial:
+        return partial.finish()
+
+
+def rot(path: Path, offset: int) -> None:
+    """Change bytes as a bad cell does: neither size nor time of the file shows it."""
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff\x00\xff\x00")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_rot_is_found_when_the_blob_is_needed_and_only_damaged_chunks_are_missing(store: BlobStore, tmp_path: Path) -> None:
+    rot(finished(store), SIZE * 7 + 3)
+    later = BlobStore(tmp_path)
+    with pytest.raises(UntrustedError) as caught:
+        later.verified(BLOB)
+    assert (caught.value.code, BLOB in caught.value.what) == ("store.rotten", True)
+    assert not later.has(BLOB)
+    assert later.needed(BLOB, len(DATA)) == 0, "its space is still reserved"
+    with later.open_partial(BLOB, TABLE) as partial:
+        assert list(partial.missing()) == [7]
+        partial.write(7, PARTS[7])
+        assert partial.finish().read_bytes() == DATA
+    assert later.verified(BLOB).read_bytes() == DATA
+
+
+def test_rot_after_the_start_is_found_once_there_is_a_doubt(store: BlobStore) -> None:
+    path = finished(store)
+    rot(path, 5)
+    assert store.sound(BLOB), "read once a start, not before each use"
+    store.doubt(BLOB)
+    assert not store.sound(BLOB)
+    assert not store.has(BLOB)
+
+
+def test_a_blob_that_was_written_to_or_cut_is_found_without_a_doubt(store: BlobStore) -> None:
+    path = finished(store)
+    os.truncate(path, SIZE * 3)
+    assert not store.sound(BLOB)
+    with store.open_partial(BLOB, TABLE) as partial:
+        assert list(partial.missing()) == list(range(3, len(PARTS)))
+
+
+def test_a_sector_that_cannot_be_read_is_rot(store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(store)
+    later = BlobStore(tmp_path)
+
+    def unreadable(_path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("jetfleet_agent.supervisor.store._digest_of", unreadable)
+    with pytest.raises(UntrustedError, match=r"store\.rotten"):
+        later.verified(BLOB)
+
+
+def test_rot_on_a_disk_that_takes_no_change_is_named_again_each_time(store: BlobStore, tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    rot(finished(store), 5)
+    later = BlobStore(tmp_path)
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "replace", read_only)
+    for _ in range(2):
+        assert not later.sound(BLOB)
+        assert later.has(BLOB)
+
+
+def test_what_is_still_needed_counts_parts_as_had(store: BlobStore) -> None:
+    assert store.needed(BLOB, len(DATA)) == len(DATA)
+    fill(store, range(2))
+    assert store.needed(BLOB, len(DATA)) == 0, "reserved when the part was opened"
+    finished(store)
+    assert store.needed(BLOB, len(DATA)) == 0
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "A" * 64, "", "0" * 63])

@@ -13,6 +13,7 @@ from jetfleet_contract.bundle import (
     PROBE_IMAGE,
     PROBE_INDEX,
     SPEC,
+    WEIGHT,
     Evaluation,
     Manifest,
     ModelSpec,
@@ -28,7 +29,11 @@ class Blobs(Protocol):
 
     def has(self, blob: str) -> bool: ...
     def path(self, blob: str) -> Path: ...
+    def verified(self, blob: str) -> Path: ...
+    def sound(self, blob: str) -> bool: ...
+    def doubt(self, blob: str) -> None: ...
     def read(self, blob: str, limit: int) -> bytes: ...
+    def needed(self, blob: str, size: int) -> int: ...
     def remove_except(self, keep: set[str]) -> tuple[str, ...]: ...
     def check_space(self, bytes_needed: int) -> None: ...
 
@@ -62,6 +67,10 @@ class BundleReader:
         named = [manifest.only(kind) for kind in (SPEC, EVALUATION, PROBE_INDEX)]
         return tuple(layer.blob for layer in (*named, *(one for one in manifest.layers if one.media_type == PROBE_IMAGE)))
 
+    def weights(self, bundle: str) -> tuple[str, ...]:
+        """The weight files of all variants."""
+        return tuple(layer.blob for layer in self.manifest(bundle).layers if layer.media_type == WEIGHT)
+
     def contents(self, bundle: str) -> Contents:
         """All parts, and that they belong together."""
         manifest = self.manifest(bundle)
@@ -69,5 +78,5 @@ class BundleReader:
         evaluation = decode(self._store.read(manifest.only(EVALUATION).blob, MAX_SPEC_BYTES), Evaluation, limit=MAX_SPEC_BYTES)
         probe = decode(self._store.read(manifest.only(PROBE_INDEX).blob, MAX_SPEC_BYTES), ProbeSet, limit=MAX_SPEC_BYTES)
         check_contents(manifest, spec, evaluation, probe)
-        images = tuple(self._store.path(blob_of_digest(item.image)) for item in probe.items)
+        images = tuple(self._store.verified(blob_of_digest(item.image)) for item in probe.items)
         return Contents(spec, evaluation, probe, images)

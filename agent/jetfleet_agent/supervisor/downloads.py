@@ -15,11 +15,11 @@ import msgspec
 
 from jetfleet_contract.bundle import Evaluation, ModelSpec
 from jetfleet_contract.chunks import BlobInfo
-from jetfleet_contract.errors import JetfleetError, MalformedError, UntrustedError
+from jetfleet_contract.errors import JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.messages import Instant
 from jetfleet_contract.policy import Candidate
 from jetfleet_contract.slot_records import AppSlots, Faulted, Fetch, Fetched, FetchStep, Progress, Slot
-from jetfleet_contract.slots import blobs_in_use
+from jetfleet_contract.slots import blobs_in_use, live_slot
 from jetfleet_contract.trust import BundleTarget
 
 from .bundle_reader import Blobs, BundleReader, blob_of_digest
@@ -37,6 +37,8 @@ class Bundles(Protocol):
 class Fetching(Protocol):
     """What is used of a Fetcher here."""
 
+    @property
+    def held(self) -> set[str]: ...
     def want(self, blob: str, info: BlobInfo) -> None: ...
     def cancel_except(self, blobs: set[str]) -> None: ...
 
@@ -63,7 +65,7 @@ class Downloads:
 
     Args:
         wanted: the candidates of a bundle whose weights this board wants to measure.
-        repaired: starts the app's committed model, whose files are whole again.
+        repaired: starts a committed model whose files are whole again.
         post: takes `AppEvent`s, from any thread.
         clock: for the time of reports.
     """
@@ -78,11 +80,16 @@ class Downloads:
         self._reports = reports
         self._wanted = wanted
         self._repaired = repaired
+        self._states: Callable[[], Iterable[AppSlots]] = tuple
         self._post = post
         self._clock = clock
         self._downloads: dict[tuple[str, bool], _Download] = {}  # by app, and whether it is a repair
         self._awaiting: dict[tuple[str, bool], Callable[[], None]] = {}
         self._garbage = False
+
+    def know(self, states: Callable[[], Iterable[AppSlots]]) -> None:
+        """Where to ask for the durable state of every app that this board has: what one of them holds is no garbage."""
+        self._states = states
 
     # --- a challenger's steps -------------------------------------------------------------------------------
 
@@ -114,13 +121,13 @@ class Downloads:
         self._post(AppEvent(app, Faulted(bundle, error.code, error.what, model)))
 
     def _want(self, app: str, download: _Download, blobs: Iterable[str], infos: Mapping[str, BlobInfo]) -> None:
-        missing = {blob for blob in blobs if not self._store.has(blob)}
+        missing = {blob for blob in blobs if not self._store.sound(blob)}
         strange = missing - infos.keys()
         if strange:
             raise UntrustedError("bundle.unsigned", f"blob {min(strange)} of the bundle is not in its signed target")
-        size = sum(infos[blob].size for blob in missing)
-        self._store.check_space(size)
-        download.missing, download.received = missing, size
+        sizes = {blob: infos[blob].size for blob in missing}
+        self.make_room(sizes, self._ahead(download, infos))
+        download.missing, download.received = missing, sum(sizes.values())
         key = (app, download.repairs is not None)
         self._downloads[key] = download
         if not missing:
@@ -128,6 +135,28 @@ class Downloads:
             return
         for blob in sorted(missing):
             self._fetcher.want(blob, infos[blob])
+
+    def _ahead(self, download: _Download, infos: Mapping[str, BlobInfo]) -> int:
+        """Bytes that a later step needs at the least: as soon as the manifest is here, the smallest of its weight files."""
+        if download.step != "parts":
+            return 0
+        weights = self._reader.weights(download.bundle)
+        return min((self._store.needed(blob, infos[blob].size) for blob in weights if blob in infos), default=0)
+
+    def make_room(self, sizes: Mapping[str, int], scratch: int = 0) -> None:
+        """See that these blobs (size in bytes by id) and `scratch` bytes besides will fit. What is here already or reserved by a part
+        counts as had; what nobody holds is removed if the rest would not fit otherwise.
+
+        Raises:
+            StorageError: `store.full`, `store.io`.
+        """
+        needed = scratch + sum(self._store.needed(blob, size) for blob, size in sizes.items())
+        try:
+            self._store.check_space(needed)
+        except StorageError:
+            if not self._remove_unused(sizes.keys()):
+                raise
+            self._store.check_space(needed)
 
     def blob_done(self, blob: str) -> None:
         """A blob is in the store."""
@@ -172,7 +201,7 @@ class Downloads:
         app, download = key[0], self._downloads.pop(key)
         try:
             if download.repairs is not None:
-                self._repaired(app, download.repairs)
+                self._start_repaired(app, download.repairs)
                 return
             following = self._following(download)
         except JetfleetError as error:
@@ -191,9 +220,15 @@ class Downloads:
 
     # --- a committed model's files --------------------------------------------------------------------------
 
+    def damaged(self, app: str, state: AppSlots, slot: Slot, error: JetfleetError) -> None:
+        """Files of a committed model are damaged or missing: tell the host, and get what is damaged again."""
+        log.warning("%s: the committed model cannot be started: %s", app, error.what)
+        told = Progress(state.seq, state.phase, slot.bundle, slot.version, slot.version, code=error.code, detail=error.what)
+        self._reports.add(app, told, self._clock().wall)
+        self.repair(app, slot)
+
     def repair(self, app: str, slot: Slot) -> None:
         """Fetch what is missing of a committed model, then start it."""
-        log.warning("%s: files of the committed model are missing, fetching them again", app)
         try:
             infos = self._bundles.bundle(slot.bundle).every()
             self._want(app, _Download(slot.bundle, "", repairs=slot), (slot.bundle, *slot.blobs), infos)
@@ -201,25 +236,41 @@ class Downloads:
             log.warning("%s: not yet: %s", app, error.what)
             self._awaiting[app, True] = partial(self.repair, app, slot)
 
+    def _start_repaired(self, app: str, slot: Slot) -> None:
+        """Start it unless another model has taken its place since."""
+        live = next((live_slot(state) for state in self._states() if state.app == app), None)
+        if live is None or live.bundle != slot.bundle:
+            return
+        try:
+            self._repaired(app, live)
+        except JetfleetError as error:
+            log.warning("%s: still not whole: %s", app, error.what)
+            self._awaiting[app, True] = partial(self.repair, app, live)
+
     # --- garbage --------------------------------------------------------------------------------------------
 
     def ask_for_collection(self) -> None:
         """Something may have become unused."""
         self._garbage = True
 
-    def collect(self, states: Iterable[AppSlots]) -> None:
-        """Drop unused blobs, if asked for and nothing is being fetched: parts and tables of what is under way count as used."""
+    def collect(self) -> None:
+        """Drop unused blobs, if asked for and nothing is being fetched: a table that was fetched already saves asking for it again."""
         if not self._garbage or self._downloads:
             return
         self._garbage = False
-        keep = {blob for state in states for blob in blobs_in_use(state)}
         try:
-            gone = self._store.remove_except(keep)
-        except OSError as error:
-            log.warning("unused blobs could not be removed: %s", error)
-            return
+            self._remove_unused(())
+        except StorageError as error:
+            log.warning("unused blobs could not be removed: %s", error.what)
+
+    def _remove_unused(self, wanted: Iterable[str]) -> bool:
+        """Remove what no slot of any app holds, and what no download needs or will need. Whether anything went."""
+        under_way = {blob for download in self._downloads.values() for blob in download.missing}
+        held = {blob for state in self._states() for blob in blobs_in_use(state)}
+        gone = self._store.remove_except({*held, *under_way, *wanted, *self._fetcher.held})
         if gone:
             log.info("%d unused blobs removed", len(gone))
+        return bool(gone)
 
 
 def _waiting_for_metadata(state: AppSlots) -> Progress:

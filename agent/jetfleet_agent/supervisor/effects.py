@@ -107,6 +107,10 @@ class EffectRunner:
         self._downloads = Downloads(bundles, store, fetcher, reports, chooser.wanted, self._start, post, clock)
         self.choices: dict[str, Choice] = {}
 
+    def know(self, states: Callable[[], Iterable[AppSlots]]) -> None:
+        """Where to ask for the durable state of every app; before that nothing may run."""
+        self._downloads.know(states)
+
     def counts(self, item: AppEvent) -> bool:
         """False for an answer of work that was given up since."""
         return item.turn in (0, self._turns.get(item.app, 0))
@@ -153,7 +157,7 @@ class EffectRunner:
     def _failed(self, app: str, state: AppSlots, effect: Effect, error: JetfleetError) -> None:
         champion = state.champion
         if champion and isinstance(effect, (StartPipeline, Back)) and effect.slot.bundle == champion.bundle:
-            self._downloads.repair(app, champion)
+            self._downloads.damaged(app, state, champion, error)
         elif state.challenger is not None:
             self._downloads.fault(app, state.challenger.bundle, error)
 
@@ -178,9 +182,15 @@ class EffectRunner:
         """New signed metadata, or the broker is back."""
         self._downloads.try_again()
 
-    def collect(self, states: Iterable[AppSlots]) -> None:
+    def collect(self) -> None:
         """Drop unused blobs, if an effect asked for it."""
-        self._downloads.collect(states)
+        self._downloads.collect()
+
+    def doubt(self, state: AppSlots) -> None:
+        """Read the app's models again before they are started next: a pipeline crashed, which a damaged file explains too."""
+        for slot in (state.champion, state.challenger):
+            if slot is not None and slot.weights:
+                self._store.doubt(slot.weights)
 
     def _abandon(self, app: str) -> None:
         self._turns[app] = self._turns.get(app, 0) + 1
@@ -200,7 +210,7 @@ class EffectRunner:
 
     def _weights(self, contents: Contents) -> dict[str, Path]:
         blobs = {variant.name: blob_of_digest(variant.digest) for variant in contents.spec.variants}
-        return {name: self._store.path(blob) for name, blob in blobs.items() if self._store.has(blob)}
+        return {name: self._store.verified(blob) for name, blob in blobs.items() if self._store.has(blob)}
 
     def _probe(self, app: str, slot: Slot) -> None:
         contents = self._reader.contents(slot.bundle)
@@ -211,7 +221,8 @@ class EffectRunner:
         def done(result: EvaluationResult, agreement: float) -> None:
             self._post(AppEvent(app, _probed(slot.bundle, result, agreement, contents.probe.min_agreement), turn))
 
-        self._chooser.probe_model(self._store.path(slot.weights), slot.candidate, contents.spec.task, contents.probe, contents.images, done)
+        weights = self._store.verified(slot.weights)
+        self._chooser.probe_model(weights, slot.candidate, contents.spec.task, contents.probe, contents.images, done)
 
     def _next_turn(self, app: str) -> int:
         self._turns[app] = self._turns.get(app, 0) + 1
@@ -226,7 +237,7 @@ class EffectRunner:
         if slot.candidate is None:
             raise StorageError("slots.candidate", f"no candidate is stored for {slot.name} {slot.version}")
         contents = self._reader.contents(slot.bundle)
-        path = str(self._store.path(slot.weights))
+        path = str(self._store.verified(slot.weights))
         return ipc.Model(slot.bundle, slot.version, slot.candidate, path, contents.spec, self._settings.threads)
 
     def _run_of(self, slot: Slot) -> ipc.Run:

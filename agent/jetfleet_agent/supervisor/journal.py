@@ -17,6 +17,7 @@ from typing import Protocol
 
 import msgspec
 
+from jetfleet_agent.durable import make_folder, sync_folder, write_all
 from jetfleet_contract.errors import MalformedError, StorageError
 from jetfleet_contract.messages import Deployment, Message, encode
 from jetfleet_contract.slot_records import AppSlots, restore
@@ -61,17 +62,18 @@ class RealDisk:
 
     def put(self, path: Path, data: bytes) -> None:
         """Write and fsync a new file, readable by its owner only."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(path.parent, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def move(self, old: Path, new: Path) -> None:
         """Rename and fsync the folder."""
         old.replace(new)
-        self._sync_folder(new.parent)
+        sync_folder(new.parent)
 
     def link(self, old: Path, new: Path) -> None:
         """`new` becomes another name of `old`, when there is an `old`."""
@@ -82,20 +84,13 @@ class RealDisk:
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            self._sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def names(self, folder: Path) -> list[str]:
         try:
             return sorted(entry.name for entry in folder.iterdir() if entry.is_file())
         except FileNotFoundError:
             return []
-
-    def _sync_folder(self, folder: Path) -> None:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class Journal:

@@ -2,20 +2,23 @@
 
 A name without ``.part`` is a promise: the file was fsynced, read again from the beginning, hashed, renamed and its folder
 fsynced. Chunks are checked against the table before they are written, so a part never holds a wrong byte except by a torn
-write; what is really there is found again by hashing, so nothing is journalled per chunk.
+write; what is really there is found again by hashing, so nothing is journalled per chunk. A blob that rotted on disk loses its name and
+becomes a part again: its good chunks stay, only the damaged ones are fetched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
 
+from jetfleet_agent.durable import make_folder, sync_folder
 from jetfleet_contract import topics
 from jetfleet_contract.chunks import Bitmap, ChunkTable
-from jetfleet_contract.errors import StorageError, UntrustedError
+from jetfleet_contract.errors import MalformedError, StorageError, UntrustedError
 
 RESERVE_BYTES = 16 << 20  # left free for journals and metadata, so that a full store never stops a rollback
 _READ_BYTES = 1 << 20
@@ -28,9 +31,10 @@ class BlobStore:
     def __init__(self, root: Path) -> None:
         self.folder = root / "blobs"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+            make_folder(self.folder)
         except OSError as error:
             raise _storage_error(error, self.folder) from None
+        self._proven: dict[str, _Mark] = {}
 
     def has(self, blob: str) -> bool:
         """True when the blob is complete and was verified."""
@@ -51,17 +55,58 @@ class BlobStore:
         """A complete small blob's bytes, checked once more against its name; `limit` bounds memory.
 
         Raises:
-            StorageError: `store.missing`, `store.large`. UntrustedError: `store.rotten` (the blob is dropped).
+            StorageError: `store.missing`, `store.large`. UntrustedError: `store.rotten` (the blob has lost its name).
         """
         final = self.path(blob)
         if final.stat().st_size > limit:
             raise StorageError("store.large", f"blob {blob} is larger than {limit} bytes", where=str(final))
-        data = final.read_bytes()
-        if hashlib.sha256(data).hexdigest() != blob:
-            final.unlink(missing_ok=True)
-            raise UntrustedError("store.rotten", f"blob {blob} changed on disk and was dropped", where=str(final),
-                                 remedy="it is fetched again; replace the storage if this repeats")
+        try:
+            data = final.read_bytes()
+        except OSError:
+            data = None  # an unreadable sector is as good as a wrong one
+        if data is None or hashlib.sha256(data).hexdigest() != blob:
+            raise self._rotten(blob)
         return data
+
+    def verified(self, blob: str) -> Path:
+        """Where a complete blob lies, after reading and hashing all of it, once a start and file; `doubt` has it read again.
+
+        Raises:
+            StorageError: `store.missing`. UntrustedError: `store.rotten` (the blob has lost its name; its good chunks are kept).
+        """
+        final = self.path(blob)
+        try:
+            mark = _mark_of(final)
+            if self._proven.get(blob) == mark:
+                return final
+            good = _digest_of(final) == blob
+        except OSError:
+            good = False
+        if not good:
+            raise self._rotten(blob)
+        self._proven[blob] = mark
+        return final
+
+    def sound(self, blob: str) -> bool:
+        """Whether the blob is complete and, read again, still itself."""
+        try:
+            self.verified(blob)
+        except (StorageError, UntrustedError):
+            return False
+        return True
+
+    def doubt(self, blob: str) -> None:
+        """Read this blob again before it is used next: a program that used it crashed."""
+        self._proven.pop(blob, None)
+
+    def _rotten(self, blob: str) -> UntrustedError:
+        final = self._final(blob)
+        self._proven.pop(blob, None)
+        with contextlib.suppress(OSError):  # on a disk that takes no change it keeps its name and is found out again
+            final.replace(self.part(blob))
+            sync_folder(self.folder)
+        return UntrustedError("store.rotten", f"blob {blob} changed on disk", where=str(final),
+                              remedy="its damaged chunks are fetched again; replace the storage if this repeats")
 
     def open_partial(self, blob: str, table: ChunkTable) -> Partial:
         """The unfinished file of `blob`, new or resumed; its space is reserved now, so that ENOSPC comes before the download.
@@ -85,14 +130,38 @@ class BlobStore:
             return partial.finish()
 
     def remove_except(self, keep: set[str]) -> tuple[str, ...]:
-        """Drop every blob and part whose id is not in `keep`; the ids that went."""
+        """Drop every blob and part whose id is not in `keep`, as far as the disk lets us; the ids that went. Strange names stay.
+
+        Raises:
+            StorageError: `store.io` when the folder cannot be read.
+        """
         gone = []
-        for entry in sorted(self.folder.iterdir()):
-            blob = entry.name.removesuffix(".part")
-            if blob not in keep:
-                entry.unlink(missing_ok=True)
+        try:
+            entries = sorted(entry.name for entry in os.scandir(self.folder))
+        except OSError as error:
+            raise _storage_error(error, self.folder) from None
+        for name in entries:
+            blob = name.removesuffix(".part")
+            if blob in keep or not _is_blob(blob):
+                continue
+            with contextlib.suppress(OSError):  # the rest may still go; this one is tried again the next time
+                (self.folder / name).unlink()
+                self._proven.pop(blob, None)
                 gone.append(blob)
+        if gone:
+            with contextlib.suppress(OSError):  # should they come back after a power cut, they are garbage again
+                sync_folder(self.folder)
         return tuple(gone)
+
+    def needed(self, blob: str, size: int) -> int:
+        """Bytes that `blob` of `size` bytes will still take: none when it is complete, less when a part has reserved them."""
+        if self.has(blob):
+            return 0
+        try:
+            held = self.part(blob).stat().st_blocks * 512
+        except OSError:
+            held = 0
+        return max(size - held, 0)
 
     def check_space(self, bytes_needed: int) -> None:
         """Raises StorageError `store.full` when fewer than `bytes_needed` plus a reserve of 16 MiB are free."""
@@ -108,7 +177,8 @@ class BlobStore:
         """Give a verified part its final name, durably."""
         final = self._final(blob)
         self.part(blob).rename(final)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
+        self._proven[blob] = _mark_of(final)
         return final
 
     def _final(self, blob: str) -> Path:
@@ -240,12 +310,29 @@ class Partial:
         self.close()
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _is_blob(name: str) -> bool:
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        topics.check_blob(name)
+    except MalformedError:
+        return False
+    return True
+
+
+_Mark = tuple[int, int, int]
+
+
+def _mark_of(path: Path) -> _Mark:
+    """What changes when somebody writes to a file or puts another in its place; rot on the medium does not show in it."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _digest_of(path: Path) -> str:
+    digest, view = hashlib.sha256(), memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while got := file.readinto(view):
+            digest.update(view[:got])
+    return digest.hexdigest()
 
 
 def _storage_error(error: OSError, path: Path) -> StorageError:

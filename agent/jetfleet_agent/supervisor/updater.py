@@ -44,6 +44,7 @@ class Updater:
         self._reports = reports
         self._clock = clock
         self._states: dict[str, slots.AppSlots] = {}
+        runner.know(self._states.values)
         self._stalled: dict[str, deque[slots.Event]] = {}
         self._retry_at = 0.0
         self.order_errors = 0
@@ -54,8 +55,8 @@ class Updater:
 
     def resume(self) -> None:
         """Take up every app where the journal says it was."""
-        for app in self._journal.apps():
-            self._states[app] = self._journal.app(app)
+        self._states.update({app: self._journal.app(app) for app in self._journal.apps()})  # all, before one of them may collect garbage
+        for app in list(self._states):
             self.event(app, slots.Resume())
 
     def deploy(self, deployment: Deployment) -> None:
@@ -67,6 +68,10 @@ class Updater:
             MalformedError: `deployment.bad`; nothing was applied.
         """
         check_deployment(deployment)
+        for app in [spec.app for spec in deployment.apps if spec.app not in self._states]:
+            self._states[app] = self._journal.app(app)  # a folder that could not be listed may have a record all the same
+            if self._states[app] != slots.AppSlots(app):
+                self.event(app, slots.Resume())
         for spec in deployment.apps:
             feed_to = tuple(other.app for other in deployment.apps if other.input_from == spec.app)
             self._deploy_app(slots.Target(deployment.seq, spec, deployment.rollout, feed_to, self._runner.release(spec.bundle)))
@@ -76,7 +81,7 @@ class Updater:
 
     def _deploy_app(self, target: slots.Target) -> None:
         spec = target.spec
-        state = self._states.setdefault(spec.app, slots.AppSlots(spec.app))
+        state = self._states[spec.app]
         try:
             self._check_possible(spec)
         except JetfleetError as error:
@@ -119,7 +124,7 @@ class Updater:
                 due = next_tick(self._states[app], now)
             if due is not None and app not in self._stalled:
                 wait = min(wait, due)
-        self._runner.collect(self._states.values())
+        self._runner.collect()
         return max(wait, 0.0)
 
     # --- what is ------------------------------------------------------------------------------------------
@@ -138,6 +143,8 @@ class Updater:
     def _take(self, app: str, event: slots.Event) -> bool:
         """Step, persist, run. False when the state could not be made durable: then nothing else was done."""
         state = self._states[app]
+        if isinstance(event, slots.Crashed):
+            self._runner.doubt(state)
         try:
             after, effects = step(state, event, self._clock())
         except OrderError as error:
