@@ -88,6 +88,21 @@ def test_random_draws_agree_with_all_draws(monkeypatch: pytest.MonkeyPatch) -> N
     assert cohorts.randomisation_p(seen, plan.arms, plan.strata, "s") == pytest.approx(exact, abs=0.04)
 
 
+def test_many_boards_agree_with_random_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(240)
+    for run, ratio in enumerate((1.0, 1.02, 1.03, 1.04)):
+        seen = {device: value ** 0.5 for device, value in values(plan, random.Random(run), ratio=ratio).items()}
+        normal = cohorts.randomisation_p(seen, plan.arms, plan.strata, "s")
+        with monkeypatch.context() as patched:
+            patched.setattr(cohorts, "MANY_BOARDS", 1000)
+            assert cohorts.randomisation_p(seen, plan.arms, plan.strata, "s") == pytest.approx(normal, abs=0.03)
+
+
+def test_many_boards_that_are_all_alike_show_nothing() -> None:
+    plan = plan_of(300)
+    assert cohorts.randomisation_p(dict.fromkeys(plan.arms, 3.0), plan.arms, plan.strata, "s") == 1.0
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9, 1.0])
 def test_spending_grows_to_alpha(share: float) -> None:
     assert 0.0 <= cohorts.spent_alpha(share / 2, 0.05) <= cohorts.spent_alpha(share, 0.05) <= 0.05
