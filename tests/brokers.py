@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,21 @@ BROKERS = ("mosquitto", "embedded")
 
 
 class Mosquitto:
-    """A real mosquitto in a child process, its state in memory only."""
+    """A real mosquitto in a child process, its state in memory only unless `persistence`. `extra`: more lines of its configuration, each
+    in the place of a line with the same keyword."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, extra: Sequence[str] = (), *, persistence: bool = False) -> None:
         self.port = port
-        self._config = write_mosquitto_config(folder / "mosquitto.conf", port=port)
+        folder.chmod(0o777)  # started as root, mosquitto drops to a user of its own
+        self._config = write_mosquitto_config(folder / "mosquitto.conf", port=port, persistence=folder if persistence else None)
+        self.configure(*extra)
         self._child: subprocess.Popen[bytes] | None = None
+
+    def configure(self, *lines: str) -> None:
+        """Other limits, from the next start on."""
+        given = {line.split()[0] for line in lines}
+        kept = [line for line in self._config.read_text().splitlines() if line.split()[0] not in given]
+        self._config.write_text("\n".join([*kept, *lines]) + "\n")
 
     def start(self) -> None:
         program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
@@ -41,12 +50,12 @@ class Mosquitto:
 
 
 @contextlib.contextmanager
-def mosquitto() -> Iterator[Mosquitto]:
-    """A running mosquitto; the test is skipped where the program is not installed."""
+def mosquitto(*extra: str, persistence: bool = False) -> Iterator[Mosquitto]:
+    """A running mosquitto, see `Mosquitto`; the test is skipped where the program is not installed."""
     if not (shutil.which("mosquitto") or Path("/usr/sbin/mosquitto").exists()):
         pytest.skip("mosquitto is not installed")
     with tempfile.TemporaryDirectory() as folder:
-        broker = Mosquitto(Path(folder), free_port())
+        broker = Mosquitto(Path(folder), free_port(), extra, persistence=persistence)
         broker.start()
         try:
             yield broker

@@ -22,6 +22,7 @@ from jetfleet_agent.supervisor.store import BlobStore
 from jetfleet_agent.supervisor.upload_store import UploadStore
 from jetfleet_agent.supervisor.uploads import Uploads
 from jetfleet_contract import topics
+from jetfleet_contract.broker_limits import BrokerLimits
 from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.errors import UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
@@ -45,6 +46,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.connected = False
+        self.limits = BrokerLimits()
         self.backlog = 0
         self.subscribed: dict[str, int] = {}
         self.published: list[tuple[str, bytes, int, bool, int]] = []

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from jetfleet_contract.broker_limits import MAX_PACKET_BYTES, MIN_PACKET_BYTES, BrokerLimits, configured
 from jetfleet_contract.errors import InputError, MalformedError
 from jetfleet_contract.topics import check_name
 
@@ -47,6 +48,10 @@ ca = "/etc/jetfleet/ca.pem"           # set: TLS
 cert = ""                             # set with key: mutual TLS
 key = ""
 keepalive_s = 30
+profile = ""                          # limits of a known broker: "aws-iot-core", "emqx", "mosquitto", "thingsboard" ...
+# max_packet_bytes = 65536            # or by hand, where the broker does not say it itself
+max_qos = 2
+# max_topic_levels = 8
 
 [local_sources]                       # what `local:NAME` in a deployment means on this board
 front = "/dev/video0"
@@ -66,7 +71,8 @@ nice = 10                             # 10: running models keep their cores; 0: 
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the broker is. `ca` set means TLS; `cert` and `key` mean mutual TLS. The password is read from a file."""
+    """Where the broker is. `ca` set means TLS; `cert` and `key` mean mutual TLS. The password is read from a file. `profile` names a known
+    broker, for its limits; the three others say them where the broker does not."""
 
     host: Annotated[str, Meta(min_length=1, max_length=253)]
     port: Annotated[int, Meta(ge=1, le=65535)] = 1883
@@ -76,6 +82,16 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cert: str = ""
     key: str = ""
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+    profile: Annotated[str, Meta(max_length=40)] = ""
+    max_packet_bytes: Annotated[int, Meta(ge=MIN_PACKET_BYTES, le=MAX_PACKET_BYTES)] | None = None
+    max_qos: Annotated[int, Meta(ge=0, le=2)] = 2
+    max_topic_levels: Annotated[int, Meta(ge=1, le=65535)] | None = None
+
+    @property
+    def limits(self) -> BrokerLimits:
+        """What is known of the broker before it speaks. InputError `broker.profile`."""
+        return configured(self.profile, max_packet_bytes=self.max_packet_bytes or 0, max_qos=self.max_qos,
+                          max_topic_levels=self.max_topic_levels or 0)
 
 
 class MeasureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,6 +165,7 @@ def parse(text: str, path: Path) -> AgentConfig:
         check_name("device", config.device)
         for name in config.local_sources:
             check_name("local source", name)
+        _ = config.broker.limits
     except (msgspec.ValidationError, MalformedError) as error:
         what = error.what if isinstance(error, MalformedError) else str(error)
         raise InputError("config.bad", f"a value does not fit: {what}", where=str(path),

@@ -191,19 +191,21 @@ def _stop_on_signals(stop: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, note)
 
 
-def try_broker(config: AgentConfig) -> str:
-    """Connect once, as this agent would but under another client id; the reason when the broker does not accept us."""
+def try_broker(config: AgentConfig) -> doctor.Tried:
+    """Connect once, as this agent would but under another client id: why the broker does not accept us, or what it takes."""
     attempt = doctor.BrokerProbe()
     link = MqttLink(_broker_settings(config), f"{config.device}-doctor", lambda _topic, _payload: None, attempt.up, attempt.down)
     link.start()
     try:
-        return attempt.outcome(doctor.BROKER_WAIT_S)
+        return doctor.Tried(attempt.outcome(doctor.BROKER_WAIT_S), link.limits)
     finally:
         link.stop()
 
 
 def _broker_settings(config: AgentConfig) -> BrokerSettings:
-    return BrokerSettings(**msgspec.structs.asdict(config.broker))
+    broker = config.broker
+    return BrokerSettings(host=broker.host, port=broker.port, username=broker.username, password_file=broker.password_file, ca=broker.ca,
+                          cert=broker.cert, key=broker.key, keepalive_s=broker.keepalive_s, limits=broker.limits)
 
 
 # --- what the commands share --------------------------------------------------------------------------------

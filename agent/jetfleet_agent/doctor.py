@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from jetfleet_contract import __version__
+from jetfleet_contract.broker_limits import BrokerLimits, findings
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Capability
 
@@ -35,6 +36,13 @@ class Check(msgspec.Struct, frozen=True):
     verdict: Verdict
     finding: str
     remedy: str = ""
+
+
+class Tried(msgspec.Struct, frozen=True):
+    """What came of trying the broker: the reason why it did not accept us, else what it takes."""
+
+    reason: str = ""
+    limits: BrokerLimits = BrokerLimits()
 
 
 class BrokerProbe:
@@ -61,12 +69,13 @@ class BrokerProbe:
         return self._down
 
 
-def examine(path: Path, capability_of: Callable[[AgentConfig], Capability], try_broker: Callable[[AgentConfig], str]) -> tuple[Check, ...]:
+def examine(path: Path, capability_of: Callable[[AgentConfig], Capability],
+            try_broker: Callable[[AgentConfig], Tried]) -> tuple[Check, ...]:
     """All checks, in the order in which to mend things.
 
     Args:
         capability_of: probes the board.
-        try_broker: connects once; gives the reason when that fails.
+        try_broker: connects once; gives the reason when that fails, and the broker's limits.
     """
     try:
         config = load(path)
@@ -145,15 +154,19 @@ def _backends(capability: Callable[[], Capability]) -> Check:
     return Check("backends", "ok", ", ".join(usable))
 
 
-def _broker(config: AgentConfig, try_broker: Callable[[AgentConfig], str]) -> Check:
+def _broker(config: AgentConfig, try_broker: Callable[[AgentConfig], Tried]) -> Check:
     where = f"{config.broker.host}:{config.broker.port}"
     try:
-        reason = try_broker(config)
+        tried = try_broker(config)
     except JetfleetError as error:
         return Check("broker", "failed", error.what, error.remedy)
-    if reason:
-        return Check("broker", "failed", f"{where}: {reason}",
+    if tried.reason:
+        return Check("broker", "failed", f"{where}: {tried.reason}",
                      "check host, port, firewall and credentials; the running models go on without a broker")
+    lacking = findings(tried.limits)
+    if lacking:
+        return Check("broker", "failed" if lacking[0].hinders else "warning", f"{where}: {lacking[0].what} [{lacking[0].code}]",
+                     lacking[0].remedy)
     return Check("broker", "ok", f"{where} accepts this agent ({'TLS' if config.broker.ca else 'no TLS'}), agent {__version__}")
 
 

@@ -33,6 +33,7 @@ MAX_CHECKS = 3
 NEVER = float("inf")
 
 _CHUNK = struct.Struct(">II")
+CHUNK_HEADER_BYTES = _CHUNK.size
 _WANT = struct.Struct(">BxxxIIII")
 _WANT_VERSION = 1
 

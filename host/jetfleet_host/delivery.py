@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_contract import pacing, rounds, topics, transfer
+from jetfleet_contract.broker_limits import BrokerLimits, fits_chunks
 from jetfleet_contract.chunks import CHUNK_BYTES, chunk_count
 from jetfleet_contract.errors import JetfleetError, MalformedError
 from jetfleet_contract.messages import encode
@@ -51,6 +52,8 @@ class Link(Protocol):
     def connected(self) -> bool: ...
     @property
     def backlog(self) -> int: ...
+    @property
+    def limits(self) -> BrokerLimits: ...
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
 
 
@@ -168,6 +171,9 @@ class Distributor:
         size = self._blobs.size(blob)
         if size is None:
             raise MalformedError("delivery.unknown", f"blob {blob} is not published here")
+        if not fits_chunks(self._link.limits, min(size, cut)):
+            raise MalformedError("broker.packet-size", f"chunks of {cut} bytes of blob {blob[:16]} are over the broker's limit",
+                                 remedy="set [delivery] chunk_kb lower and publish the model again")
         self._make_room()
         self.forget(blob)  # it may have been published again with another cut
         self._senders[blob] = rounds.sender(chunk_count(size, cut), 1 + secrets.randbelow(1 << 31))

@@ -21,6 +21,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from jetfleet_contract.broker_limits import MAX_PACKET_BYTES, MIN_PACKET_BYTES, PROFILES, BrokerLimits, configured
 from jetfleet_contract.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_contract.topics import check_blob
@@ -34,7 +35,8 @@ EMBEDDED_PORT = 18_830
 
 
 class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the broker is. `embedded`: `serve` starts its own on loopback at `port` (0: any free one)."""
+    """Where the broker is. `embedded`: `serve` starts its own on loopback at `port` (0: any free one). `profile` names a known broker, for
+    its limits; `max_packet_bytes`, `max_qos` and `max_topic_levels` are said here where the broker does not say them itself."""
 
     embedded: bool = True
     host: Annotated[str, Meta(min_length=1, max_length=253)] = "127.0.0.1"
@@ -45,6 +47,17 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cert: str = ""
     key: str = ""
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+    profile: Annotated[str, Meta(max_length=40)] = ""
+    max_packet_bytes: Annotated[int, Meta(ge=MIN_PACKET_BYTES, le=MAX_PACKET_BYTES)] | None = None
+    max_qos: Annotated[int, Meta(ge=0, le=2)] = 2
+    max_topic_levels: Annotated[int, Meta(ge=1, le=65_535)] | None = None
+
+    @property
+    def limits(self) -> BrokerLimits:
+        """What is known of the broker before it speaks. InputError `broker.profile`."""
+        profile = self.profile or ("embedded" if self.embedded else "")
+        return configured(profile, max_packet_bytes=self.max_packet_bytes or 0, max_qos=self.max_qos,
+                          max_topic_levels=self.max_topic_levels or 0)
 
 
 class DatabaseSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -231,6 +244,7 @@ def read_settings(path: Path) -> Settings:
     except msgspec.ValidationError as error:
         raise InputError("config.value", f"a value in {path.name} is wrong: {error}", where=str(path),
                          remedy="correct the value at the place named after the '$'") from None
+    _ = settings.broker.limits  # an unknown profile is an error here, not at the first connection
     return msgspec.structs.replace(settings, broker=_resolved(settings.broker, path.parent))
 
 
@@ -266,6 +280,10 @@ def _config_text(broker: BrokerSection) -> str:
 # ca = "ca.pem"            # set: TLS
 # cert = "host.pem"        # set with key: mutual TLS
 # key = "host.key"
+# profile = "aws-iot-core"   # limits of a known broker: {", ".join(sorted(PROFILES))}
+# max_packet_bytes = 65536   # or by hand; what the broker says itself counts besides
+# max_qos = 1
+# max_topic_levels = 8
 
 [database]
 # url = "postgresql+psycopg://jetfleet@db/jetfleet"    # default: jetfleet.db in this folder

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jetfleet_contract.broker_limits import check_chunks
 from jetfleet_contract.bundle import MAX_SPEC_BYTES, SPEC, ModelSpec, decode_manifest
 from jetfleet_contract.chunks import BlobInfo, table_of
 from jetfleet_contract.errors import InputError, StorageError, UntrustedError
@@ -59,14 +60,16 @@ def publish(project: Project, bundle_path: Path) -> Published:
     chunk_kb`` has changed since.
 
     Raises:
-        InputError: `publish.version-taken` (the version was published with other bytes), `publish.meta-full`, `keys.*`.
+        InputError: `publish.version-taken` (the version was published with other bytes), `publish.meta-full`, `keys.*`,
+            `broker.packet-size` (the project's broker does not take chunks of this size).
         MalformedError, UntrustedError: as `open_bundle`. StorageError: `store.write`.
     """
+    cut = project.settings.delivery.chunk_kb * 1024
+    check_chunks(project.settings.broker.limits, [cut], str(project.dir / "jetfleet.toml"))
     bundle = open_bundle(bundle_path)
     known = _find(project, bundle)
     with locked(project.blobs.folder):
         sweep_partials(project.blobs.folder)
-        cut = project.settings.delivery.chunk_kb * 1024
         infos = {digest[7:]: _take_over(project.blobs, bundle, digest, cut) for digest in bundle.digests()}
         sync_folder(project.blobs.folder)
     manifest = bundle.manifest_digest[7:]

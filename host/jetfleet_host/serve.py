@@ -20,8 +20,9 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_contract import topics
+from jetfleet_contract.broker_limits import BrokerLimits, check_chunks, findings
 from jetfleet_contract.chunks import MAX_CHUNK_BYTES
-from jetfleet_contract.errors import InputError, JetfleetError, StorageError
+from jetfleet_contract.errors import InputError, JetfleetError, StorageError, TransportError
 from jetfleet_contract.messages import Ack, Instant, encode
 
 from . import signing
@@ -53,6 +54,9 @@ class Link(Protocol):
     def connected(self) -> bool: ...
     @property
     def backlog(self) -> int: ...
+    @property
+    def limits(self) -> BrokerLimits: ...
+    def refuses(self, topic: str, payload: bytes) -> TransportError | None: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def subscribe(self, topic: str, qos: int) -> None: ...
@@ -83,7 +87,8 @@ class Server:
     """Collector, distributor and rollout driver behind one link.
 
     Args:
-        clock: read once a turn. notify: told `(event, detail)` when the link comes (`up`) and goes (`down`).
+        clock: read once a turn.
+        notify: told `(event, detail)` when the link comes (`up`) and goes (`down`), and what the broker does not take (`limits`).
         broker: the embedded broker, when this process is the one that keeps it running.
     """
 
@@ -104,6 +109,7 @@ class Server:
         self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project), self._assignments.allowed,
                                         self._assignments.chunk_size)
         self._bundles: frozenset[str] = frozenset()
+        self._cuts: frozenset[int] = frozenset()
         self._retain: dict[str, bytes] = {}
         self._unsaved: list[Incoming] = []
         self._retry_at = self._poll_at = self._refresh_at = 0.0
@@ -116,9 +122,11 @@ class Server:
         """Serve until `stop` is set; then finish the turn in hand and leave.
 
         Raises:
-            InputError, StorageError: the project or its database cannot be used at all.
+            InputError, StorageError: the project or its database cannot be used at all. InputError `broker.packet-size`: what is published
+                cannot travel over the broker that the project names.
         """
         self._follow_meta(self._clock())
+        check_chunks(self._link.limits, self._cuts, "what is published")
         for topic in DEVICE_TOPICS:
             self._link.subscribe(topic, 1)
         self._link.subscribe(topics.ALL_RESULTS, 0)
@@ -184,6 +192,22 @@ class Server:
         self._guarded(self._retain_desired, self._clock())
         self._publish_retained()
         self._notify("up", f"{len(self._retain)} retained messages wait")
+        self._judge_broker()
+
+    def _judge_broker(self) -> None:
+        """Say what does not work over this broker."""
+        limits = self._link.limits
+        told = [(finding.code, finding.what, finding.remedy) for finding in findings(limits)]
+        try:
+            check_chunks(limits, self._cuts, "what is published")
+        except InputError as error:
+            told.append((error.code, error.what, error.remedy))
+        for code, what, remedy in told:
+            self._tell_limit(code, what, remedy)
+
+    def _tell_limit(self, code: str, what: str, remedy: str) -> None:
+        _log.error("%s [%s]; %s", what, code, remedy)
+        self._notify("limits", f"{what} [{code}]; {remedy}")
 
     def _store(self, batch: list[Incoming], now: Instant) -> None:
         """Store what came; what the database cannot take now is tried again, bounded, oldest dropped first."""
@@ -254,6 +278,7 @@ class Server:
         package = meta_package(self._project)
         targets = published(self._project)
         self._bundles = frozenset(target.manifest for target in targets)
+        self._cuts = frozenset(min(info.size, info.chunk_size) for target in targets for info in target.every().values())
         self._assignments.offer({target.manifest: blobs_of(target, self._small_blob) for target in targets})
         self._retain = {topics.META: package, **self._retain, topics.META: package}  # boards need it before any deployment
         keys = self._project.repository.load().keys.deployment
@@ -278,6 +303,11 @@ class Server:
         """Hand over as many as the outbox takes; the rest waits for the next turn."""
         while self._retain and self._link.connected:
             topic, payload = next(iter(self._retain.items()))
+            error = self._link.refuses(topic, payload)
+            if error is not None:
+                self._tell_limit(error.code, f"{error.what}: {topic}", error.remedy)
+                del self._retain[topic]  # until something changes, or the broker comes back with other limits
+                continue
             if not self._link.publish(topic, payload, qos=1, retain=True):
                 return
             del self._retain[topic]
@@ -304,5 +334,5 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _delivery_settings(project: Project) -> DeliverySettings:
-    rate = project.settings.delivery.rate_mbit_s
-    return DeliverySettings(rate_bytes_s=rate * 125_000) if rate else DeliverySettings()
+    rates = (project.settings.delivery.rate_mbit_s * 125_000, project.settings.broker.limits.max_bytes_s)
+    return DeliverySettings(rate_bytes_s=min((rate for rate in rates if rate), default=DeliverySettings().rate_bytes_s))

@@ -145,7 +145,7 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def examine(path: Path, *, capability: Capability | None = None, broker: str = "") -> dict[str, doctor.Check]:
-    checks = doctor.examine(path, lambda _config: capability or capability_of(), lambda _config: broker)
+    checks = doctor.examine(path, lambda _config: capability or capability_of(), lambda _config: doctor.Tried(broker))
     assert all(check.remedy for check in checks if check.verdict != "ok")
     return {check.name: check for check in checks}
 
@@ -158,7 +158,7 @@ def test_a_healthy_board(config_file: Path) -> None:
 
 def test_a_config_that_cannot_be_loaded_is_the_only_finding(config_file: Path) -> None:
     config_file.write_text(config_file.read_text() + "prot = 1\n")
-    checks = doctor.examine(config_file, lambda _config: capability_of(), lambda _config: "")
+    checks = doctor.examine(config_file, lambda _config: capability_of(), lambda _config: doctor.Tried())
     assert [(check.name, check.verdict) for check in checks] == [("config", "failed")]
     assert "broker.port" in checks[0].remedy
     assert doctor.exit_code(checks) == 1
@@ -191,7 +191,7 @@ def test_a_board_that_is_not_what_its_config_says_fails(config_file: Path) -> No
     def wrong(_config: AgentConfig) -> Capability:
         raise IncompatibleError("board.arch", "board orin-nano is aarch64, this machine is x86_64", remedy="set simulate")
 
-    checks = doctor.examine(config_file, wrong, lambda _config: "")
+    checks = doctor.examine(config_file, wrong, lambda _config: doctor.Tried())
     assert [check.finding for check in checks if check.name == "backends"] == ["board orin-nano is aarch64, this machine is x86_64"]
 
 

@@ -30,8 +30,10 @@ from jetfleet_agent import ipc
 from jetfleet_agent.config import AgentConfig
 from jetfleet_contract import CONTRACT_VERSION, __version__, topics
 from jetfleet_contract import slot_records as slots
+from jetfleet_contract.broker_limits import BrokerLimits, payload_room
 from jetfleet_contract.errors import JetfleetError, StorageError, UntrustedError
 from jetfleet_contract.messages import (
+    MAX_MESSAGE_BYTES,
     Ack,
     Birth,
     Capability,
@@ -70,6 +72,8 @@ class Link(Protocol):
 
     @property
     def connected(self) -> bool: ...
+    @property
+    def limits(self) -> BrokerLimits: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def subscribe(self, topic: str, qos: int) -> None: ...
@@ -377,8 +381,10 @@ class Supervisor:
     def _send_telemetry(self, now: Instant) -> None:
         if self._windows.due_s(now.mono) > 0:
             return
-        for window in self._windows.take(now.mono, now.wall, self._read_gauges()):
-            self._link.publish(topics.telemetry(self._device), self._identity.sign("telemetry", window), qos=1,
+        topic = topics.telemetry(self._device)
+        room = payload_room(self._link.limits, topic, MAX_MESSAGE_BYTES)
+        for window in self._windows.take(now.mono, now.wall, self._read_gauges(), room):
+            self._link.publish(topic, self._identity.sign("telemetry", window), qos=1,
                                expiry_s=max(int(self._window_s * TELEMETRY_EXPIRY_WINDOWS), 60))
 
     def _read_gauges(self) -> dict[str, float]:

@@ -3,6 +3,10 @@
 The socket is driven through paho's public calls for foreign event loops, so that every paho call is made by one thread,
 what waits to be sent is bounded here, and back-off has jitter. A lost link comes back for ever; subscriptions are made again
 before `on_up` is called, and QoS 1 messages that were not acknowledged are sent again.
+
+paho does not act on what a broker says of itself in its CONNACK (but for the keep-alive), so it is done here: no more messages without an
+acknowledgement than the broker takes, QoS and the retain flag lowered to what it knows, and nothing sent that it would answer by closing
+the connection.
 """
 
 from __future__ import annotations
@@ -22,6 +26,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from jetfleet_contract.broker_limits import (
+    CONNACK_PROPERTIES,
+    OBJECTIONS,
+    PUBACK_CODES,
+    BrokerLimits,
+    PublishRate,
+    announced,
+    refusal,
+    tightest,
+    without,
+)
 from jetfleet_contract.errors import InputError, TransportError
 
 if TYPE_CHECKING:
@@ -34,12 +49,15 @@ FLUSH_S = 2.0
 OUTBOX_MESSAGES = 4096
 OUTBOX_BYTES = 8 << 20
 INFLIGHT = 64
+POLL_S = 0.5
+MAX_WARNED = 256
 
 _log = logging.getLogger(__name__)
 
 
 class BrokerSettings(msgspec.Struct, frozen=True):
-    """Where the broker is. A `ca` file turns TLS on; `cert` and `key` are this client's own. `password_file` holds one line."""
+    """Where the broker is. A `ca` file turns TLS on; `cert` and `key` are this client's own. `password_file` holds one line. `limits` is
+    what is known of the broker before it speaks."""
 
     host: str
     port: int
@@ -49,6 +67,7 @@ class BrokerSettings(msgspec.Struct, frozen=True):
     cert: str = ""
     key: str = ""
     keepalive_s: int = 30
+    limits: BrokerLimits = BrokerLimits()
 
 
 class _Item(msgspec.Struct, frozen=True):
@@ -66,7 +85,9 @@ class MqttLink:
     """One client that never gives up.
 
     `on_message(topic, payload)`, `on_up()` and `on_down(reason)` are called from the link's thread and must be quick.
-    `on_down` comes once for each loss, and once when the first attempt fails or its reason changes.
+    `on_down` comes once for each loss, and once when the first attempt fails or its reason changes. `refused` counts, by stable code,
+    what the broker does not take: `broker.packet-size` and `broker.topic` were not sent, `broker.retain` was sent without the flag,
+    `broker.acl`, `broker.quota` and `broker.refused` came back.
 
     Raises:
         InputError: `broker.secret` or `broker.tls` when a named file cannot be used.
@@ -85,10 +106,19 @@ class MqttLink:
         self._on_message = on_message
         self._on_up = on_up
         self._on_down = on_down
-        self._client = self._make_client(client_id, will)
+        self._client_id = client_id
+        self._will = will
+        self._limits = settings.limits
+        self._learned = BrokerLimits()
+        self._rate = PublishRate(settings.limits.max_publishes_s)
+        self._largest = self._proven = 0
+        self.refused: collections.Counter[str] = collections.Counter()
+        self._warned: set[tuple[str, str]] = set()
+        self._client = self._make_client()
         self._lock = threading.Lock()
         self._outbox: collections.deque[_Item] = collections.deque()
         self._outbox_bytes = 0
+        self._unacked: dict[int, tuple[_Item, int]] = {}  # and the largest payload that was sent up to it
         self._topics: dict[str, int] = {}
         self._up = False
         self._stopping = threading.Event()
@@ -119,6 +149,15 @@ class MqttLink:
         """Bytes that wait in the outbox."""
         return self._outbox_bytes
 
+    @property
+    def limits(self) -> BrokerLimits:
+        """What the broker takes: what is configured, and what it said when the link last came up."""
+        return self._limits
+
+    def refuses(self, topic: str, payload: bytes, *, qos: int = 1, expiry_s: int = 0) -> TransportError | None:
+        """Why `publish` would not send this, now or later: `broker.packet-size`, `broker.topic`; None when it would."""
+        return refusal(self._limits, topic, len(payload), qos, expiry_s)
+
     def start(self) -> None:
         self._thread.start()
 
@@ -143,7 +182,12 @@ class MqttLink:
         self._wake()
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool:
-        """Queue one message. False: dropped, because the outbox is full, or QoS 0 and there is no link."""
+        """Queue one message. False: dropped, because the outbox is full, or QoS 0 and there is no link, or the broker does not take it
+        (see `refuses`)."""
+        error = self.refuses(topic, payload, qos=qos, expiry_s=expiry_s)
+        if error is not None:
+            self._refuse(error)
+            return False
         with self._lock:
             full = len(self._outbox) >= OUTBOX_MESSAGES or self._outbox_bytes + len(payload) > OUTBOX_BYTES
             if full or (qos == 0 and not self._up):
@@ -156,6 +200,13 @@ class MqttLink:
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError, OSError):
             self._wake_w.send(b"\0")
+
+    def _refuse(self, error: TransportError) -> None:
+        """Count it, and say it once for each topic."""
+        self.refused[error.code] += 1
+        if (error.code, error.where) not in self._warned and len(self._warned) < MAX_WARNED:
+            self._warned.add((error.code, error.where))
+            _log.warning("broker %s:%d: %s", self._settings.host, self._settings.port, error.diagnostics())
 
     # --- the link's thread ------------------------------------------------------------------------------------
 
@@ -183,10 +234,14 @@ class MqttLink:
     def _session(self) -> tuple[bool, str]:
         """Connect and run until the link is lost; whether it was up, and why it ended."""
         self._lost = ""
+        self._largest = 0
         try:
+            self._client = self._make_client()  # a new one: what was not acknowledged is judged again by what the broker says now
             self._client.connect(self._settings.host, self._settings.port, self._settings.keepalive_s, clean_start=True)
         except (OSError, ssl.SSLError, ValueError) as error:
             return False, f"cannot connect: {error}"
+        except InputError as error:
+            return False, f"cannot connect: {error.what}"
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         was_up = False
         while (sock := self._client.socket()) is not None:
@@ -203,13 +258,13 @@ class MqttLink:
 
     def _turn(self, sock: Any) -> None:
         """One pass: wait for the socket or for work, read, write, keep alive."""
-        self._drain()
+        patience = self._drain()
         if self._client.socket() is None:
             return
         poll = select.poll()
         poll.register(sock, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
         poll.register(self._wake_r, select.POLLIN)
-        ready = dict(poll.poll(500))
+        ready = dict(poll.poll(patience * 1000))
         if self._wake_r.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 self._wake_r.recv(65536)
@@ -222,31 +277,46 @@ class MqttLink:
             self._client.loop_write()
         self._client.loop_misc()
 
-    def _drain(self) -> None:
-        """Give paho the next items, but never more than its socket takes: what waits, waits bounded, here."""
+    def _drain(self) -> float:
+        """Give paho the next items, but never more than its socket and the broker take: what waits, waits bounded, here. Seconds until
+        more may go, where only the broker's rate holds it back."""
         while self._up and not self._client.want_write():
             with self._lock:
-                if not self._outbox:
-                    return
-                item = self._outbox.popleft()
-            if not self._do(item):
-                with self._lock:
-                    self._outbox.appendleft(item)
-                return
+                item = self._outbox[0] if self._outbox else None
+            if item is None or (item.qos and len(self._unacked) >= min(INFLIGHT, self._limits.window)):
+                break
+            self._rate = self._rate.at_time(time.monotonic())
+            if item.op == "publish" and self._rate.wait_s:
+                return min(POLL_S, self._rate.wait_s)
             with self._lock:
+                self._outbox.popleft()
                 self._outbox_bytes -= len(item.payload)
+            self._do(item)
+        return POLL_S
 
-    def _do(self, item: _Item) -> bool:
-        from paho.mqtt.client import MQTT_ERR_QUEUE_SIZE
-
+    def _do(self, item: _Item) -> None:
         if item.op == "subscribe":
-            self._client.subscribe(item.topic, item.qos)
-            return True
-        if item.op == "unsubscribe":
+            self._client.subscribe(item.topic, min(item.qos, self._limits.max_qos))
+        elif item.op == "unsubscribe":
             self._client.unsubscribe(item.topic)
-            return True
-        info = self._client.publish(item.topic, item.payload, item.qos, item.retain, properties=_expiry(item.expiry_s))
-        return bool(info.rc != MQTT_ERR_QUEUE_SIZE)
+        else:
+            self._send(item)
+
+    def _send(self, item: _Item) -> None:
+        """Publish as the broker takes it; what it does not take at all ends here."""
+        qos = min(item.qos, self._limits.max_qos)
+        error = self.refuses(item.topic, item.payload, qos=qos, expiry_s=item.expiry_s)
+        if error is not None:
+            self._refuse(error)
+            return
+        if item.retain and not self._limits.retain:
+            self._refuse(TransportError("broker.retain", "the broker keeps no retained messages", where=item.topic,
+                                        remedy="turn them on in the broker: boards that connect later do not get this one"))
+        info = self._client.publish(item.topic, item.payload, qos, item.retain and self._limits.retain, properties=_expiry(item.expiry_s))
+        self._largest = max(self._largest, len(item.payload))
+        if qos:
+            self._unacked[info.mid] = (item, self._largest)
+        self._rate = self._rate.spent()
 
     def _flushed(self, sock: Any) -> bool:
         """After stop(): send what waits for a bounded time, then disconnect. True when done."""
@@ -263,20 +333,20 @@ class MqttLink:
 
     # --- paho -------------------------------------------------------------------------------------------------
 
-    def _make_client(self, client_id: str, will: tuple[str, bytes] | None) -> paho.Client:
+    def _make_client(self) -> paho.Client:
         import paho.mqtt.client as paho
 
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5)
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=paho.MQTTv5)
         client.connect_timeout = CONNECT_TIMEOUT_S
-        client.max_inflight_messages_set(INFLIGHT)
-        client.max_queued_messages_set(INFLIGHT * 2)
+        client.max_inflight_messages_set(INFLIGHT)  # the window is kept here, so paho's own queue stays empty
         client.on_socket_open = self._opened
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_message = self._received
         client.on_subscribe = self._subscribed
-        if will:
-            client.will_set(will[0], will[1], qos=1, retain=True)
+        client.on_publish = self._acknowledged
+        if self._will:
+            client.will_set(self._will[0], self._will[1], qos=min(1, self._limits.max_qos), retain=self._limits.retain)
         if self._settings.username:
             client.username_pw_set(self._settings.username, _secret(self._settings.password_file))
         if self._settings.ca:
@@ -287,28 +357,46 @@ class MqttLink:
         with contextlib.suppress(OSError, AttributeError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def _connected(self, client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _connected(self, client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
+        said = announced({name: getattr(properties, name) for name in CONNACK_PROPERTIES if hasattr(properties, name)})
         if reason.is_failure:
             self._lost = f"the broker refused the connection: {reason}"
+            self._limits = without(tightest(self._limits, said), reason.value)  # it may be our will that it does not take
             return
+        if said.max_packet_bytes:
+            self._learned = BrokerLimits()
+        self._limits = tightest(self._settings.limits, tightest(said, self._learned))
         with self._lock:
             again = list(self._topics.items())
-            self._drop_stale()
+            self._requeue()
         for topic, qos in again:
-            client.subscribe(topic, qos)
+            client.subscribe(topic, min(qos, self._limits.max_qos))
         self._trouble = ""
         self._up = True
         self._on_up()
 
-    def _drop_stale(self) -> None:
-        """Subscriptions were just made from the remembered set, and QoS 0 of an earlier connection is worth nothing."""
-        kept = [item for item in self._outbox if item.op == "publish" and item.qos]
+    def _requeue(self) -> None:
+        """What was not acknowledged goes first. Subscriptions were just made from the remembered set, and QoS 0 of an earlier connection
+        is worth nothing."""
+        kept = [*(item for item, _ in self._unacked.values()), *(item for item in self._outbox if item.op == "publish" and item.qos)]
+        self._unacked.clear()
         self._outbox = collections.deque(kept)
         self._outbox_bytes = sum(len(item.payload) for item in kept)
 
     def _disconnected(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self._up = False
         self._lost = self._lost or f"the connection was lost: {reason}"
+        if reason.value in OBJECTIONS and self._largest > self._proven:
+            self._learned = BrokerLimits(max_payload_bytes=self._largest - 1)  # a limit that it did not announce: not a second time
+
+    def _acknowledged(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
+        item, largest = self._unacked.pop(mid, (None, 0))
+        if item is None:
+            return
+        self._proven = max(self._proven, largest)
+        if reason.is_failure:
+            self._refuse(TransportError(PUBACK_CODES.get(reason.value, "broker.refused"), f"the broker did not take a message: {reason}",
+                                        where=item.topic, remedy="check the broker's ACL, its quotas and its limit of message sizes"))
 
     def _subscribed(self, _client: Any, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
         for reason in reasons:

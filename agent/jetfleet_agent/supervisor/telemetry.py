@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_WINDOW_BYTES = MAX_MESSAGE_BYTES * 3 // 4
 MAX_SERIES = 256
 MAX_GAUGES = 64
 MAX_GAUGE_NAME = 63
@@ -65,14 +64,15 @@ class TelemetryWindows:
         """Seconds until the window ends."""
         return max(self._mono + self._period_s - mono, 0.0)
 
-    def take(self, mono: float, wall: float, gauges: dict[str, float]) -> tuple[Telemetry, ...]:
+    def take(self, mono: float, wall: float, gauges: dict[str, float], room: int = MAX_MESSAGE_BYTES) -> tuple[Telemetry, ...]:
         """End the window and begin the next.
 
         Args:
             gauges: the board's own, at this moment.
+            room: bytes that a message may have.
         """
         duration = mono - self._mono
-        parts = list(_parts(list(self._series.values())))
+        parts = list(_parts(list(self._series.values()), room * 3 // 4))
         windows = []
         for index, part in enumerate(parts or [()]):
             self._window += 1
@@ -91,12 +91,12 @@ def merged(a: Series, b: Series) -> Series:
     return msgspec.structs.replace(b, seen=a.seen + b.seen, done=a.done + b.done, dropped=dropped, stages=stages)
 
 
-def _parts(series: list[Series]) -> Iterator[tuple[Series, ...]]:
+def _parts(series: list[Series], most: int) -> Iterator[tuple[Series, ...]]:
     part: list[Series] = []
     size = 0
     for one in series:
         length = len(encode(one))
-        if part and size + length > MAX_WINDOW_BYTES:
+        if part and size + length > most:
             yield tuple(part)
             part, size = [], 0
         part.append(one)

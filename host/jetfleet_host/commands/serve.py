@@ -54,7 +54,8 @@ def serve(
             ending.callback(broker.stop)
         settings = BrokerSettings(
             host=section.host, port=broker.port if broker else section.port, username=section.username,
-            password_file=section.password_file, ca=section.ca, cert=section.cert, key=section.key, keepalive_s=section.keepalive_s)
+            password_file=section.password_file, ca=section.ca, cert=section.cert, key=section.key, keepalive_s=section.keepalive_s,
+            limits=section.limits)
         where = f"{settings.host}:{settings.port}"
 
         def connect(on_message: Callable[[str, bytes], None], on_up: Callable[[], None], on_down: Callable[[str], None]) -> Link:
@@ -62,7 +63,8 @@ def serve(
 
         def notify(event: str, detail: str) -> None:
             line = {"event": event, "broker": where, "detail": detail}
-            text = {"up": f"Serving {project.dir} over {where}. Ctrl-C ends it.", "down": f"No broker at {where}: {detail}; trying again."}
+            text = {"up": f"Serving {project.dir} over {where}. Ctrl-C ends it.", "down": f"No broker at {where}: {detail}; trying again.",
+                    "limits": f"The broker at {where}: {detail}."}
             print(json.dumps(line) if as_json else text[event], flush=True)
 
         Server(project, connect, clock.now, notify, broker).run(stop)
