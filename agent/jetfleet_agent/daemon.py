@@ -136,11 +136,12 @@ def _status(parsed: argparse.Namespace) -> int:
 
 def _kept_lines() -> RecentLines:
     """Keep the last lines of the log at level INFO, whatever standard error shows."""
-    recent, package = RecentLines(), logging.getLogger("jetfleet_agent")
-    for shown in logging.getLogger().handlers:
-        shown.setLevel(logging.getLogger().level)
-    package.setLevel(logging.INFO)
-    logging.getLogger().addHandler(recent)
+    recent, root = RecentLines(), logging.getLogger()
+    for shown in root.handlers:
+        shown.setLevel(root.level)
+    for ours in (logging.getLogger("jetfleet_agent"), log):
+        ours.setLevel(logging.INFO)
+    root.addHandler(recent)
     return recent
 
 

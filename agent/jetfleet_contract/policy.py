@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from .bundle import Evaluation, EvaluationRow, ModelSpec, Variant
-from .messages import Capability, Message, TrialPolicy
+from .messages import AppState, Capability, Message, TrialPolicy
 
 # Execution precisions of a weight file on a backend, in the order a board should try them.
 PRECISIONS_OF = {
@@ -79,6 +79,13 @@ class Choice(Message, frozen=True):
 
     rows: tuple[ChoiceRow, ...]
     chosen: Candidate | None = None
+
+
+class Explanation(Message, frozen=True):
+    """The answer to the command `explain`: per app what it runs, and the table behind the last choice made since the agent's start."""
+
+    apps: dict[str, AppState]
+    choices: dict[str, Choice]
 
 
 def candidates(spec: ModelSpec) -> tuple[Candidate, ...]:

@@ -14,8 +14,9 @@ import msgspec
 
 from jetfleet_contract import topics
 from jetfleet_contract.errors import MalformedError, UntrustedError
-from jetfleet_contract.messages import MAX_APPS, AppState, Birth, DeviceState, Envelope, Report, Result, Series, Telemetry, decode
+from jetfleet_contract.messages import MAX_APPS, AppState, Birth, DeviceState, Envelope, Report, Response, Result, Series, Telemetry, decode
 from jetfleet_contract.predictions import MAX_DETECTIONS
+from jetfleet_contract.uploads import MAX_OFFER_BYTES, Offer, check_offer
 
 MAX_NUMBER = 1 << 53
 MAX_SERIES = 256
@@ -97,6 +98,27 @@ def report_from(topic: str, payload: bytes, key: str, verify: VerifyDevice) -> R
     _check_pairs(report.metrics)
     _check_finite((report.at,))
     return msgspec.structs.replace(report, detail=clean(report.detail))
+
+
+def response_from(topic: str, payload: bytes, key: str, verify: VerifyDevice) -> Response:
+    """The answer to a command, signed by `key`, its free text cut. Raises as `birth_from`, and MalformedError `topic.bad`."""
+    response = verify(payload, key, "response", Response)
+    _check_device(topic, response.device)
+    _check_number(response.seq)
+    if topic != topics.response(response.device, response.seq):
+        raise MalformedError("topic.bad", f"the answer to command {response.seq} came on the topic of another", where=topic)
+    _check_words(response.code)
+    _check_finite((response.at,))
+    if "\0" in response.body:
+        raise MalformedError("message.bounds", "the body of an answer has a NUL", where=topic)
+    return msgspec.structs.replace(response, detail=clean(response.detail))
+
+
+def offer_from(topic: str, payload: bytes, key: str, verify: VerifyDevice) -> Offer:
+    """What a board has for the host, signed by `key`. Raises as `birth_from` and as `check_offer`."""
+    if len(payload) > MAX_OFFER_BYTES:
+        raise MalformedError("message.large", f"an offer of {len(payload)} bytes is over the limit of {MAX_OFFER_BYTES}", where=topic)
+    return check_offer(verify(payload, key, "offer", Offer), topics.device_of(topic))
 
 
 def state_from(topic: str, payload: bytes) -> DeviceState:

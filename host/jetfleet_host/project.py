@@ -5,6 +5,7 @@
     repo/                TUF metadata
     blobs/<hex>          every published blob, and the pages of their chunk tables
     device/root.json     what boards pin
+    uploads/<device>/    what boards gave: logs, engines
     jetfleet.db          the fleet's database, made by `serve`
 """
 
@@ -25,6 +26,7 @@ from jetfleet_contract.broker_limits import MAX_PACKET_BYTES, MIN_PACKET_BYTES, 
 from jetfleet_contract.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_contract.topics import check_blob
+from jetfleet_contract.uploads import Bounds, Kind
 from jetfleet_host.durable import sweep_partials, sync_folder, write_file
 from jetfleet_host.keys import ROLES, TUF_ROLES, KeyFolder
 from jetfleet_host.repository import Repository
@@ -74,12 +76,29 @@ class DeliverySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chunk_kb: Annotated[int, Meta(ge=MIN_CHUNK_BYTES // 1024, le=MAX_CHUNK_BYTES // 1024)] = CHUNK_BYTES // 1024
 
 
+class UploadsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What boards may give: MB a blob by kind (0: none of this kind), MB a board in 24 hours, and the kinds that may come `unasked`."""
+
+    logs_mb: Annotated[int, Meta(ge=0, le=100_000)] = 16
+    snapshot_mb: Annotated[int, Meta(ge=0, le=100_000)] = 64
+    harvest_mb: Annotated[int, Meta(ge=0, le=100_000)] = 512
+    engine_mb: Annotated[int, Meta(ge=0, le=100_000)] = 2048
+    device_mb_per_day: Annotated[int, Meta(ge=0, le=10_000_000)] = 8192
+    unasked: tuple[Kind, ...] = ()
+
+    @property
+    def bounds(self) -> Bounds:
+        most = {"logs": self.logs_mb, "snapshot": self.snapshot_mb, "harvest": self.harvest_mb, "engine": self.engine_mb}
+        return Bounds({kind: mb << 20 for kind, mb in most.items()}, self.device_mb_per_day << 20, self.unasked)
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The checked content of jetfleet.toml."""
 
     broker: BrokerSection = BrokerSection()
     database: DatabaseSection = DatabaseSection()
     delivery: DeliverySection = DeliverySection()
+    uploads: UploadsSection = UploadsSection()
 
 
 @dataclass(frozen=True)
@@ -290,5 +309,13 @@ def _config_text(broker: BrokerSection) -> str:
 
 [delivery]
 # rate_mbit_s = 200        # 0: as fast as the broker takes it
+
+[uploads]
+# logs_mb = 16             # the largest blob of each kind that boards may give; 0: none
+# snapshot_mb = 64
+# harvest_mb = 512
+# engine_mb = 2048
+# device_mb_per_day = 8192
+# unasked = ["engine"]     # kinds that may come without a command
 # chunk_kb = 64            # KiB a message when a model is published; a broker's packet limit may want less
 """

@@ -28,6 +28,7 @@ from jetfleet_contract.messages import Ack, Instant, encode
 from . import signing
 from .assignments import Assignments, blobs_of
 from .collector import Collector, Incoming, Ingested
+from .command_driver import CommandDriver
 from .delivery import DeliverySettings, Distributor
 from .experiments import ExperimentDriver
 from .project import Project
@@ -35,6 +36,8 @@ from .publish import published
 from .repository import meta_package, refresh_timestamp
 from .rollouts import RolloutDriver
 from .store.database import Database
+from .upload_files import UploadFiles
+from .uploads import Uploads
 
 QUEUE_MESSAGES = 20_000
 BATCH = 1000
@@ -42,7 +45,8 @@ POLL_S = 0.25
 STALL_S = 5.0
 RETRY_S = 1.0
 REFRESH_S = 600.0
-DEVICE_TOPICS = (topics.ALL_BIRTHS, topics.ALL_STATES, topics.ALL_REPORTS, topics.ALL_TELEMETRY, topics.ALL_WANTS)
+DEVICE_TOPICS = (topics.ALL_BIRTHS, topics.ALL_STATES, topics.ALL_REPORTS, topics.ALL_TELEMETRY, topics.ALL_WANTS,
+                 topics.ALL_OFFERS, topics.ALL_RESPONSES)
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class Link(Protocol):
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def subscribe(self, topic: str, qos: int) -> None: ...
+    def unsubscribe(self, topic: str) -> None: ...
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
 
 
@@ -100,7 +105,7 @@ class Server:
         self._notify = notify
         self._queue: queue.Queue[Incoming | _Up | _Down] = queue.Queue(QUEUE_MESSAGES)
         self._database = Database.open(project.database_url)
-        self._link = link_factory(self._heard, lambda: self._put(_Up()), lambda reason: self._put(_Down(reason)))
+        self._link = link_factory(self._heard, self._went_up, self._went_down)
         self._collector = Collector(self._database, signing.verify_device)
         self._driver = RolloutDriver(self._database, lambda d: signing.sign_deployment(project, d), self._publish_desired,
                                      lambda bundle: bundle in self._bundles)
@@ -108,6 +113,9 @@ class Server:
         self._assignments = Assignments(self._database)
         self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project), self._assignments.allowed,
                                         self._assignments.chunk_size)
+        self._commands = CommandDriver(self._database, self._link, lambda c: signing.sign_command(project, c), signing.verify_device)
+        self._uploads = Uploads(self._database, self._link, UploadFiles(project.dir / "uploads"), signing.verify_device,
+                                lambda v: signing.sign_verdict(project, v), project.settings.uploads.bounds)
         self._bundles: frozenset[str] = frozenset()
         self._cuts: frozenset[int] = frozenset()
         self._retain: dict[str, bytes] = {}
@@ -136,26 +144,38 @@ class Server:
                 self._turn()
         finally:
             self._link.stop()
+            self._uploads.close()
             self._store([item for item in self._taken(0.0) if isinstance(item, Incoming)], self._clock())
             self._database.close()
 
     # --- the link's thread --------------------------------------------------------------------------------------
 
     def _heard(self, topic: str, payload: bytes) -> None:
-        self._put(Incoming(topic, payload, self._clock().wall))
+        if is_upload(topic) and not self._uploads.gate.enter(len(payload)):
+            return  # it is asked for again
+        if not self._put(Incoming(topic, payload, self._clock().wall)) and is_upload(topic):
+            self._uploads.gate.leave(len(payload))
 
-    def _put(self, item: Incoming | _Up | _Down) -> None:
+    def _went_up(self) -> None:
+        self._put(_Up())
+
+    def _went_down(self, reason: str) -> None:
+        self._put(_Down(reason))
+
+    def _put(self, item: Incoming | _Up | _Down) -> bool:
         """A full queue holds the link's thread back for a while, and so the broker; then the message is dropped and counted."""
         try:
             self._queue.put(item, timeout=STALL_S)
         except queue.Full:
             self.dropped += 1  # reports come again until acknowledged, windows show as gaps
+            return False
+        return True
 
     # --- the control thread -------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         now = self._clock()
-        wait = min(self._distributor.tick(now.mono), POLL_S)
+        wait = min(self._distributor.tick(now.mono), self._tick_uploads(now), POLL_S)
         batch: list[Incoming] = []
         for item in self._taken(max(wait, 0.0)):
             if isinstance(item, Incoming):
@@ -179,18 +199,32 @@ class Server:
     def _sort(self, message: Incoming, batch: list[Incoming]) -> None:
         if message.topic.startswith(f"{topics.PREFIX}/b/"):
             self._distributor.on_want(message.topic, message.payload, self._clock().mono)
+        elif is_upload(message.topic):
+            self._uploads.gate.leave(len(message.payload))
+            self._guarded(lambda now: self._uploads.on_part(message.topic, message.payload, now), self._clock())
+        elif message.topic.endswith("/offer"):
+            self._guarded(lambda now: self._uploads.on_offer(message, now), self._clock())
+        elif "/rsp/" in message.topic:
+            self._guarded(lambda _now: self._commands.on_response(message), self._clock())
         else:
             batch.append(message)
+
+    def _tick_uploads(self, now: Instant) -> float:
+        waits = [POLL_S]
+        self._guarded(lambda at: waits.append(self._uploads.tick(at)), now)
+        return min(waits)
 
     def _link_changed(self, item: _Up | _Down) -> None:
         if isinstance(item, _Down):
             self._distributor.on_link_down(self._clock().mono)
+            self._uploads.on_link_down(self._clock())
             self._notify("down", item.reason)
             return
         self._meta_stamp = (0, 0)  # whatever the broker held may be gone
         self._guarded(self._follow_meta, self._clock())
         self._guarded(self._retain_desired, self._clock())
         self._publish_retained()
+        self._guarded(self._uploads.on_link_up, self._clock())
         self._notify("up", f"{len(self._retain)} retained messages wait")
         self._judge_broker()
 
@@ -252,10 +286,12 @@ class Server:
         self._follow_meta(now)
         if self._resync:
             self._driver.restore(now)
+            self._uploads.restore(now)
             self._resync = False
         self._driver.poll_requests(now)
         self._driver.tick(now)
         self._experiments.tick(now)
+        self._commands.poll(now)
 
     def _guarded(self, work: Callable[[Instant], None], now: Instant) -> None:
         """A full disk or an unreadable repository stops this piece of work, not the process; it is tried again."""
@@ -323,6 +359,12 @@ def only_server(folder: Path) -> Iterator[None]:
             raise InputError("serve.running", f"another jetfleet serve runs on {folder}", where=str(folder),
                              remedy="stop it first, or leave it running") from None
         yield
+
+
+def is_upload(topic: str) -> bool:
+    """True for a topic of chunks that come from a board."""
+    parts = topic.split("/", 5)
+    return len(parts) == 6 and parts[2] == "d" and parts[4] == "up"
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import msgspec
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.messages import Command, Deployment, Envelope, decode
 from jetfleet_contract.trust import check_deployment, seal, unseal
+from jetfleet_contract.uploads import Verdict
 
 if TYPE_CHECKING:
     from jetfleet_host.project import Project
@@ -28,6 +29,11 @@ def sign_deployment(project: Project, deployment: Deployment) -> bytes:
 def sign_command(project: Project, command: Command) -> bytes:
     """The envelope (JSON) of a command. InputError as `sign_deployment`."""
     return _sign(project, "command", command, project.repository.load().keys.command)
+
+
+def sign_verdict(project: Project, verdict: Verdict) -> bytes:
+    """The envelope (JSON) of the host's word on an upload, by the command key. InputError as `sign_deployment`."""
+    return _sign(project, "command", verdict, project.repository.load().keys.command, kind="verdict")
 
 
 def resigned(project: Project, envelopes: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
@@ -47,13 +53,14 @@ def _again(project: Project, envelope: bytes) -> bytes:
     return sign_deployment(project, decode(bytes(decode(envelope, Envelope).signed), Deployment))
 
 
-def _sign(project: Project, role: str, message: msgspec.Struct, keys: tuple[str, ...]) -> bytes:
+def _sign(project: Project, role: str, message: msgspec.Struct, keys: tuple[str, ...], kind: str = "") -> bytes:
+    """`kind` is what the signature says that the message is: the role's own name where it is left out."""
     held = [key for key in keys if project.keys.has(role, key)] or list(keys)
     if not held:
         raise InputError("keys.missing", f"the metadata names no {role} key", where=str(project.repo_dir),
                          remedy=f"make one: jetfleet keys rotate {role} --dir {project.dir}")
     signer = project.keys.signer(role, held[0])
-    return seal(role, message, held[0], lambda data: bytes.fromhex(signer.sign(data).signature))
+    return seal(kind or role, message, held[0], lambda data: bytes.fromhex(signer.sign(data).signature))
 
 
 def verify_device(data: bytes, key: str, kind: str, message: type[T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import time
@@ -11,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from jetfleet_contract.errors import InputError
+from jetfleet_contract.errors import InputError, MalformedError
 from jetfleet_contract.messages import AppState, Birth, Capability, Report, Series, Telemetry
 from jetfleet_contract.sketch import sketch_of
 from jetfleet_host import cli
+from jetfleet_host.commands import device as device_commands
 from jetfleet_host.commands import rollout as rollout_commands
 from jetfleet_host.commands.fleet import seconds
 from jetfleet_host.project import Project
 from jetfleet_host.serve import only_server
-from jetfleet_host.store import fleet
+from jetfleet_host.store import commands, fleet
 from jetfleet_host.store.database import Database
 from jetfleet_host.store.models import Device
 
@@ -163,3 +165,21 @@ def test_every_command_has_help_with_an_example() -> None:
     for command in ours:
         assert "Example" in command.help
         assert any("--json" in option.opts for option in command.params)
+
+
+def test_without_serve_a_command_is_withdrawn(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_commands, "TAKEN_S", 0.2)
+    status, out, _ = run(capsys, monkeypatch, "device", "explain", "dock-1", "--dir", str(project), "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (8, "serve.silent")
+    with closing(Database.open(Project.load(project).database_url)) as database, database.reading() as session:
+        assert commands.asked(session) == [], "nothing is sent later, when nobody waits for it any more"
+    status, out, _ = run(capsys, monkeypatch, "device", "restart", "../up", "--app", "x", "--dir", str(project), "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (2, "name.bad")
+
+
+def test_a_log_that_is_a_bomb_or_no_gzip_is_refused() -> None:
+    assert device_commands.unpacked(gzip.compress(b"a\nb\n")) == "a\nb\n"
+    with pytest.raises(MalformedError, match="larger"):
+        device_commands.unpacked(gzip.compress(bytes(device_commands.MAX_LOG_BYTES + 1)))
+    with pytest.raises(MalformedError, match="no gzip"):
+        device_commands.unpacked(b"plain text")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -11,9 +12,11 @@ import msgspec
 
 from jetfleet_contract import __version__, topics
 from jetfleet_contract.errors import StorageError
-from jetfleet_contract.messages import AppState, Command, Instant, Response
-from jetfleet_contract.policy import Choice
+from jetfleet_contract.messages import AppState, Command, Instant, Response, encode
+from jetfleet_contract.policy import Choice, Explanation
 from jetfleet_contract.uploads import Kind
+
+log = logging.getLogger(__name__)
 
 RESPONSE_EXPIRY_S = 3600
 LOG_LINES = 500
@@ -81,6 +84,7 @@ class Commands:
             UntrustedError, MalformedError, StorageError: as `TrustStore.command`; nothing was done and nothing is answered.
         """
         command = self._trust.command(payload, self._device, self._clock())
+        log.info("command %d: %s", command.seq, command.op)
         code, detail, body = self._obey(command)
         response = Response(self._device, command.seq, self._clock().wall, code, detail, body)
         self._link.publish(topics.response(self._device, command.seq), self._identity.sign("response", response), qos=1,
@@ -102,9 +106,7 @@ class Commands:
         return "app.unknown", f"no pipeline of {app[:63]!r} runs here", ""
 
     def _explain(self) -> str:
-        apps = {state.app: msgspec.to_builtins(state) for state in self._states()}
-        choices = {app: msgspec.to_builtins(choice) for app, choice in self._choices().items()}
-        return json.dumps({"apps": apps, "choices": choices}, sort_keys=True)
+        return encode(Explanation({state.app: state for state in self._states()}, dict(self._choices()))).decode()
 
     def _logs(self, wanted: str, seq: int) -> tuple[str, str, str]:
         """Offer the last lines, compressed; the body names the blob and counts the lines."""

@@ -14,6 +14,8 @@ import typer
 
 from jetfleet_contract.errors import InputError
 
+from .device import add_commands
+
 if TYPE_CHECKING:
     from rich.table import Table
     from sqlalchemy.orm import Session
@@ -73,6 +75,7 @@ def register(app: typer.Typer) -> None:
     device = typer.Typer(name="device", help="One board.", no_args_is_help=True)
     device.callback()(_device_group)
     device.command("show", help=_SHOW)(show)
+    add_commands(device)
     app.command("devices", help=_DEVICES)(devices)
     app.add_typer(device)
     app.command("top", help=_TOP)(top)

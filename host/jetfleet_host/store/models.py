@@ -193,6 +193,50 @@ class RolloutRequest(Base):
     answer: Mapped[str] = mapped_column(Text, default="")
 
 
+class CommandRow(Base):
+    """A signed command to one board: asked for by a command line, numbered and sent by `serve`, answered in place."""
+
+    __tablename__ = "commands"
+    __table_args__ = (UniqueConstraint("device", "seq"),)
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    device: Mapped[str] = mapped_column(String(63))
+    seq: Mapped[int | None] = mapped_column(BigInteger, nullable=True)
+    op: Mapped[str] = mapped_column(String(20))
+    args: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(10), index=True)
+    at: Mapped[float] = mapped_column(Float)
+    deadline: Mapped[float] = mapped_column(Float)
+    ended: Mapped[float] = mapped_column(Float)
+    code: Mapped[str] = mapped_column(String(63))
+    detail: Mapped[str] = mapped_column(Text)
+    body: Mapped[str] = mapped_column(Text)
+
+
+class UploadRow(Base):
+    """What a board offered: being received, stored in ``uploads/<device>/<blob>``, or refused. `command`: what asked for it, or 0."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (UniqueConstraint("device", "offer"), Index("ix_uploads_device_command", "device", "command"))
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device", ondelete="CASCADE"))
+    offer: Mapped[int] = mapped_column(BigInteger)
+    blob: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(20))
+    name: Mapped[str] = mapped_column(String(63))
+    size: Mapped[int] = mapped_column(BigInteger)
+    chunk_size: Mapped[int] = mapped_column(BigInteger)
+    table_page: Mapped[str] = mapped_column(String(64))
+    command: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(String(10), index=True)
+    code: Mapped[str] = mapped_column(String(63))
+    received: Mapped[int] = mapped_column(BigInteger)
+    at: Mapped[float] = mapped_column(Float)
+    ended: Mapped[float] = mapped_column(Float)
+    expires: Mapped[float] = mapped_column(Float)
+
+
 class Alarm(Base):
     """Something that a person should look at. Repeats of (device, code) within an hour count up instead of adding rows."""
 
