@@ -48,6 +48,7 @@ class FakeLink:
         self.connected = False
         self.limits = BrokerLimits()
         self.backlog = 0
+        self.limits = BrokerLimits()
         self.subscribed: dict[str, int] = {}
         self.published: list[tuple[str, bytes, int, bool, int]] = []
 

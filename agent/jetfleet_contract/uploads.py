@@ -15,11 +15,12 @@ from typing import Literal, Union, get_args
 
 import msgspec
 
-from .chunks import BlobInfo, top_page
+from .broker_limits import BrokerLimits, refusal
+from .chunks import CHUNK_BYTES, MIN_CHUNK_BYTES, BlobInfo, top_page
 from .errors import MalformedError, UntrustedError
 from .messages import Message
-from .topics import check_blob, check_name
-from .transfer import RoundMark, decode_chunk, decode_mark, encode_chunk
+from .topics import check_blob, check_name, upload
+from .transfer import CHUNK_HEADER_BYTES, RoundMark, decode_chunk, decode_mark, encode_chunk
 
 Kind = Literal["engine", "snapshot", "logs", "harvest"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -115,6 +116,13 @@ def judge(offer: Offer, bounds: Bounds, asked: str, used: int, wall: float) -> N
     if used + offer.info.size > bounds.per_day:
         raise UntrustedError("upload.quota", f"board {offer.device} has used {used} of {bounds.per_day} bytes a day, "
                              f"{offer.info.size} more do not fit", remedy="wait, or raise device_mb_per_day in jetfleet.toml: [uploads]")
+
+
+def chunk_size_for(limits: BrokerLimits, device: str) -> int:
+    """The largest chunk size, in whole KiB and at most `CHUNK_BYTES`, whose parts this board's broker takes."""
+    topic = upload(device, "0" * 64)
+    sizes = range(CHUNK_BYTES, MIN_CHUNK_BYTES, -1024)
+    return next((size for size in sizes if refusal(limits, topic, len(_CHUNK) + CHUNK_HEADER_BYTES + size, qos=0) is None), MIN_CHUNK_BYTES)
 
 
 def encode_part(round_: int, index: int, data: bytes) -> bytes:

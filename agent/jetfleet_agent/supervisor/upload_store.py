@@ -68,7 +68,8 @@ class UploadStore:
         """Bytes of all blobs that wait, each counted once."""
         return sum({kept.offer.blob: kept.offer.info.size for kept in self.pending.values()}.values())
 
-    def add(self, source: Path | bytes, kind: Kind, name: str, expires: float, command: int = 0) -> Pending:
+    def add(self, source: Path | bytes, kind: Kind, name: str, expires: float, command: int = 0, *,
+            chunk_size: int = CHUNK_BYTES) -> Pending:
         """Copy a file or bytes here, durably, and make its offer. The source is not needed afterwards.
 
         Raises:
@@ -80,7 +81,7 @@ class UploadStore:
         self._check_room(size)
         partial = self.folder / f".{secrets.token_hex(8)}.partial"
         try:
-            tabled = _copy(source, partial, size)
+            tabled = _copy(source, partial, size, chunk_size)
             with self._lock:  # a blob that is dropped now must not take away the file that this offer is about to name
                 return self._settle(partial, tabled, kind, name, expires, command)
         except OSError as error:
@@ -168,19 +169,19 @@ class UploadStore:
         return kept if whole and pages and path == self._record(kept.offer.id) else None
 
 
-def _copy(source: Path | bytes, target: Path, size: int) -> Tabled:
+def _copy(source: Path | bytes, target: Path, size: int, chunk_size: int) -> Tabled:
     with target.open("xb") as out:
-        tabled = table_of(_copied(source, out, size))
+        tabled = table_of(_copied(source, out, size, chunk_size), chunk_size)
         out.flush()
         os.fsync(out.fileno())
     return tabled
 
 
-def _copied(source: Path | bytes, out: BinaryIO, size: int) -> Iterator[bytes]:
+def _copied(source: Path | bytes, out: BinaryIO, size: int, chunk_size: int) -> Iterator[bytes]:
     """The source in chunks, each written to `out`; a file that grows meanwhile is cut at `size`."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
-        for at in range(0, size, CHUNK_BYTES):
-            data = stream.read(min(CHUNK_BYTES, size - at))
+        for at in range(0, size, chunk_size):
+            data = stream.read(min(chunk_size, size - at))
             if not data:
                 return
             out.write(data)

@@ -11,6 +11,7 @@ import random
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,6 +19,7 @@ import msgspec
 
 from jetfleet_agent.config import UploadConfig
 from jetfleet_contract import pacing, rounds, topics, transfer, uploads
+from jetfleet_contract.broker_limits import BrokerLimits
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, chunk_count
 from jetfleet_contract.errors import JetfleetError, MalformedError, StorageError
 from jetfleet_contract.messages import Instant, encode
@@ -50,6 +52,8 @@ class Link(Protocol):
     def connected(self) -> bool: ...
     @property
     def backlog(self) -> int: ...
+    @property
+    def limits(self) -> BrokerLimits: ...
     def subscribe(self, topic: str, qos: int) -> None: ...
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
 
@@ -103,11 +107,13 @@ class Uploads:
         Args:
             name: as `topics.check_name` allows. command: the number of the command that asked for it, 0 when nobody did.
         """
-        self._copying.append(self._worker.submit(self._store.add, path, kind, name, self._end(), command))
+        add = partial(self._store.add, chunk_size=uploads.chunk_size_for(self._link.limits, self._device))
+        self._copying.append(self._worker.submit(add, path, kind, name, self._end(), command))
 
     def offer_bytes(self, data: bytes, kind: Kind, name: str, *, command: int = 0) -> str:
         """Give the host a few bytes; their blob id. Raises as `UploadStore.add`."""
-        kept = self._store.add(data, kind, name, self._end(), command)
+        kept = self._store.add(data, kind, name, self._end(), command,
+                               chunk_size=uploads.chunk_size_for(self._link.limits, self._device))
         self._due[kept.offer.id] = _Due()
         return kept.offer.blob
 
