@@ -34,14 +34,7 @@ class KeyFolder:
 
     def create(self, role: str) -> str:
         """Make a key for `role` and give its public half in hex. It counts once metadata names it."""
-        from securesystemslib.signer import CryptoSigner
-
-        check_role(role)
-        signer = CryptoSigner.generate_ed25519()
-        public = public_hex(signer)
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(self.path(role, public), signer.private_bytes, mode=0o600)
-        return public
+        return make_key(self.folder, role, None)[0]
 
     def has(self, role: str, public: str) -> bool:
         return self.path(role, public).exists()
@@ -94,6 +87,18 @@ def public_hex(signer: CryptoSigner) -> str:
     """The raw Ed25519 public key, 64 hex digits."""
     value: str = signer.public_key.keyval["public"]
     return value
+
+
+def make_key(folder: Path, role: str, passphrase: bytes | None) -> tuple[str, Path]:
+    """Make a key of `role` in any folder, encrypted where there is a passphrase: its public half (hex) and file. InputError `keys.role`."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes_raw().hex()
+    path = KeyFolder(folder).path(role, public)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_file(path, private_bytes(key, passphrase), mode=0o600)
+    return public, path
 
 
 def signer_from(path: Path, passphrase: bytes | None = None) -> CryptoSigner:

@@ -15,7 +15,6 @@ import difflib
 import secrets
 import shutil
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -28,8 +27,8 @@ from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_contract.topics import check_blob
 from jetfleet_contract.uploads import Bounds, Kind
 from jetfleet_host.durable import sweep_partials, sync_folder, write_file
-from jetfleet_host.keys import ROLES, TUF_ROLES, KeyFolder
-from jetfleet_host.repository import Repository
+from jetfleet_host.keys import KeyFolder
+from jetfleet_host.repository import Repository, check_threshold
 
 CONFIG = "jetfleet.toml"
 MAX_CONFIG_BYTES = 64 * 1024
@@ -101,16 +100,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uploads: UploadsSection = UploadsSection()
 
 
-@dataclass(frozen=True)
-class KeyRow:
-    """One key. `use`: current, or unused (left by an interrupted rotation). `held`: its private half is in this project."""
-
-    role: str
-    public: str
-    use: str
-    held: bool
-
-
 class BlobFolder:
     """Published blobs by digest. Implements the distributor's `BlobSource`; names are checked before they become paths."""
 
@@ -174,29 +163,31 @@ class Project:
         return cls(folder, read_settings(path))
 
     @classmethod
-    def init(cls, folder: Path, *, broker: str = "embedded") -> Project:
+    def init(cls, folder: Path, *, broker: str = "embedded", root_keys: int = 1, root_threshold: int = 1) -> Project:
         """Make a project folder: keys, first metadata, config. Whole or not at all; jetfleet.toml comes last.
 
         Args:
             broker: ``embedded``, ``embedded:PORT`` or ``HOST:PORT``.
+            root_keys, root_threshold: how many root keys are made, and how many have to sign a new root.
 
         Raises:
-            InputError: `project.exists`, `project.not-empty`, `config.broker`. StorageError.
+            InputError: `project.exists`, `project.not-empty`, `config.broker`, `keys.threshold`. StorageError.
         """
         section = parse_broker(broker)
+        check_threshold(root_keys, root_threshold)
         folder = folder.absolute()
         if (folder / CONFIG).exists():
             raise InputError("project.exists", f"{folder} is a project already", where=str(folder), remedy="use it, or give another folder")
         if folder.exists() and (not folder.is_dir() or any(p for p in folder.iterdir() if not p.name.startswith(".init-"))):
             raise InputError("project.not-empty", f"{folder} is not an empty folder", where=str(folder), remedy="give a new folder")
         try:
-            return cls._make(folder, section)
+            return cls._make(folder, section, root_keys, root_threshold)
         except OSError as error:
             raise StorageError("store.write", f"cannot make the project: {error.strerror or error}", where=str(error.filename or folder),
                                remedy="check free space and permissions of the folder") from None
 
     @classmethod
-    def _make(cls, folder: Path, section: BrokerSection) -> Project:
+    def _make(cls, folder: Path, section: BrokerSection, root_keys: int, root_threshold: int) -> Project:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".init-*"):
             shutil.rmtree(leftover)
@@ -204,7 +195,7 @@ class Project:
         (partial / "blobs").mkdir(parents=True)
         (partial / "device").mkdir()
         made = cls(partial, Settings(broker=section))
-        made.repository.create()
+        made.repository.create(root_keys, root_threshold)
         write_file(made.root_file, (made.repo_dir / "1.root.json").read_bytes())
         for name in ("keys", "repo", "blobs", "device"):
             sync_folder(partial / name)
@@ -214,26 +205,16 @@ class Project:
         return cls.load(folder)
 
     def rotate(self, role: str) -> str:
-        """Replace the key of a role; new boards pin the new root. Returns the new public key in hex."""
+        """Replace the keys of a role; new boards pin the new root. Returns the (first) new public key in hex."""
         public = self.repository.rotate(role)
+        self.pin_newest_root()
+        return public
+
+    def pin_newest_root(self) -> None:
+        """What new boards pin is the root in force."""
         newest = self.repository.load().root.signed.version
         sweep_partials(self.root_file.parent)
         write_file(self.root_file, (self.repo_dir / f"{newest}.root.json").read_bytes())
-        return public
-
-
-    def key_table(self) -> tuple[KeyRow, ...]:
-        """Every key that metadata names, and those that lie in the folder unused."""
-        current = self.repository.load()
-        named = {role: [current.root.signed.keys[keyid].keyval["public"] for keyid in current.root.signed.roles[role].keyids]
-                 for role in TUF_ROLES}
-        named |= {"deployment": list(current.keys.deployment), "command": list(current.keys.command)}
-        rows = []
-        for role in ROLES:
-            held = self.keys.held(role)
-            rows += [KeyRow(role, public, "current", public in held) for public in named[role]]
-            rows += [KeyRow(role, public, "unused", True) for public in held if public not in named[role]]
-        return tuple(rows)
 
 
 def parse_broker(text: str) -> BrokerSection:

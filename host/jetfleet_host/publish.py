@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Published:
     """What `publish` did. `new` is False when the same bundle was published before, `recut` is True when it was cut into chunks of another
-    size then; `size` is the sum of all blobs in bytes."""
+    size then; `size` is the sum of all blobs in bytes. `waits`: signed here, to be published where snapshot and timestamp are signed."""
 
     name: str
     version: str
@@ -40,6 +40,7 @@ class Published:
     size: int
     new: bool
     recut: bool = False
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def publish(project: Project, bundle_path: Path) -> Published:
         infos = {digest[7:]: _take_over(project.blobs, bundle, digest, cut) for digest in bundle.digests()}
         sync_folder(project.blobs.folder)
     manifest = bundle.manifest_digest[7:]
-    done = Published(bundle.spec.name, bundle.spec.version, manifest, len(infos), sum(info.size for info in infos.values()), not known)
+    waits = not project.repository.can_publish(project.repository.load().root)
+    size = sum(info.size for info in infos.values())
+    done = Published(bundle.spec.name, bundle.spec.version, manifest, len(infos), size, not known, waits=waits)
     if known:
         return replace(done, recut=_cut_again(project, infos))
     with project.repository.locked():
@@ -86,7 +89,7 @@ def withdraw(project: Project, name: str, version: str) -> None:
     """Take a version out of the signed targets: no board accepts it from then on. Its blobs stay. InputError `models.unknown`."""
     path = target_path(name, version)
     with project.repository.locked():
-        if path not in project.repository.load().targets.signed.targets:
+        if path not in project.repository.newest_targets().signed.targets:
             raise InputError("models.unknown", f"{name}:{version} is not published", where=str(project.dir), remedy="see `jetfleet models`")
         project.repository.edit_targets(lambda targets: _remove_target(targets, path))
 
@@ -136,7 +139,7 @@ def read_small(blobs: BlobFolder, blob: str) -> bytes:
 def _find(project: Project, bundle: OpenBundle) -> bool:
     """True when exactly this bundle is published; InputError when its version is, with other bytes."""
     spec = bundle.spec
-    target = project.repository.load().targets.signed.targets.get(target_path(spec.name, spec.version))
+    target = project.repository.newest_targets().signed.targets.get(target_path(spec.name, spec.version))
     if target is None:
         return False
     if target.hashes.get("sha256") == bundle.manifest_digest[7:]:
@@ -159,7 +162,7 @@ def _add_target(targets: Targets, bundle: OpenBundle, infos: dict[str, BlobInfo]
 def _cut_again(project: Project, infos: dict[str, BlobInfo]) -> bool:
     """Sign the new cut of blobs in every target that has them; False when nothing differs."""
     with project.repository.locked():
-        signed = project.repository.load().targets.signed
+        signed = project.repository.newest_targets().signed
         if all(infos.get(blob, info) == info for target in _bundles(signed) for blob, info in target.every().items()):
             return False
         project.repository.edit_targets(lambda targets: _set_cuts(targets, infos))

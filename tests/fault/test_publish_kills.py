@@ -19,6 +19,7 @@ from jetfleet_agent.supervisor.trust import TrustStore
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.messages import Instant
 from jetfleet_host.bundles import digest_file, open_bundle
+from jetfleet_host.custody import key_table
 from jetfleet_host.project import Project
 from jetfleet_host.publish import publish, published
 from jetfleet_host.repository import meta_package, refresh_timestamp
@@ -125,7 +126,7 @@ def test_kill_before_every_disk_operation(start: Path, tmp_path: Path, command: 
         _check(project, start / "board", base / "board-after", wall)
         assert not list((base / "fleet").rglob("*.partial"))
         if command.startswith("rotate"):
-            assert {(row.use, row.held) for row in project.key_table()} == {("current", True)}
+            assert {(row.use, row.held) for row in key_table(project)} == {("current", True)}
         shutil.rmtree(base)
         step += 1
     assert kills > 5

@@ -15,6 +15,7 @@ from jetfleet_contract.chunks import CHUNK_BYTES, lower_pages, open_table, top_p
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.messages import Ack, Command, Deployment, Instant
 from jetfleet_contract.trust import MAX_PACKAGE_BYTES, message_digest, seal
+from jetfleet_host.custody import key_table
 from jetfleet_host.keys import ROLES
 from jetfleet_host.project import CONFIG, Project
 from jetfleet_host.publish import find_bundle, models, publish, published, withdraw
@@ -180,9 +181,9 @@ def test_a_full_package_is_refused_before_anything_changes(project: Project, tmp
 def test_each_key_rotates_and_the_old_one_is_gone(project: Project, tmp_path: Path, role: str) -> None:
     trust = board(project, tmp_path)
     trust.update(meta_package(project), now())
-    old = {row.role: row.public for row in project.key_table()}
+    old = {row.role: row.public for row in key_table(project)}
     new = project.rotate(role)
-    rows = {row.role: row for row in project.key_table()}
+    rows = {row.role: row for row in key_table(project)}
     assert rows[role].public == new != old[role]
     assert all(row.use == "current" and row.held for row in rows.values())
     assert len(list(project.keys_dir.iterdir())) == len(ROLES)

@@ -1,4 +1,4 @@
-"""Commands of the project folder: init, keys, publish."""
+"""Commands of the project folder: init, publish, accept."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import typer
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
 _FOLDER = typer.Argument(..., metavar="DIR", help="Folder to make.")
 _BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Bundle folder, made by `jetfleet build`.")
+_BUILDER = typer.Argument(..., metavar="BUILDER", help="The builder's project folder, or a copy of it.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    keys = typer.Typer(name="keys", help="The project's signing keys.", no_args_is_help=True)
-    keys.command("list")(list_keys)
-    keys.command("rotate")(rotate_key)
     app.command("init")(init)
-    app.add_typer(keys)
     app.command("publish")(publish)
+    app.command("accept")(accept)
 
 
 def init(
     folder: Path = _FOLDER,
     broker: str = typer.Option("embedded", help="embedded, embedded:PORT or HOST:PORT."),
+    root_keys: int = typer.Option(1, "--root-keys", help="How many root keys are made, one for each holder."),
+    root_threshold: int = typer.Option(1, "--root-threshold", help="How many of them have to sign a new root."),
     as_json: bool = _JSON,
 ) -> None:
     """Make a project folder: keys, config and the root of trust that boards pin.
@@ -38,10 +38,12 @@ def init(
         jetfleet init fleet
 
         jetfleet init fleet --broker mqtt.example.org:8883
+
+        jetfleet init fleet --root-keys 3 --root-threshold 2
     """
     from jetfleet_host.project import Project
 
-    project = Project.init(folder, broker=broker)
+    project = Project.init(folder, broker=broker, root_keys=root_keys, root_threshold=root_threshold)
     where = project.settings.broker
     made = {"dir": str(project.dir), "root": str(project.root_file), "broker": f"{where.host}:{where.port}", "embedded": where.embedded}
     _print(as_json, made, [
@@ -51,34 +53,6 @@ def init(
         f"  keys         {project.keys_dir}  (keep a copy off this machine)",
         f"Next: jetfleet build MODEL.onnx ... then jetfleet publish BUNDLE --dir {folder}",
     ])
-
-
-def list_keys(folder: Path = _DIR, as_json: bool = _JSON) -> None:
-    """List the project's keys: role, public key, and whether its private half is here.
-
-    Example: jetfleet keys list --dir fleet
-    """
-    from jetfleet_host.project import Project
-
-    rows = [asdict(row) for row in Project.load(folder).key_table()]
-    lines = [f"{'role':<11} {'public key':<64} {'use':<8} private half"]
-    lines += [f"{row['role']:<11} {row['public']:<64} {row['use']:<8} {'here' if row['held'] else 'elsewhere'}" for row in rows]
-    _print(as_json, rows, lines)
-
-
-def rotate_key(role: str = typer.Argument(..., help="Role whose key is replaced."), folder: Path = _DIR, as_json: bool = _JSON) -> None:
-    """Replace the key of a role. Boards learn of it with the next metadata; the old private key is removed.
-
-    Roles: root, targets, snapshot, timestamp, deployment, command.
-
-    Example: jetfleet keys rotate timestamp --dir fleet
-    """
-    from jetfleet_host.keys import check_role
-    from jetfleet_host.project import Project
-
-    public = Project.load(folder).rotate(check_role(role))
-    _print(as_json, {"role": role, "public": public}, [f"The {role} key is now {public}.",
-                                                       "A running `jetfleet serve` sends the new metadata to the boards."])
 
 
 def publish(bundle: Path = _BUNDLE, folder: Path = _DIR, as_json: bool = _JSON) -> None:
@@ -92,7 +66,21 @@ def publish(bundle: Path = _BUNDLE, folder: Path = _DIR, as_json: bool = _JSON) 
     done = sign_and_store(Project.load(folder), bundle)
     verb = "Published" if done.new else "Cut into chunks of another size:" if done.recut else "Already published:"
     text = f"{verb} {done.name}:{done.version}, {done.blobs} blobs, {done.size / 1e6:.1f} MB, manifest {done.manifest}"
-    _print(as_json, asdict(done), [text])
+    waits = f"It waits to be published: jetfleet accept {folder}, on the control machine, with this folder or a copy of it."
+    _print(as_json, asdict(done), [text, *([waits] if done.waits else [])])
+
+
+def accept(builder: Path = _BUILDER, folder: Path = _DIR, as_json: bool = _JSON) -> None:
+    """Publish what a builder has signed: its targets and blobs are checked, taken over, and put under a new snapshot and timestamp.
+
+    Example: jetfleet accept /media/builder/fleet --dir fleet
+    """
+    from jetfleet_host.handover import accept as take_over
+    from jetfleet_host.project import Project
+
+    done = take_over(Project.load(folder), builder)
+    verb = "Accepted" if done.new else "Accepted before:"
+    _print(as_json, asdict(done), [f"{verb} targets {done.version}, {done.blobs} blobs, {done.size / 1e6:.1f} MB copied."])
 
 
 def _print(as_json: bool, value: Any, lines: list[str]) -> None:

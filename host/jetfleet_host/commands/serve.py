@@ -38,6 +38,7 @@ def serve(
 ) -> None:
     from jetfleet_host import clock
     from jetfleet_host.brokers import EmbeddedBroker
+    from jetfleet_host.custody import online
     from jetfleet_host.mqtt import BrokerSettings, MqttLink
     from jetfleet_host.project import Project
     from jetfleet_host.serve import Link, Server, only_server
@@ -52,6 +53,9 @@ def serve(
         if broker is not None:
             broker.start()
             ending.callback(broker.stop)
+        if broker is None:  # a fleet on a network: say what would let a thief of this machine choose what boards run
+            for finding in online(project):
+                print(f"warning: {finding.what} [{finding.code}]\n  try:   {finding.remedy}", file=sys.stderr)
         settings = BrokerSettings(
             host=section.host, port=broker.port if broker else section.port, username=section.username,
             password_file=section.password_file, ca=section.ca, cert=section.cert, key=section.key, keepalive_s=section.keepalive_s,
