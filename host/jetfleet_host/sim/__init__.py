@@ -1,0 +1,1 @@
+"""A fleet of virtual devices around the contract's own machines, and everything that can go wrong with it."""
