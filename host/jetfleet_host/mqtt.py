@@ -1,4 +1,4 @@
-"""The host's link to the broker: the same shape as the agent's, which it must not import. The only file of the host that imports paho.
+"""The host's link to the broker: the same shape as the agent's, which it must not import. Only this file and `sim.links` import paho.
 
 The socket is driven through paho's public calls for foreign event loops, so that every paho call is made by one thread,
 what waits to be sent is bounded here, and back-off has jitter. A lost link comes back for ever; subscriptions are made again

@@ -113,6 +113,7 @@ class _Download(msgspec.Struct):
     fetch: Fetch
     missing: set[str]
     received: int
+    release: int
 
 
 class Apps:
@@ -142,7 +143,7 @@ class Apps:
         for spec in deployment.apps:
             self._states.setdefault(spec.app, AppSlots(spec.app))
             feed_to = tuple(other.app for other in deployment.apps if other.input_from == spec.app)
-            self.event(spec.app, Deploy(Target(deployment.seq, spec, deployment.rollout, feed_to)))
+            self.event(spec.app, Deploy(Target(deployment.seq, spec, deployment.rollout, feed_to, self._release(spec.bundle))))
         named = {spec.app for spec in deployment.apps}
         for app in [known for known in self._states if known not in named]:
             self.event(app, Undeploy(deployment.seq))
@@ -254,19 +255,27 @@ class Apps:
         self._awaiting.pop(app, None)
         self._life.transfers.cancel_except({blob for download in self._downloads.values() for blob in download.missing})
 
+    def _release(self, bundle: str) -> int:
+        """The bundle's place among the publications of its model, 0 while no signed target tells."""
+        try:
+            return self._life.trust.bundle(bundle).release
+        except UntrustedError:
+            return 0
+
     # --- fetching ---------------------------------------------------------------------------------------------
 
     def _fetch(self, app: str, fetch: Fetch) -> None:
         try:
-            infos = self._life.trust.bundle(fetch.bundle).every()
+            target = self._life.trust.bundle(fetch.bundle)
         except UntrustedError:
             self._awaiting[app] = fetch  # the metadata that vouches for it comes later
             return
+        infos = target.every()
         missing = {blob for blob in fetch.blobs if blob not in self._life.disk.blobs}
         strange = missing - infos.keys()
         if strange:
             raise UntrustedError("bundle.unsigned", f"blob {min(strange)} of the bundle is not in its signed target")
-        self._downloads[app] = _Download(fetch, missing, sum(infos[blob].size for blob in missing))
+        self._downloads[app] = _Download(fetch, missing, sum(infos[blob].size for blob in missing), target.release)
         if not missing:
             self._complete(app)
         for blob in sorted(missing):
@@ -280,7 +289,8 @@ class Apps:
         except JetfleetError as error:
             self._fault(app, self._states[app], error)
             return
-        self._life.later(0.0, lambda: self.event(app, Fetched(fetch.bundle, fetch.step, following, download.received)))
+        news = Fetched(fetch.bundle, fetch.step, following, download.received, download.release)
+        self._life.later(0.0, lambda: self.event(app, news))
 
     def _following(self, fetch: Fetch) -> tuple[str, ...]:
         """The blobs of the next step, as the content of this one says."""

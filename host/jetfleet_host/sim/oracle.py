@@ -237,6 +237,9 @@ def _phase(facts: Facts) -> Iterable[str]:
     last = facts.rollouts[-1] if facts.rollouts else None
     if last is None or last.phase != facts.expected:
         yield f"the rollout ended {last.phase if last else 'never'}, not {facts.expected}: {last.reason if last else ''}"
+    for state in facts.rollouts:
+        lost = [name for name, progress in state.devices.items() if progress.status in ("stuck", "silent", "issued", "reverting")]
+        yield from (f"{name} was left {state.devices[name].status} by {state.plan.id}: {state.devices[name].code}" for name in lost)
 
 
 RULES: dict[str, Callable[[Facts], Iterable[str]]] = {
