@@ -105,6 +105,7 @@ class FakeFetcher:
         self.store, self.shelf, self.done = store, shelf, done
         self.ups = self.downs = 0
         self.explode = False
+        self.gauges: dict[str, float] = {}
 
     def want(self, blob: str, info: BlobInfo) -> None:
         self.store.put_bytes(blob, self.shelf.paths[blob].read_bytes())

@@ -11,7 +11,8 @@ import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -61,6 +62,14 @@ rate_kbit_s = 8000                    # 0: as fast as the broker takes it
 pending_mb = 1024                     # what may wait on this board
 pending = 32
 keep_h = 168.0                        # after that it is dropped
+
+[mirror]                              # a web server with the project's blobs: the second transport
+url = ""                              # set: https://mirror.example.org/blobs
+mode = "fallback"                     # when MQTT is silent; "prefer": first; "only": never blobs over MQTT
+ca = ""                               # the server's CA; empty: the system's
+cert = ""                             # set with key: mutual TLS
+key = ""
+min_kbit_s = 64.0                     # slower over 10 s is as bad as nothing
 
 [measure]                             # how candidates are measured before the choice
 runs = 30
@@ -118,6 +127,18 @@ class UploadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_h: Annotated[float, Meta(gt=0, le=10_000)] = 168.0
 
 
+class MirrorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A web server that has the project's blobs, as `jetfleet mirror` or any server with ranges. Every chunk is checked against the signed
+    table, so it need not be trusted. `url` empty: none. `min_kbit_s`: slower than that over 10 s is as bad as nothing."""
+
+    url: Annotated[str, Meta(max_length=2000)] = ""
+    mode: Literal["fallback", "prefer", "only"] = "fallback"
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    min_kbit_s: Annotated[float, Meta(ge=0, le=1_000_000)] = 64.0
+
+
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The checked config. `threads` and `memory_mb` 0 mean no limit; `window_s` is the telemetry window in seconds."""
 
@@ -133,6 +154,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     local_sources: dict[str, str] = {}
     measure: MeasureConfig = MeasureConfig()
     upload: UploadConfig = UploadConfig()
+    mirror: MirrorConfig = MirrorConfig()
 
 
 def load(path: Path) -> AgentConfig:
@@ -147,6 +169,10 @@ def load(path: Path) -> AgentConfig:
                        ("client certificate", config.broker.cert), ("client key", config.broker.key)):
         if file and not Path(file).is_file():
             raise InputError("config.missing-file", f"the broker's {what} {file} does not exist", where=str(path))
+    for key in ("ca", "cert", "key"):
+        file = getattr(config.mirror, key)
+        if file and not Path(file).is_file():
+            raise InputError("config.missing-file", f"the mirror's {key} {file} does not exist", where=str(path))
     if not config.root.is_file():
         raise InputError("config.root", f"the pinned root metadata {config.root} does not exist", where=f"{path}, key root",
                          remedy="copy device/root.json from the host's project folder (`jetfleet init` makes it) to that place")
@@ -166,6 +192,7 @@ def parse(text: str, path: Path) -> AgentConfig:
         for name in config.local_sources:
             check_name("local source", name)
         _ = config.broker.limits
+        _check_mirror(config.mirror.url)
     except (msgspec.ValidationError, MalformedError) as error:
         what = error.what if isinstance(error, MalformedError) else str(error)
         raise InputError("config.bad", f"a value does not fit: {what}", where=str(path),
@@ -201,6 +228,19 @@ def _refuse_unknown(mapping: Mapping[str, Any], kind: type[msgspec.Struct], tabl
             _refuse_unknown(value, inner, f"{table}{key}.", path)
 
 
+def _check_mirror(url: str) -> None:
+    """MalformedError `mirror.url` unless it is empty, or http or https with a host and without credentials, which would reach logs."""
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0 and not (parts.query or parts.fragment)
+    except ValueError:
+        good = False
+    if not good or "@" in url or not url.isprintable() or " " in url:
+        raise MalformedError("mirror.url", "mirror.url must be http:// or https:// with a host, without user, password or query")
+
+
 def _to_path(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str) and value:
         return Path(value)
@@ -213,5 +253,7 @@ def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
 
     broker = msgspec.structs.replace(config.broker, password_file=resolved(config.broker.password_file), ca=resolved(config.broker.ca),
                                      cert=resolved(config.broker.cert), key=resolved(config.broker.key))
-    return msgspec.structs.replace(config, broker=broker, root=folder / config.root, state_dir=folder / config.state_dir,
+    mirror = msgspec.structs.replace(config.mirror, ca=resolved(config.mirror.ca), cert=resolved(config.mirror.cert),
+                                     key=resolved(config.mirror.key))
+    return msgspec.structs.replace(config, broker=broker, mirror=mirror, root=folder / config.root, state_dir=folder / config.state_dir,
                                    measure=msgspec.structs.replace(config.measure, lock=resolved(config.measure.lock)))

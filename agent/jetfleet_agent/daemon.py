@@ -45,6 +45,7 @@ from .supervisor.identity import Identity
 from .supervisor.inbox import Inbox
 from .supervisor.journal import Journal
 from .supervisor.measurements import ChoiceRecord, MeasurementStore
+from .supervisor.mirror import Mirror
 from .supervisor.mqtt import BrokerSettings, MqttLink
 from .supervisor.pipeline_link import PipelineLink, run_folder
 from .supervisor.pipelines import Pipelines
@@ -52,6 +53,7 @@ from .supervisor.store import BlobStore
 from .supervisor.trust import TrustStore
 from .supervisor.upload_store import UploadStore
 from .supervisor.uploads import Uploads
+from .supervisor.web import WebFolder, WebSettings
 from .systemd_notify import Heartbeat, ServiceManager
 from .tables import bench_text, capability_text, checks_text, choice_text, status_text
 
@@ -155,7 +157,7 @@ def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) 
     session = begin_session(journal, clock())
     link = MqttLink(_broker_settings(config), config.device, inbox.message, inbox.link_up, inbox.link_down,
                     will=will(config.device, session))
-    fetcher = Fetcher(store, link, config.device, clock, inbox.blob_done, inbox.blob_failed)
+    fetcher = Fetcher(store, link, config.device, clock, inbox.blob_done, inbox.blob_failed, _mirror(config))
     waiting = UploadStore(state, config.device, config.upload.pending, config.upload.pending_mb << 20)
     uploads = Uploads(waiting, link, config.device, identity, trust, clock, config.upload)
     pipelines = Pipelines(PipelineLink(run_folder(state) / "supervisor.sock", inbox.put), time.monotonic, random.random)
@@ -201,6 +203,14 @@ def try_broker(config: AgentConfig) -> doctor.Tried:
         return doctor.Tried(attempt.outcome(doctor.BROKER_WAIT_S), link.limits)
     finally:
         link.stop()
+
+
+def _mirror(config: AgentConfig) -> Mirror | None:
+    """The second transport, when there is one."""
+    section = config.mirror
+    if not section.url:
+        return None
+    return Mirror(WebFolder(WebSettings(section.url, section.ca, section.cert, section.key, section.min_kbit_s * 125.0)), section.mode)
 
 
 def _broker_settings(config: AgentConfig) -> BrokerSettings:

@@ -28,7 +28,7 @@ def test_the_least_config_has_defaults_and_paths_relative_to_its_file() -> None:
 def test_the_printed_example_is_valid_and_shows_every_key() -> None:
     config = parse(EXAMPLE, Path("/etc/x/agent.toml"))
     assert config.local_sources == {"front": "/dev/video0"}
-    tables = (AgentConfig, type(config.broker), type(config.measure))
+    tables = (AgentConfig, type(config.broker), type(config.measure), type(config.upload), type(config.mirror))
     for field in (name for table in tables for name in table.__struct_fields__):
         if field not in ("images", "lock"):
             assert field in EXAMPLE

@@ -97,6 +97,8 @@ class Trust(Bundles, Protocol):
 class Transfers(Fetching, Protocol):
     """What is used of a Fetcher."""
 
+    @property
+    def gauges(self) -> dict[str, float]: ...
     def on_message(self, topic: str, payload: bytes) -> bool: ...
     def on_link_up(self) -> None: ...
     def on_link_down(self) -> None: ...
@@ -393,7 +395,8 @@ class Supervisor:
                     "upload_bytes": self._uploads.sent_bytes}
         crashes = {f"{app}.crashes": float(count) for app, count in self._pipelines.crashes().items()}
         refused = {f"refused.{code}": float(count) for code, count in self._refused.items()}
-        return {**self._gauges.read(), **{name: float(value) for name, value in counters.items()}, **crashes, **refused}
+        return {**self._gauges.read(), **{name: float(value) for name, value in counters.items()}, **self._fetcher.gauges, **crashes,
+                **refused}
 
     def _send_birth(self) -> None:
         if not self._link.connected:

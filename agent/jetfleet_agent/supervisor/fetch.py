@@ -18,12 +18,14 @@ from jetfleet_contract.chunks import Bitmap, BlobInfo, ChunkTable, TablePage, ch
 from jetfleet_contract.errors import JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.messages import Instant
 
+from .mirror import Got
 from .store import BlobStore, Partial
 
 WORK_POLL_S = 0.002
 SETTLE_CHUNKS = 128
 IDLE_S = 60.0
 PAGE_LIMIT = 1 << 16
+_OPEN = ("offline", "asking", "receiving")
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +38,21 @@ class Link(Protocol):
     def subscribe(self, topic: str, qos: int) -> None: ...
     def unsubscribe(self, topic: str) -> None: ...
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
+
+
+class SecondTransport(Protocol):
+    """What is used of a Mirror."""
+
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def wrong_chunks(self) -> int: ...
+    def offer(self, blob: str, table: ChunkTable, missing: Bitmap, write: Callable[[int, bytes], bool]) -> bool: ...
+    def forget(self, blob: str) -> None: ...
+    def holds(self, blob: str) -> bool: ...
+    def taken(self) -> list[Got]: ...
+    def due_s(self) -> float: ...
+    def close(self) -> None: ...
 
 
 class _Job:
@@ -72,6 +89,7 @@ class Fetcher:
         clock: Callable[[], Instant],
         on_done: Callable[[str], None],
         on_failed: Callable[[str, JetfleetError], None],
+        mirror: SecondTransport | None = None,
     ) -> None:
         self._store = store
         self._link = link
@@ -79,6 +97,7 @@ class Fetcher:
         self._clock = clock
         self._on_done = on_done
         self._on_failed = on_failed
+        self._mirror = mirror
         self._jobs: dict[str, _Job] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self._random = random.SystemRandom()
@@ -139,6 +158,7 @@ class Fetcher:
 
     def tick(self) -> float:
         """Let time pass and take up finished work; seconds until the next tick is due."""
+        mirror_due = self._take_mirrored(self._mirror) if self._mirror is not None else IDLE_S
         now = self._clock().mono
         for job in list(self._jobs.values()):
             if job.work is not None and job.work.done():
@@ -148,15 +168,24 @@ class Fetcher:
         if any(job.work is not None for job in self._jobs.values()):
             return WORK_POLL_S
         wake = min((job.receiver.wake_at for job in self._jobs.values() if job.receiver is not None), default=transfer.NEVER)
-        return max(0.0, min(IDLE_S, wake - self._clock().mono))
+        return max(0.0, min(IDLE_S, mirror_due, wake - self._clock().mono))
 
     def close(self) -> None:
         """End the worker and close the parts; what was received stays."""
+        if self._mirror is not None:
+            self._mirror.close()
         self._worker.shutdown(wait=True, cancel_futures=True)
         for job in self._jobs.values():
             if job.partial is not None:
                 job.partial.close()
         self._jobs.clear()
+
+    @property
+    def gauges(self) -> dict[str, float]:
+        """What came by the mirror, apart from what came over MQTT: bytes since the start, and chunks that were wrong."""
+        if self._mirror is None:
+            return {}
+        return {"mirror_bytes": float(self._mirror.received_bytes), "mirror_wrong": float(self._mirror.wrong_chunks)}
 
     @property
     def progress(self) -> dict[str, tuple[int, int]]:
@@ -241,9 +270,7 @@ class Fetcher:
             self._break(job, error)
             return
         self._step(job, transfer.Stored(round_, index) if stored else transfer.Spoiled(round_, index))
-        job.stored += 1
-        if job.stored % SETTLE_CHUNKS == 0 and job.work is None:
-            self._settle(job, job.partial, job.receiver.missing)
+        self._count_stored(job)
 
     def _step(self, job: _Job, event: transfer.ReceiverEvent) -> None:
         if job.receiver is None:
@@ -251,13 +278,45 @@ class Fetcher:
         job.receiver, effects = transfer.step_receiver(job.receiver, event, self._clock().mono)
         for effect in effects:
             if isinstance(effect, transfer.Ask):
-                self._link.publish(topics.want(job.blob, self._device), transfer.encode_want(effect.want), qos=1)
+                self._ask(job, effect.want)
             elif isinstance(effect, transfer.Check):
+                if self._mirror is not None:
+                    self._mirror.forget(job.blob)
                 self._submit(job, self._check)
             elif isinstance(effect, transfer.Finish):
                 self._done(job)
             else:
                 self._fail(job, self._errors.pop(job.blob, _unverifiable(job, effect.code, self._store.folder)))
+
+    def _ask(self, job: _Job, want: transfer.Want) -> None:
+        """Publish a want, unless the mirror has its turn; that nothing is missing any more is always said."""
+        if want.missing and self._mirror is not None and self._mirror.holds(job.blob):
+            return
+        self._link.publish(topics.want(job.blob, self._device), transfer.encode_want(want), qos=1)
+
+    def _take_mirrored(self, mirror: SecondTransport) -> float:
+        """Take up what the mirror wrote, and tell it what is missing; seconds until the next time."""
+        for got in mirror.taken():
+            job = self._jobs.get(got.blob)
+            if job is None or job.receiver is None or job.receiver.phase not in _OPEN:
+                continue
+            if got.error is not None:
+                self._break(job, got.error)
+            else:
+                self._step(job, transfer.Stored(job.receiver.round, got.index))
+                self._count_stored(job)
+        for job in list(self._jobs.values()):
+            if job.receiver is None or job.table is None or job.partial is None or job.receiver.phase not in _OPEN:
+                continue
+            ask_now = mirror.offer(job.blob, job.table, job.receiver.missing, job.partial.write)
+            if ask_now and self._link.connected:
+                self._step(job, transfer.Up(self._random.random()))
+        return mirror.due_s()
+
+    def _count_stored(self, job: _Job) -> None:
+        job.stored += 1
+        if job.stored % SETTLE_CHUNKS == 0 and job.work is None and job.partial is not None and job.receiver is not None:
+            self._settle(job, job.partial, job.receiver.missing)
 
     # --- work in the other thread -----------------------------------------------------------------------------
 
@@ -346,6 +405,8 @@ class Fetcher:
         if job.receiver is not None:
             self._link.unsubscribe(topics.chunk(job.blob))
             self._link.unsubscribe(topics.blob_round(job.blob))
+        if self._mirror is not None:
+            self._mirror.forget(job.blob)
         if job.partial is not None:
             job.partial.close()
 
