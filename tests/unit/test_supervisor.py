@@ -77,8 +77,7 @@ def test_a_deployment_before_its_metadata_waits_and_an_acknowledged_report_is_no
     assert (record.seq, record.session, record.deployment) == (1, 1, shelf.deployment(1, "1"))
     for report in rig.reports():
         rig.inbox.message(topics.ack(DEVICE), encode(Ack(report.id)))
-    birth = rig.link.last(topics.birth(DEVICE), Birth)
-    assert birth.seq == 1
+    until(lambda: rig.link.last(topics.birth(DEVICE), Birth).seq == 1, "the birth that tells the number")
 
 
 @pytest.mark.parametrize(("topic", "payload"), [
