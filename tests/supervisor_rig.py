@@ -24,6 +24,7 @@ from jetfleet_agent.supervisor.uploads import Uploads
 from jetfleet_contract import topics
 from jetfleet_contract.broker_limits import BrokerLimits
 from jetfleet_contract.chunks import BlobInfo
+from jetfleet_contract.delegations import DelegationBlob
 from jetfleet_contract.errors import UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import (
@@ -73,6 +74,11 @@ class FakeTrust:
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
         self.ready = False
+
+    def delegation(self, device_class: str) -> DelegationBlob | None:
+        return None
+
+    def accept_delegation(self, device_class: str, data: bytes, now: Instant) -> None: ...
 
     def bundle(self, manifest_blob: str) -> BundleTarget:
         return self.shelf.bundle(manifest_blob)

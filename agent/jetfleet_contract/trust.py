@@ -5,7 +5,7 @@ Every role's metadata stays the exact bytes that were signed. jetfleet adds sign
 (specification 1.0, "custom" and unrecognised fields):
 
     timestamp   x-jetfleet = {"root": version of the root it belongs to, "signed": seconds since 1970}
-    targets     x-jetfleet = {"deployment": [keys], "command": [keys]}
+    targets     x-jetfleet = {"deployment": [keys], "command": [keys]}; delegates to one role a device class, see `delegations`
     each target custom     = {"size", "table", "blobs": {hex: [size, chunk_size, table]}, "release", "chunk_size" of the manifest}
 
 A target is named ``bundle/NAME/VERSION``; its hash is the manifest's. Beside it there may be ``delta/NAME/VERSION``: the

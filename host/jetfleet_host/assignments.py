@@ -21,7 +21,11 @@ from .store.models import Issued
 def blobs_of(target: BundleTarget, read: Callable[[str], bytes]) -> dict[str, int]:
     """All blobs of a bundle and the size of their chunks: manifest, layers and the pages of their chunk tables. `read` gives a small
     blob's bytes."""
-    every = target.every()
+    return with_pages(target.every(), read)
+
+
+def with_pages(every: dict[str, BlobInfo], read: Callable[[str], bytes]) -> dict[str, int]:
+    """These blobs and the pages of their chunk tables, each with the size of its chunks."""
     pages = {page: CHUNK_BYTES for info in every.values() for page in _pages(info, read)}
     return {**pages, **{blob: info.chunk_size for blob, info in every.items()}}
 
@@ -40,13 +44,15 @@ class Assignments:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._blobs: dict[str, dict[str, int]] = {}
+        self._common: dict[str, int] = {}
         self._chunk_sizes: dict[str, int] = {}
         self._bundles: dict[str, frozenset[str]] = {}
 
-    def offer(self, blobs: dict[str, dict[str, int]]) -> None:
-        """What is published now: the blobs of each bundle and the size of their chunks, by the bundle's manifest."""
-        self._blobs = blobs
-        self._chunk_sizes = {blob: size for bundle in blobs.values() for blob, size in bundle.items()}
+    def offer(self, blobs: dict[str, dict[str, int]], common: dict[str, int] | None = None) -> None:
+        """What is published now: the blobs of each bundle and the size of their chunks, by the bundle's manifest; and those that any board
+        may want, because the metadata itself continues in them."""
+        self._blobs, self._common = blobs, common or {}
+        self._chunk_sizes = {blob: size for bundle in (*blobs.values(), self._common) for blob, size in bundle.items()}
 
     def chunk_size(self, blob: str) -> int:
         """How the blob is cut, as its signed target says."""
@@ -58,6 +64,8 @@ class Assignments:
 
     def allowed(self, device: str, blob: str) -> bool:
         """Whether the board may want the blob. Raises StorageError when the database cannot be read."""
+        if blob in self._common:
+            return True
         if device not in self._bundles:
             self._bundles[device] = self._named_to(device)
         return any(blob in self._blobs.get(bundle, ()) for bundle in self._bundles[device])

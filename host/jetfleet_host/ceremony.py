@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, UntrustedError
 from jetfleet_contract.topics import check_blob
@@ -69,7 +69,7 @@ def draft(project: Project, wish: Wish, now: float) -> bytes:
     for role, public in wish.remove:
         _remove(current, root, _role(role), public)
     for role, public in wish.add:
-        root.add_key(_key(public), _role(role))
+        root.add_key(key_of(public), _role(role))
     for role, threshold in (wish.thresholds or {}).items():
         root.roles[_role(role)].threshold = threshold
     for role in TUF_ROLES:
@@ -204,19 +204,13 @@ def _remove(current: Metadata[Root], root: Root, role: str, public: str) -> None
     raise InputError("keys.unknown", f"{public[:16]!r} is no {role} key", where="--remove", remedy="see jetfleet keys list")
 
 
-def _key(public: str) -> Key:
-    from securesystemslib.signer import SSlibKey
-
-    return SSlibKey(key_id(public), "ed25519", "ed25519", {"public": _checked(public)})
-
-
-def key_id(public: str) -> str:
-    """The key id that the tuf library gives an Ed25519 key (hex)."""
+def key_of(public: str) -> Key:
+    """An Ed25519 public key (64 hex digits) as TUF metadata names it. InputError `keys.bad`."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from securesystemslib.signer import SSlibKey
 
-    made: Any = SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(bytes.fromhex(_checked(public))))
-    return str(made.keyid)
+    made: Key = SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(bytes.fromhex(_checked(public))))
+    return made
 
 
 def _checked(public: str) -> str:

@@ -206,7 +206,7 @@ class Repository:
         self._write(f"{root.signed.version}.root.json", _bytes(root))
         self._commit(edited)
 
-    def accept_delegated(self, role: str, data: bytes, field: dict[str, str]) -> None:
+    def accept_delegated(self, role: str, data: bytes, field: dict[str, object]) -> None:
         """Name a delegated role's metadata, which was checked, in the next snapshot. Call inside `locked`.
 
         Args:

@@ -26,9 +26,10 @@ from jetfleet_contract.errors import InputError, JetfleetError, StorageError, Tr
 from jetfleet_contract.messages import Ack, Instant, encode
 
 from . import signing
-from .assignments import Assignments, blobs_of
+from .assignments import Assignments, blobs_of, with_pages
 from .collector import Collector, Incoming, Ingested
 from .command_driver import CommandDriver
+from .delegations import blobs_of_classes
 from .delivery import DeliverySettings, Distributor
 from .experiments import ExperimentDriver
 from .project import Project
@@ -315,7 +316,9 @@ class Server:
         targets = published(self._project)
         self._bundles = frozenset(target.manifest for target in targets)
         self._cuts = frozenset(min(info.size, info.chunk_size) for target in targets for info in target.every().values())
-        self._assignments.offer({target.manifest: blobs_of(target, self._small_blob) for target in targets})
+        classes = {one.blob: one.info for one in blobs_of_classes(self._project.repository.load().snapshot.signed)}
+        self._assignments.offer({target.manifest: blobs_of(target, self._small_blob) for target in targets},
+                                with_pages(classes, self._small_blob))
         self._retain = {topics.META: package, **self._retain, topics.META: package}  # boards need it before any deployment
         keys = self._project.repository.load().keys.deployment
         if self._signers not in ((), keys):

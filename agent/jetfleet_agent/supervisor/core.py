@@ -49,6 +49,7 @@ from jetfleet_contract.trust import message_digest
 
 from .bundle_reader import Blobs
 from .commands import Commands, Giving, Signer
+from .delegated import ClassMetadata, Vouching
 from .downloads import Bundles, Fetching
 from .effects import Choosing, EffectRunner, RunSettings
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
@@ -86,7 +87,7 @@ class Ticking(Protocol):
     def tick(self) -> float: ...
 
 
-class Trust(Bundles, Protocol):
+class Trust(Bundles, Vouching, Protocol):
     """What is used of a TrustStore."""
 
     def update(self, package: bytes, now: Instant) -> bool: ...
@@ -179,6 +180,7 @@ class Supervisor:
         self._updater = Updater(journal, self._runner, self._outbox, clock)
         self._commands = Commands(config.device, link, trust, identity, pipelines, uploads, log_lines,
                                   self._updater.app_states, lambda: self._runner.choices, clock)
+        self._class_metadata = ClassMetadata(chooser.capability.device_class, trust, store, fetcher, clock)
         self._record = msgspec.structs.replace(journal.board(), session=session)
         now = clock()
         self._windows = TelemetryWindows(config.device, session, config.window_s, now.mono, now.wall)
@@ -189,6 +191,7 @@ class Supervisor:
         self._desired_at = 0.0
         self._desired_trouble = ""
         self._running = True
+        self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._class_metadata)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -222,7 +225,7 @@ class Supervisor:
 
     def _deadlines(self) -> float:
         """Let every part do what is due; seconds until the first of them wants to be called again."""
-        wait = min(MAX_IDLE_S, *(self._ticked(part) for part in (self._fetcher, self._updater, self._pipelines, self._uploads)))
+        wait = min(MAX_IDLE_S, *(self._ticked(part) for part in self._ticking))
         now = self._clock()
         self._guarded("reports", lambda: self._send_reports(now))
         self._guarded("telemetry", lambda: self._send_telemetry(now))
@@ -277,8 +280,10 @@ class Supervisor:
                 self._uploads.on_link_down()
             case BlobDone():
                 self._runner.blob_done(item.blob)
+                self._class_metadata.blob_done(item.blob)
             case BlobFailed():
                 self._runner.blob_failed(item.blob, item.error)
+                self._class_metadata.blob_failed(item.blob, item.error)
             case AppEvent():
                 self._updater.answered(item)
             case PipelineSaid():
@@ -297,6 +302,7 @@ class Supervisor:
         if topic == topics.META:
             if payload and self._trust.update(payload, self._clock()):
                 self._runner.try_again()
+                self._class_metadata.follow()
                 self._desired_at = 0.0
         elif topic == topics.desired(self._device):
             if payload:
@@ -313,6 +319,7 @@ class Supervisor:
         self._send_birth()
         self._outbox.hurry()
         self._runner.try_again()
+        self._class_metadata.follow()
         self._fetcher.on_link_up()
         self._uploads.on_link_up()
 

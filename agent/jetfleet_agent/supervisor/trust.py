@@ -6,6 +6,7 @@ damaged state, and clocks that cannot be trusted.
 
     trust.json   the last accepted package, with the root chain since the pinned root; verified again at every load
     floor.json   versions never to fall below, clock floor, last command
+    class-C.json what the builders of a device class vouch for; verified again at every load
 
 Rival: `tuf.ngclient.Updater`. It wants HTTP, renames without fsync and forgets versions with its files.
 """
@@ -15,36 +16,36 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from jetfleet_agent.durable import write_file
 from jetfleet_agent.supervisor.identity import verify_ed25519
 from jetfleet_agent.supervisor.trust_floor import BUILD_TIME, Floor, load_floor, write_floor
+from jetfleet_agent.supervisor.trusted_metadata import TrustState, metadata_set, read_state, root_version, same_keys, translated, tuf_errors
+from jetfleet_contract.delegations import (
+    MAX_ENGINES,
+    DelegationBlob,
+    EngineTarget,
+    read_engine,
+    role_of_class,
+)
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, UntrustedError
 from jetfleet_contract.messages import AppSpec, Command, Deployment, Instant
 from jetfleet_contract.trust import (
-    FIELD,
     BundleTarget,
     DeltaTarget,
     MetaPackage,
-    SigningKeys,
     check_deployment,
     decode_package,
     encode_package,
     message_digest,
-    read_delta_target,
-    read_keys,
-    read_target,
-    read_timestamp,
     unseal,
 )
 
 if TYPE_CHECKING:
-    from tuf.api.metadata import Root
     from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 
 log = logging.getLogger(__name__)
@@ -54,29 +55,6 @@ MAX_SEQ = 1 << 53
 _ROLES = ("timestamp", "snapshot", "targets")
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-
-class _State(msgspec.Struct, frozen=True):
-    """What is trusted now, as the bytes that were verified and what was read from them."""
-
-    package: MetaPackage
-    versions: dict[str, int]
-    keyids: dict[str, list[str]]
-    expires: float
-    signed: int
-    keys: SigningKeys
-    bundles: dict[str, BundleTarget]
-    deltas: dict[tuple[str, str], DeltaTarget]
-
-
-class _RootBody(msgspec.Struct, frozen=True):
-    version: int
-
-
-class _RootClaim(msgspec.Struct, frozen=True):
-    """What an unverified root says of itself."""
-
-    signed: _RootBody
 
 
 class TrustStore:
@@ -95,12 +73,13 @@ class TrustStore:
         self._pinned = pinned_root
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._pinned_version = int(_metadata_set(pinned_root, BUILD_TIME).root.version)
-        except _tuf_errors() as error:
+            self._pinned_version = int(metadata_set(pinned_root, BUILD_TIME).root.version)
+        except tuf_errors() as error:
             raise InputError("trust.pinned-root", f"the pinned root is no valid root metadata: {error}",
                              remedy="copy device/root.json from the project folder again") from None
         self._floor = load_floor(folder, hashlib.sha256(pinned_root).hexdigest())
-        self._state: _State | None = None
+        self._engines: dict[str, dict[str, EngineTarget]] = {}
+        self._state: TrustState | None = None
         self._state = self._load_state()
         if self._state is not None and self._state.versions != self._floor.versions:
             self._raise_floor(self._state)  # the power went between the two writes of `update`
@@ -135,6 +114,7 @@ class TrustStore:
             return False
         write_file(self._folder / "trust.json", encode_package(state.package))
         self._state = state
+        self._engines.clear()
         self._raise_floor(state)
         return True
 
@@ -154,6 +134,70 @@ class TrustStore:
         """The signed index of deltas that lead to that bundle; None when it was published without. UntrustedError as `bundle`."""
         target = self.bundle(manifest_blob)
         return self._trusted().deltas.get((target.name, target.version))
+
+    # --- what builders of a class vouch for -------------------------------------------------------------
+
+    def delegation(self, device_class: str) -> DelegationBlob | None:
+        """The metadata of that class's builders that has to be fetched; None when the newest is here, or there is none."""
+        if self._state is None or device_class not in self._state.delegations or self._engines_of(device_class) is not None:
+            return None
+        return self._state.delegations[device_class]
+
+    def accept_delegation(self, device_class: str, data: bytes, now: Instant) -> None:
+        """Verify the metadata that `delegation` asked for and keep it durably.
+
+        Raises:
+            UntrustedError: `trust.no-delegation`, `trust.signature` (by no builder of this class), `trust.mix` (not what the snapshot
+                names), `trust.expired`, `trust.rollback`. MalformedError: `trust.malformed`,
+                `trust.target` (also for engines of other classes).
+            StorageError: `store.write`. After any error the old state still holds.
+        """
+        if device_class not in self._trusted().delegations:
+            raise _no_delegation(device_class)
+        engines = self._verify_delegated(device_class, data, self._reference(now))
+        write_file(self._folder / f"{role_of_class(device_class)}.json", data)
+        self._engines[device_class] = engines
+
+    def engine(self, device_class: str, path: str) -> EngineTarget:
+        """The engine of that path, ``engine/CLASS/NAME``, that a builder of the class has signed.
+
+        Raises:
+            UntrustedError: `trust.no-metadata`, `trust.no-delegation`, `trust.delegation-missing` (not fetched yet),
+                `trust.unknown-engine`.
+        """
+        if device_class not in self._trusted().delegations:
+            raise _no_delegation(device_class)
+        engines = self._engines_of(device_class)
+        if engines is None:
+            raise UntrustedError("trust.delegation-missing", f"the metadata of class {device_class}'s builders is not here yet",
+                                 remedy="it is fetched by itself once the host can be reached")
+        if path not in engines:
+            raise UntrustedError("trust.unknown-engine", f"no builder of class {device_class} has signed {path[:120]!r}",
+                                 remedy="wait until one has built it, or build it on this board")
+        return engines[path]
+
+    def _engines_of(self, device_class: str) -> dict[str, EngineTarget] | None:
+        """What is here of the class and still counts, verified once after each start or new metadata."""
+        if device_class not in self._engines:
+            try:
+                data = (self._folder / f"{role_of_class(device_class)}.json").read_bytes()
+                self._engines[device_class] = self._verify_delegated(device_class, data, 0.0)
+            except (JetfleetError, OSError):
+                return None
+        return self._engines[device_class]
+
+    def _verify_delegated(self, device_class: str, data: bytes, reference: float) -> dict[str, EngineTarget]:
+        role = role_of_class(device_class)
+        try:
+            trusted, _ = self._verified(self._trusted().package, reference)
+            targets = trusted.update_delegated_targets(data, role, "targets")
+        except tuf_errors() as error:
+            raise translated(error) from None
+        if len(targets.targets) > MAX_ENGINES:
+            raise MalformedError("trust.target", f"{len(targets.targets)} engines are over the limit of {MAX_ENGINES}")
+        return {path: read_engine(device_class, path, file.hashes.get("sha256", ""), file.custom) for path, file in targets.targets.items()}
+
+    # --- messages of the host ---------------------------------------------------------------------------
 
     def deployment(self, data: bytes, device: str, last_seq: int, last_digest: str, now: Instant) -> Deployment:
         """Open a deployment's envelope.
@@ -220,24 +264,26 @@ class TrustStore:
 
     # --- verification ----------------------------------------------------------------------------------
 
-    def _verify(self, fresh: MetaPackage, reference: float) -> _State:
+    def _verify(self, fresh: MetaPackage, reference: float) -> TrustState:
+        return read_state(*self._verified(fresh, reference))
+
+    def _verified(self, fresh: MetaPackage, reference: float) -> tuple[TrustedMetadataSet, MetaPackage]:
         try:
             trusted, roots = self._root_chain(fresh, reference)
             self._check_timestamp(trusted, fresh)
             self._check_snapshot(trusted, fresh)
             trusted.update_targets(bytes(fresh.targets))
-        except _tuf_errors() as error:
-            raise _translated(error) from None
-        package = msgspec.structs.replace(fresh, root=roots)
-        return _read(trusted, package)
+        except tuf_errors() as error:
+            raise translated(error) from None
+        return trusted, msgspec.structs.replace(fresh, root=roots)
 
     def _root_chain(self, fresh: MetaPackage, reference: float) -> tuple[TrustedMetadataSet, tuple[msgspec.Raw, ...]]:
         """Walk from the pinned root over what is known to the newest one offered; a device may have missed any number."""
         known = self._state.package.root if self._state else ()
-        trusted = _metadata_set(self._pinned, reference)
+        trusted = metadata_set(self._pinned, reference)
         chain: list[msgspec.Raw] = []
         for root in (*known, *fresh.root):
-            version = _root_version(root)
+            version = root_version(root)
             if version <= trusted.root.version:
                 continue
             if version > trusted.root.version + 1:
@@ -251,7 +297,7 @@ class TrustStore:
         from tuf.api.exceptions import EqualVersionNumberError, RepositoryError
 
         old = self._state
-        if old is not None and _same_keys(old.keyids, trusted.root):
+        if old is not None and same_keys(old.keyids, trusted.root):
             try:
                 trusted.update_timestamp(bytes(old.package.timestamp))
             except RepositoryError:
@@ -267,7 +313,7 @@ class TrustStore:
         from tuf.api.exceptions import RepositoryError
 
         old = self._state
-        if old is not None and _same_keys(old.keyids, trusted.root):
+        if old is not None and same_keys(old.keyids, trusted.root):
             try:
                 trusted.update_snapshot(bytes(old.package.snapshot), trusted=True)
             except RepositoryError:
@@ -276,7 +322,7 @@ class TrustStore:
 
     # --- durable state ---------------------------------------------------------------------------------
 
-    def _load_state(self) -> _State | None:
+    def _load_state(self) -> TrustState | None:
         """The stored package, verified again from the pinned root. Anything wrong with it counts as absent."""
         path = self._folder / "trust.json"
         if not path.exists():
@@ -291,7 +337,7 @@ class TrustStore:
             return None
         return state
 
-    def _check_floor(self, state: _State) -> None:
+    def _check_floor(self, state: TrustState) -> None:
         floor = self._floor
         if state.versions["root"] < floor.versions.get("root", 0):
             raise UntrustedError("trust.rollback", f"root {state.versions['root']} is older than {floor.versions['root']}")
@@ -301,7 +347,7 @@ class TrustStore:
             if state.versions[role] < floor.versions.get(role, 0):
                 raise UntrustedError("trust.rollback", f"{role} {state.versions[role]} is older than {floor.versions[role]}")
 
-    def _raise_floor(self, state: _State) -> None:
+    def _raise_floor(self, state: TrustState) -> None:
         clock = max(self._floor.clock, state.signed)
         self._write_floor(msgspec.structs.replace(self._floor, versions=state.versions, keyids=state.keyids, clock=clock))
 
@@ -309,7 +355,7 @@ class TrustStore:
         write_floor(self._folder, floor)
         self._floor = floor
 
-    def _trusted(self) -> _State:
+    def _trusted(self) -> TrustState:
         if self._state is None:
             raise UntrustedError("trust.no-metadata", "no signed metadata has arrived yet",
                                  remedy="start `jetfleet serve`, which publishes it")
@@ -334,80 +380,6 @@ def _check_label(app: AppSpec, target: BundleTarget | None) -> None:
         raise UntrustedError("trust.mix", f"app {app.app} names {app.name}:{app.version}, but its bundle is {target.name}:{target.version}")
 
 
-def _metadata_set(root: bytes, reference: float) -> TrustedMetadataSet:
-    """python-tuf's checks, judging expiry by `reference` (seconds since 1970) in place of the system's clock."""
-    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
-    from tuf.ngclient.config import EnvelopeType
-
-    trusted = TrustedMetadataSet(root, EnvelopeType.METADATA)
-    trusted.reference_time = datetime.fromtimestamp(reference, timezone.utc)
-    return trusted
-
-
-def _root_version(root: msgspec.Raw) -> int:
-    """The version that a root claims: only to pick which ones to verify."""
-    try:
-        return msgspec.json.decode(root, type=_RootClaim).signed.version
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise MalformedError("trust.malformed", f"not a root: {error}") from None
-
-
-def _keyids(root: Root) -> dict[str, list[str]]:
-    return {role: sorted(root.roles[role].keyids) for role in ("timestamp", "snapshot")}
-
-
-def _same_keys(old: dict[str, list[str]], root: Root) -> bool:
-    """TUF 5.3.11: once timestamp's or snapshot's keys have changed, their old versions no longer bind (fast-forward recovery)."""
-    return old == _keyids(root)
-
-
-def _read(trusted: TrustedMetadataSet, package: MetaPackage) -> _State:
-    """Take what is needed out of verified metadata, within bounds."""
-    root, timestamp, targets = trusted.root, trusted.timestamp, trusted.targets
-    field = read_timestamp(timestamp.unrecognized_fields.get(FIELD))
-    bundles, deltas = [], []
-    for path, file in targets.targets.items():
-        digest = file.hashes.get("sha256", "")
-        if path.startswith("delta/"):
-            deltas.append(read_delta_target(path, digest, file.custom))
-        else:
-            bundles.append(read_target(path, digest, file.custom))
-    versions = {role: _version(signed.version)
-                for role, signed in (("root", root), ("timestamp", timestamp), ("snapshot", trusted.snapshot), ("targets", targets))}
-    return _State(package, versions, _keyids(root), timestamp.expires.timestamp(), field.signed,
-                  read_keys(targets.unrecognized_fields.get(FIELD)), {found.manifest: found for found in bundles},
-                  {(found.name, found.version): found for found in deltas})
-
-
-def _version(value: object) -> int:
-    """A version that can be stored and compared: python-tuf lets JSON's `true` and any size of number pass."""
-    if type(value) is not int or not 0 < value < MAX_SEQ:
-        raise MalformedError("trust.malformed", f"metadata version {str(value)[:40]} is out of bounds")
-    return value
-
-
-def _tuf_errors() -> tuple[type[Exception], ...]:
-    """What python-tuf raises on hostile bytes: its own tree, and what slips through from odd types inside."""
-    from securesystemslib.exceptions import Error as SecureSystemsError
-    from tuf.api.exceptions import RepositoryError
-
-    return (RepositoryError, SecureSystemsError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-
-
-def _translated(error: Exception) -> JetfleetError:
-    from tuf.api import exceptions as tuf_errors
-    from tuf.api.serialization import DeserializationError
-
-    table: tuple[tuple[Any, str, str], ...] = (
-        (DeserializationError, "trust.malformed", ""),
-        (tuf_errors.UnsignedMetadataError, "trust.signature", "is this the project whose root.json the board was given?"),
-        (tuf_errors.ExpiredMetadataError, "trust.expired", "start `jetfleet serve`, which refreshes it; is this board's clock right?"),
-        (tuf_errors.BadVersionNumberError, "trust.rollback", "an older package was offered: does a second host use this broker?"),
-        (tuf_errors.LengthOrHashMismatchError, "trust.mix", "parts of different publications were mixed: publish again"),
-        (tuf_errors.RepositoryError, "trust.metadata", ""),
-    )
-    for kind, code, remedy in table:
-        if isinstance(error, kind):
-            made = MalformedError if kind is DeserializationError else UntrustedError
-            return made(code, f"the metadata was refused: {str(error)[:300]}", remedy=remedy)
-    return MalformedError("trust.malformed", f"the metadata is not valid: {type(error).__name__}")
+def _no_delegation(device_class: str) -> UntrustedError:
+    return UntrustedError("trust.no-delegation", f"nobody may vouch for engines of class {device_class[:63]!r}",
+                          remedy="name a builder on the host: jetfleet keys delegate CLASS --device NAME")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from jetfleet_contract.errors import InputError
+from jetfleet_host.commands import builders
 from jetfleet_host.commands.passphrases import passphrase_from
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
     for name, command in (("list", list_keys), ("check", check), ("rotate", rotate), ("new", new), ("offline", offline), ("export", export),
                           ("split", split), ("root-draft", root_draft), ("sign", sign), ("root-commit", root_commit)):
         keys.command(name)(command)
+    builders.add_commands(keys)
     app.add_typer(keys)
 
 

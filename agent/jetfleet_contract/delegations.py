@@ -1,0 +1,120 @@
+"""Engines that a class's builder boards vouch for: names, paths and fields of the delegated metadata. Pure.
+
+The targets role delegates to one role a device class, ``class-CLASS``, and for paths below ``engine/CLASS/`` alone, so that a builder's
+key of one class says nothing about another. The role's metadata is TUF targets metadata. The snapshot names it by version, length and hash;
+being large, it travels as a blob, whose chunk table stands in jetfleet's field of the snapshot's entry:
+
+    snapshot meta "class-CLASS.json"   x-jetfleet = {"table": hex, or none for a blob of one chunk, "chunk_size"}
+    each engine target custom          = {"size", "table", "chunk_size", "subject": the bundle's manifest (hex)}
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .chunks import CHUNK_BYTES, BlobInfo, top_page
+from .errors import MalformedError
+from .topics import check_blob, check_name
+
+MAX_DELEGATED_BYTES = 4 << 20
+MAX_ENGINES = 10_000
+MAX_CLASSES = 64
+_PREFIX = "class-"
+
+
+class DelegationField(msgspec.Struct, frozen=True, omit_defaults=True):
+    """jetfleet's field of a delegated role's entry in the snapshot."""
+
+    table: str = ""
+    chunk_size: int = CHUNK_BYTES
+
+
+class EngineField(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An engine target's custom field: how its blob is fetched, and the manifest of the bundle that it was built from."""
+
+    size: int
+    subject: str
+    table: str = ""
+    chunk_size: int = CHUNK_BYTES
+
+
+class DelegationBlob(msgspec.Struct, frozen=True):
+    """The blob that a class's metadata is: to be fetched, hashed, and then verified."""
+
+    device_class: str
+    version: int
+    blob: str
+    info: BlobInfo
+
+
+class EngineTarget(msgspec.Struct, frozen=True):
+    """An engine that a builder of the class signed. `subject` is the manifest of the bundle that it belongs to."""
+
+    path: str
+    blob: str
+    info: BlobInfo
+    subject: str
+
+
+def role_of_class(device_class: str) -> str:
+    """The delegated role's name; `name.bad` for a class that cannot be one."""
+    return _PREFIX + check_name("class", device_class)
+
+
+def class_of_role(role: str) -> str | None:
+    """The class of a delegated role, None when the role is no class's. MalformedError `name.bad`."""
+    return check_name("class", role.removeprefix(_PREFIX)) if role.startswith(_PREFIX) else None
+
+
+def engine_paths(device_class: str) -> str:
+    """The one path pattern that a class's role is delegated."""
+    return f"engine/{check_name('class', device_class)}/*"
+
+
+def engine_path(device_class: str, name: str) -> str:
+    """``engine/CLASS/NAME``. `name` is the engine's key or any other name that fits a path."""
+    return f"engine/{check_name('class', device_class)}/{check_name('engine', name)}"
+
+
+def delegation_field(info: BlobInfo) -> dict[str, object]:
+    """jetfleet's field of a snapshot's entry, as plain JSON values."""
+    built: dict[str, object] = msgspec.to_builtins(DelegationField(info.table, info.chunk_size))
+    return built
+
+
+def engine_field(info: BlobInfo, subject: str) -> dict[str, object]:
+    """The custom field of an engine target, as plain JSON values."""
+    built: dict[str, object] = msgspec.to_builtins(EngineField(info.size, check_blob(subject), info.table, info.chunk_size))
+    return built
+
+
+def read_delegation(device_class: str, version: int, length: object, blob: object, field: object) -> DelegationBlob:
+    """A snapshot's entry of a class, within bounds. MalformedError `trust.target`, `blob.*`, `table.bad`."""
+    try:
+        read = msgspec.convert(field if field is not None else {}, DelegationField)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise MalformedError("trust.target", f"class {device_class}: jetfleet's field is wrong: {error}") from None
+    if type(length) is not int or not 0 < length <= MAX_DELEGATED_BYTES or not isinstance(blob, str):
+        raise MalformedError("trust.target", f"class {device_class}: its metadata has no hash or length within {MAX_DELEGATED_BYTES} bytes")
+    info = BlobInfo(length, read.chunk_size, check_blob(read.table) if read.table else "")
+    top_page(info)
+    return DelegationBlob(device_class, version, check_blob(blob), info)
+
+
+def read_engine(device_class: str, path: str, blob: str, custom: object) -> EngineTarget:
+    """Turn a verified delegated target into an EngineTarget.
+
+    Raises:
+        MalformedError: `trust.target` (also for a path outside the class), `name.bad`, `blob.*`, `table.bad`.
+    """
+    parts = path.split("/")
+    if len(parts) != 3 or parts[:2] != ["engine", device_class]:
+        raise MalformedError("trust.target", f"target {path[:120]!r} is no engine of class {device_class}")
+    check_name("engine", parts[2])
+    try:
+        field = msgspec.convert(custom, EngineField)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise MalformedError("trust.target", f"target {path[:120]}: jetfleet's field is wrong: {error}") from None
+    info = BlobInfo(field.size, field.chunk_size, check_blob(field.table) if field.table else "")
+    top_page(info)
+    return EngineTarget(path, check_blob(blob), info, check_blob(field.subject))
