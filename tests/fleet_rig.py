@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import random
 import signal
 import subprocess
 import sys
@@ -67,6 +68,14 @@ def make_model_bundle(out: Path, version: str, *, wrong: bool = False, broken: b
         model.write_bytes(b"this is no model " * 100)
     answers = ((20, (Detection("dark", 0.99),)), (230, (Detection("bright", 0.99),)))
     return _write(out, "brightness", version, model, classifier_task(), answers)
+
+
+def make_padded_bundle(out: Path, size: int) -> str:
+    """The brightness classifier, version 1, in a file of about `size` bytes that nothing compresses; gives the manifest's blob."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model = _save_model(out.parent / "brightness-padded.onnx", wrong=False, note=random.Random(size).randbytes(size // 2).hex())
+    answers = ((20, (Detection("dark", 0.99),)), (230, (Detection("bright", 0.99),)))
+    return _write(out, "brightness", "1", model, classifier_task(), answers)
 
 
 def make_detector_bundle(out: Path, version: str) -> str:

@@ -1,0 +1,66 @@
+"""Processes that are really killed in the middle of a transfer: broker, host, board. Only what did not arrive travels again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from brokers import Mosquitto, embedded, mosquitto, until
+from process_site import SIZE, ProcessSite, site_of
+
+from jetfleet_host.brokers import EmbeddedBroker
+
+
+def broker_of(kind: str) -> AbstractContextManager[Mosquitto | EmbeddedBroker]:
+    if kind == "embedded":
+        return embedded()
+    return mosquitto(persistence=kind == "mosquitto-persistent")
+
+
+@pytest.fixture(params=["mosquitto", "mosquitto-persistent", "embedded"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ProcessSite]:
+    with broker_of(request.param) as broker, site_of(tmp_path, broker) as made:
+        yield made
+
+
+@pytest.mark.timeout(300)
+def test_the_broker_is_killed_and_started_again(site: ProcessSite) -> None:
+    site.begin()
+    site.travelled(0.4)
+    site.broker.stop()  # SIGKILL: both brokers lose what they had in memory
+    before = site.onlooker.chunk_bytes
+    site.broker.start()
+    until(lambda: site.onlooker.connected, "the onlooker's link")
+    site.arrives()
+    assert site.onlooker.chunk_bytes - before <= SIZE * 0.75
+    assert site.fleet.stop() == 0
+
+
+@pytest.mark.timeout(300)
+def test_the_host_is_killed_and_started_again(site: ProcessSite) -> None:
+    site.begin()
+    site.travelled(0.4)
+    site.fleet.kill()
+    before = site.onlooker.chunk_bytes
+    asked = len(site.onlooker.wanted)
+    site.fleet.start()
+    site.arrives()
+    assert site.onlooker.chunk_bytes - before <= site.bytes_of(max(site.onlooker.wanted[asked:], default=0))
+    assert site.onlooker.chunk_bytes - before <= SIZE * 0.75
+
+
+@pytest.mark.timeout(300)
+def test_the_board_is_killed_halfway_and_started_again(site: ProcessSite) -> None:
+    site.begin()
+    site.travelled(0.5)
+    site.agent.kill()
+    asked = len(site.onlooker.wanted)
+    site.agent.start()
+    until(lambda: len(site.onlooker.wanted) > asked, "the board to ask for the rest", 60)
+    lacking = site.onlooker.wanted[asked]
+    before = site.onlooker.chunk_bytes
+    assert site.bytes_of(lacking) <= SIZE * 0.6  # half of it was on disk, though nobody had time to write a journal
+    site.arrives()
+    assert site.onlooker.chunk_bytes - before <= site.bytes_of(lacking)
