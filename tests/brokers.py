@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jetfleet_host.brokers import EmbeddedBroker, accepts, write_mosquitto_config
+from jetfleet_host.brokers import EmbeddedBroker, write_mosquitto_config
 
 DEADLINE_S = 20.0
 LOOPBACK = "127.0.0.1"
@@ -22,10 +22,12 @@ BROKERS = ("mosquitto", "embedded")
 
 class Mosquitto:
     """A real mosquitto in a child process, its state in memory only unless `persistence`. `extra`: more lines of its configuration, each
-    in the place of a line with the same keyword."""
+    in the place of a line with the same keyword. `prefix`: what stands before the command."""
 
-    def __init__(self, folder: Path, port: int, extra: Sequence[str] = (), *, persistence: bool = False) -> None:
+    def __init__(self, folder: Path, port: int, extra: Sequence[str] = (), *, persistence: bool = False,
+                 prefix: Sequence[str] = ()) -> None:
         self.port = port
+        self._prefix = prefix
         folder.chmod(0o777)  # started as root, mosquitto drops to a user of its own
         self._config = write_mosquitto_config(folder / "mosquitto.conf", port=port, persistence=folder if persistence else None)
         self.configure(*extra)
@@ -39,8 +41,15 @@ class Mosquitto:
 
     def start(self) -> None:
         program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
-        self._child = subprocess.Popen([program, "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(lambda: accepts(LOOPBACK, self.port), f"mosquitto on port {self.port}")
+        self._child = subprocess.Popen([*self._prefix, program, "-c", str(self._config)], stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL)
+        until(lambda: self._listens(), f"mosquitto on port {self.port}")
+
+    def _listens(self) -> bool:
+        """Asked of the kernel, for it may listen in another network namespace."""
+        assert self._child is not None
+        table = Path(f"/proc/{self._child.pid}/net/tcp")
+        return any(f":{self.port:04X} 00000000:0000 0A" in line for line in table.read_text().splitlines())
 
     def stop(self) -> None:
         child, self._child = self._child, None
@@ -50,12 +59,13 @@ class Mosquitto:
 
 
 @contextlib.contextmanager
-def mosquitto(*extra: str, persistence: bool = False) -> Iterator[Mosquitto]:
+def mosquitto(*extra: str, persistence: bool = False, prefix: Sequence[str] = ()) -> Iterator[Mosquitto]:
     """A running mosquitto, see `Mosquitto`; the test is skipped where the program is not installed."""
     if not (shutil.which("mosquitto") or Path("/usr/sbin/mosquitto").exists()):
         pytest.skip("mosquitto is not installed")
     with tempfile.TemporaryDirectory() as folder:
-        broker = Mosquitto(Path(folder), free_port(), extra, persistence=persistence)
+        port = next((int(line.split()[1]) for line in extra if line.startswith("listener ")), 0) or free_port()
+        broker = Mosquitto(Path(folder), port, extra, persistence=persistence, prefix=prefix)
         broker.start()
         try:
             yield broker

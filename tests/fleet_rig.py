@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,9 @@ class HostRig:
 class AgentProcess:
     """`jetfleet-agent run` with a config of its own; `kill` is a power cut for it, `stop` a polite end."""
 
-    def __init__(self, folder: Path, device: str, port: int, root: Path) -> None:
+    def __init__(self, folder: Path, device: str, port: int, root: Path, *, host: str = LOOPBACK, prefix: Sequence[str] = (),
+                 keepalive_s: int = 30) -> None:
+        self._prefix = prefix
         folder.mkdir(parents=True, exist_ok=True)
         self.device = device
         self.folder = folder
@@ -243,13 +246,15 @@ class AgentProcess:
         self.log = folder / "agent.log"
         self.config.write_text(
             f'device = "{device}"\nroot = "{root}"\nstate_dir = "{folder / "state"}"\nwindow_s = 0.5\nthreads = 1\n'
-            f'[broker]\nhost = "{LOOPBACK}"\nport = {port}\n[local_sources]\nfront = "{self.video}"\n[measure]\nruns = 3\nwarmup = 1\n')
+            f'[broker]\nhost = "{host}"\nport = {port}\nkeepalive_s = {keepalive_s}\n[local_sources]\nfront = "{self.video}"\n'
+            '[measure]\nruns = 3\nwarmup = 1\n')
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> AgentProcess:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "jetfleet_agent.daemon", "run", "--config", str(self.config)],
-                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            command = [*self._prefix, sys.executable, "-m", "jetfleet_agent.daemon", "run", "--config", str(self.config)]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            env={**os.environ, "PYTHONUNBUFFERED": "1"})
         return self
 
     @property

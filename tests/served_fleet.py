@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ input_from = "reader"
 class ServedFleet:
     """A project folder on a broker's port, with a command line and a server."""
 
-    def __init__(self, folder: Path, broker: str, project: Project | None = None) -> None:
+    def __init__(self, folder: Path, broker: str, project: Project | None = None, prefix: Sequence[str] = ()) -> None:
         self.dir = project.dir if project else folder / "fleet"
         self.apps = folder / "apps.toml"
         self.apps.write_text(APPS)
@@ -43,6 +43,7 @@ class ServedFleet:
         self.root = self.project.root_file.read_bytes()
         self.log = folder / "serve.log"
         self._scratch = folder
+        self._prefix = prefix
         self._child: subprocess.Popen[bytes] | None = None
 
     def publish(self, version: str, *, name: str = "toy") -> str:
@@ -56,8 +57,8 @@ class ServedFleet:
         """Start serve and wait until its link is up."""
         lines = self._lines()
         with self.log.open("ab") as log:
-            self._child = subprocess.Popen([sys.executable, "-m", "jetfleet_host", "-v", "serve", "--dir", str(self.dir), "--json"],
-                                           stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            self._child = subprocess.Popen([*self._prefix, sys.executable, "-m", "jetfleet_host", "-v", "serve", "--dir",
+                                            str(self.dir), "--json"], stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
         until(lambda: self._lines() > lines or self._ended(), f"serve to come up, see {self.log}", 60)
         assert not self._ended(), self.log.read_text()
 
@@ -125,9 +126,9 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def fleet_on(folder: Path, broker: str) -> Iterator[ServedFleet]:
-    """A fleet whose server is stopped at the end."""
-    fleet = ServedFleet(folder, broker)
+def fleet_on(folder: Path, broker: str, prefix: Sequence[str] = ()) -> Iterator[ServedFleet]:
+    """A fleet whose server is stopped at the end. `prefix`: what stands before the server's command."""
+    fleet = ServedFleet(folder, broker, prefix=prefix)
     try:
         yield fleet
     finally:

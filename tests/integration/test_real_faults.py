@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from brokers import Mosquitto, embedded, mosquitto, until
-from process_site import SIZE, ProcessSite, site_of
+from process_site import SIZE, WatchedSite, watched_site
 
 from jetfleet_host.brokers import EmbeddedBroker
 
@@ -20,13 +20,13 @@ def broker_of(kind: str) -> AbstractContextManager[Mosquitto | EmbeddedBroker]:
 
 
 @pytest.fixture(params=["mosquitto", "mosquitto-persistent", "embedded"])
-def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ProcessSite]:
-    with broker_of(request.param) as broker, site_of(tmp_path, broker) as made:
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WatchedSite]:
+    with broker_of(request.param) as broker, watched_site(tmp_path, broker) as made:
         yield made
 
 
 @pytest.mark.timeout(300)
-def test_the_broker_is_killed_and_started_again(site: ProcessSite) -> None:
+def test_the_broker_is_killed_and_started_again(site: WatchedSite) -> None:
     site.begin()
     site.travelled(0.4)
     site.broker.stop()  # SIGKILL: both brokers lose what they had in memory
@@ -39,7 +39,7 @@ def test_the_broker_is_killed_and_started_again(site: ProcessSite) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_host_is_killed_and_started_again(site: ProcessSite) -> None:
+def test_the_host_is_killed_and_started_again(site: WatchedSite) -> None:
     site.begin()
     site.travelled(0.4)
     site.fleet.kill()
@@ -52,7 +52,7 @@ def test_the_host_is_killed_and_started_again(site: ProcessSite) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_board_is_killed_halfway_and_started_again(site: ProcessSite) -> None:
+def test_the_board_is_killed_halfway_and_started_again(site: WatchedSite) -> None:
     site.begin()
     site.travelled(0.5)
     site.agent.kill()
