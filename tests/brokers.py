@@ -43,7 +43,7 @@ class Mosquitto:
         program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
         self._child = subprocess.Popen([*self._prefix, program, "-c", str(self._config)], stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL)
-        until(lambda: self._listens(), f"mosquitto on port {self.port}")
+        until(self._listens, f"mosquitto on port {self.port}")
 
     def _listens(self) -> bool:
         """Asked of the kernel, for it may listen in another network namespace."""
