@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from brokers import Mosquitto, until
+
 from jetfleet_agent.supervisor.fetch import Fetcher
 from jetfleet_agent.supervisor.mqtt import BrokerSettings, MqttLink
 from jetfleet_agent.supervisor.store import BlobStore
@@ -21,11 +23,15 @@ from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, table_of
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Instant
 from jetfleet_host import mqtt as host_mqtt
+from jetfleet_host.brokers import EmbeddedBroker
 from jetfleet_host.delivery import DeliverySettings, Distributor
 
 
 def now() -> Instant:
     return Instant(time.monotonic(), "test", time.time(), wall_trusted=True)
+
+
+SIZE = 4_000_000 + 77
 
 
 class MemoryBlobs:
@@ -34,12 +40,14 @@ class MemoryBlobs:
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
         self.cuts: dict[str, int] = {}
+        self.pages: dict[str, tuple[str, ...]] = {}
 
     def add(self, data: bytes, cut: int = CHUNK_BYTES) -> tuple[str, BlobInfo]:
         tabled = table_of((data[at : at + cut] for at in range(0, len(data), cut)), cut)
         self.blobs[tabled.blob] = data
         self.cuts[tabled.blob] = cut
         self.blobs.update(dict(tabled.pages))
+        self.pages[tabled.blob] = tuple(page for page, _ in tabled.pages)
         return tabled.blob, tabled.info
 
     def chunk_size(self, blob: str) -> int:
@@ -105,7 +113,7 @@ class Board(_Loop):
         self.link.start()
 
     def _message(self, topic: str, payload: bytes) -> None:
-        if topic.endswith("/c"):
+        if topic.split("/")[4] in ("c", "u"):
             if self.loses(payload):
                 return
             self.chunks += 1
@@ -160,3 +168,42 @@ class Host(_Loop):
 def holds(board: Board, blob: str) -> bool:
     """True when the board's store has the blob and its bytes are right."""
     return board.store.has(blob) and hashlib.sha256(board.store.path(blob).read_bytes()).hexdigest() == blob
+
+
+class Site:
+    """A broker, a host with one blob, and a way to add boards; everything is stopped at the end."""
+
+    def __init__(self, broker: Mosquitto | EmbeddedBroker, root: Path) -> None:
+        self.broker, self.root = broker, root
+        self.blobs = MemoryBlobs()
+        self.data = content(SIZE)
+        self.blob, self.info = self.blobs.add(self.data)
+        self.parties: list[Board | Host] = []
+
+    def host(self, settings: DeliverySettings | None = None) -> Host:
+        host = Host(self.broker.port, self.blobs, settings)
+        self.parties.append(host)
+        until(lambda: host.link.connected, "the host's link")
+        return host
+
+    def board(self, name: str, loses: Callable[[bytes], bool] = lambda _: False) -> Board:
+        board = Board(name, self.broker.port, self.root, loses)
+        self.parties.append(board)
+        until(lambda: board.link.connected, f"the link of {name}")
+        return board
+
+    def stop(self, party: Board | Host) -> None:
+        self.parties.remove(party)
+        party.stop()
+
+    def close(self) -> None:
+        faults = [fault for party in self.parties for fault in party.faults]
+        for party in list(self.parties):
+            self.stop(party)
+        assert not faults
+
+
+def everybody_has_it(site: Site, boards: list[Board]) -> None:
+    until(lambda: all(board.done or board.failed for board in boards), "every board", 60)
+    assert [board.failed for board in boards] == [[]] * len(boards)
+    assert all(holds(board, site.blob) for board in boards)

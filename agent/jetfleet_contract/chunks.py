@@ -213,6 +213,20 @@ class Bitmap(msgspec.Struct, frozen=True):
     def minus(self, other: Bitmap) -> Bitmap:
         return Bitmap(self.count, self.bits & ~other.bits)
 
+    def both(self, other: Bitmap) -> Bitmap:
+        return Bitmap(self.count, self.bits & other.bits)
+
+    def lowest(self, members: int) -> Bitmap:
+        """The first `members` of the set."""
+        taken = 0
+        for first, length in self.runs():
+            part = min(length, members)
+            taken |= ((1 << part) - 1) << first
+            members -= part
+            if not members:
+                break
+        return Bitmap(self.count, taken)
+
     def __len__(self) -> int:
         return self.bits.bit_count()
 

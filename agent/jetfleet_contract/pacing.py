@@ -1,7 +1,7 @@
 """How fast a sender may go: a token bucket whose rate follows the losses that receivers report.
 
-Additive increase, multiplicative decrease, as TCP does it (Chiu and Jain, 1989). Losses are judged over all receivers together, so
-that one board with a bad link does not slow the others, while a broker that drops for everybody does.
+Additive increase, multiplicative decrease, as TCP does it (Chiu and Jain, 1989). What counts is the loss that
+most receivers see: one board with a bad link does not slow the others, while a broker that drops for everybody does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ GROWTH = 1 / 20
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """A token bucket in bytes. `rate` (bytes/s) moves between `floor` and `ceiling`; at most `burst` bytes gather."""
+    """A token bucket in bytes. `rate` (bytes/s) moves between `floor` and `ceiling`; at most `burst` bytes gather.
+    `seen` is what each device said since the last judgement: chunks sent and lost."""
 
     ceiling: float
     floor: float
@@ -24,8 +25,7 @@ class Pace(msgspec.Struct, frozen=True):
     tokens: float
     at: float
     cut_at: float = float("-inf")
-    sent: int = 0
-    lost: int = 0
+    seen: dict[str, tuple[int, int]] = {}
 
 
 def starting(ceiling: float, floor: float, burst: float, now: float) -> Pace:
@@ -42,15 +42,22 @@ def spend(pace: Pace, size: int) -> Pace:
     return msgspec.structs.replace(pace, tokens=pace.tokens - size)
 
 
-def observe(pace: Pace, sent: int, lost: int, now: float) -> Pace:
-    """A receiver says that `lost` of `sent` chunks did not come. Once 256 are known: more than 1 % lost halves the rate, at most
-    once a second; otherwise it grows by a twentieth of the ceiling."""
-    sent, lost = pace.sent + sent, pace.lost + lost
-    if sent < JUDGE_CHUNKS:
-        return msgspec.structs.replace(pace, sent=sent, lost=lost)
-    pace = msgspec.structs.replace(pace, sent=0, lost=0)
-    if lost <= sent * MAX_LOSS:
+def observe(pace: Pace, sent: int, lost: int, now: float, device: str = "") -> Pace:
+    """`device` says that `lost` of `sent` chunks did not come. Once 256 are known: when half of the receivers lost more than 1 %, the rate
+    is halved, at most once a second; otherwise it grows by a twentieth of the ceiling."""
+    before = pace.seen.get(device, (0, 0))
+    seen = {**pace.seen, device: (before[0] + sent, before[1] + lost)}
+    if sum(known for known, _ in seen.values()) < JUDGE_CHUNKS:
+        return msgspec.structs.replace(pace, seen=seen)
+    pace = msgspec.structs.replace(pace, seen={})
+    if _usual_loss(seen) <= MAX_LOSS:
         return msgspec.structs.replace(pace, rate=min(pace.ceiling, pace.rate + pace.ceiling * GROWTH))
     if now - pace.cut_at < CUT_EVERY_S:
         return pace
     return msgspec.structs.replace(pace, rate=max(pace.floor, pace.rate / 2), cut_at=now)
+
+
+def _usual_loss(seen: dict[str, tuple[int, int]]) -> float:
+    """The lower median of the shares that receivers lost."""
+    shares = sorted(lost / sent for sent, lost in seen.values() if sent)
+    return shares[(len(shares) - 1) // 2] if shares else 0.0

@@ -2,71 +2,77 @@
 
     idle -> gathering -> sending -> draining -> idle | gathering
 
-Pacing has three parts. Marks are answered, so that at most `WINDOW_MARKS` marks are under way to the slowest receiver that still
-answers (brokers drop QoS 0 silently beyond their queue, 1000 messages on mosquitto); who stays silent for `PATIENCE_S` is not waited for
-until it answers again. The caller grants no more than its token bucket (`pacing`) and its outbox allow.
+Pacing has three parts. Marks are answered, so that at most `WINDOW_MARKS` marks are under way to the slowest receiver (brokers drop
+QoS 0 silently beyond their queue, 1000 messages on mosquitto). When most have caught up and some owe a whole window for `HURRY_S`, the
+others move to a lane of their own (`Move`): the slow ones stay behind with a small window. Who is silent for `PATIENCE_S` while others
+wait is not waited for until it answers again; when none is left who answers, the sender rests. The caller grants no more than its
+token bucket (`pacing`) and its outbox allow.
+
+A chunk that no more than `few` devices lack goes to each of these alone, while others take part, so that nobody pays for bytes that only
+a late joiner or another one's bad link needs; with `few` at 1 the sender pays nothing for that. Which chunks these are is reckoned once a
+round and kept as sets: `lacked[n]` is what more than `n` devices lack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, Union
 
 import msgspec
 
+from .charges import Charges, allowance, charged, refunded
 from .chunks import Bitmap
 from .errors import OrderError
-from .transfer import MAX_SPREAD_S, RoundMark, Want
+from .transfer import MAX_STAY, RoundMark, Want
+from .wanters import (
+    PATIENCE_S,
+    WINDOW_MARKS,
+    Wanter,
+    Wanters,
+    held_up,
+    lacked_by,
+    lagging,
+    owing,
+    patience_s,
+    slowest,
+    spread_s,
+    too_slow,
+)
 
 GATHER_S = 0.03
 GATHER_LARGE_S = 0.08
 LARGE_CHUNKS = 64
 MAX_GATHER_S = 1.0
 MARK_EVERY = 64
-WINDOW_MARKS = 6
-PATIENCE_S = 2.0
-BUDGET_BLOBS = 1.5
-BUDGET_SLACK = 8
-BUDGET_RENEW_S = 600.0
-UNHURRIED_WANTERS = 16
-SPREAD_PER_WANTER_S = 0.002
+FIRST_MARK = 8
+FEW = 1
 MAX_WANTERS = 10_000
 
 SenderPhase = Literal["idle", "gathering", "sending", "draining"]
 
 
-class Wanter(msgspec.Struct, frozen=True):
-    """One device that asked. `missing` is what it said last, `mark` the last of this round that it answered; nobody waits for
-    one that is `lagging`."""
-
-    missing: Bitmap
-    mark: int = 0
-    lagging: bool = False
-
-
-class Charge(msgspec.Struct, frozen=True):
-    """Chunks that were sent for a device, decaying by one blob in `BUDGET_RENEW_S`, and when that was reckoned."""
-
-    chunks: float
-    at: float
-
-
 class Sender(msgspec.Struct, frozen=True):
-    """One blob of `missing.count` chunks on its way to many. `queue` is this round's rest, `sent` what went out in it."""
+    """One blob of `count` chunks on its way to many. `queue` is this round's rest, `sent` what went out in it, to anybody; `marks` what
+    had gone out before each mark."""
 
     count: int
+    few: int = FEW
+    mark_every: int = MARK_EVERY
     phase: SenderPhase = "idle"
     round: int = 0
     mark: int = 0
     queue: Bitmap = Bitmap(0)
     sent: Bitmap = Bitmap(0)
+    lacked: tuple[Bitmap, ...] = ()
     since_mark: int = 0
     marks: dict[int, Bitmap] = {}
-    marked_at: float = 0.0
+    began: float = 0.0
+    granted_at: float = 0.0
+    heard_at: float = 0.0
     until: float = 0.0
     gather_end: float = 0.0
-    wanters: dict[str, Wanter] = {}
-    charges: dict[str, Charge] = {}
+    wanters: Wanters = {}
+    charges: Charges = {}
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -86,11 +92,18 @@ class Lost(msgspec.Struct, frozen=True):
     """The host's own link is down: everybody will ask again."""
 
 
+class Left(msgspec.Struct, frozen=True):
+    """The device is served by another sender from now on."""
+
+    device: str
+
+
 class Send(msgspec.Struct, frozen=True):
-    """Publish these chunks, in order, in this round."""
+    """Publish these chunks, in order, in this round: to `device` alone, or for everybody when that is empty."""
 
     round: int
     indices: tuple[int, ...]
+    device: str = ""
 
 
 class Announce(msgspec.Struct, frozen=True):
@@ -112,14 +125,31 @@ class Refuse(msgspec.Struct, frozen=True):
     code: str
 
 
-SenderEvent = Union[Wanted, Grant, Lost]
-SenderEffect = Union[Send, Announce, Observe, Refuse]
+class Move(msgspec.Struct, frozen=True):
+    """Announce (mark 0 of kind `move`, in this round) that all but `stay` go on in a new lane; `movers` of them are expected there."""
+
+    round: int
+    stay: tuple[str, ...]
+    movers: int
+
+
+SenderEvent = Union[Wanted, Grant, Left, Lost]
+SenderEffect = Union[Send, Announce, Move, Observe, Refuse]
 SenderStep = tuple[Sender, tuple[SenderEffect, ...]]
 
 
-def sender(count: int, first_round: int) -> Sender:
+def sender(count: int, first_round: int, few: int = FEW) -> Sender:
     """An idle sender. `first_round` in 1..2^31 should differ between runs of the host, so that old marks mean nothing."""
-    return Sender(count=count, round=first_round, queue=Bitmap(count), sent=Bitmap(count))
+    return Sender(count=count, few=few, round=first_round, queue=Bitmap(count), sent=Bitmap(count))
+
+
+def handed_over(old: Sender, new: Sender, device: str, now: float) -> tuple[Sender, SenderStep]:
+    """`device` leaves `old` and is served by `new` from now on: its charge goes along. The new one, and a step of the old one."""
+    state, effects = step_sender(old, Left(device), now)
+    if device in state.charges:
+        new = _with(new, charges={**new.charges, device: state.charges[device]})
+    charges = {name: charge for name, charge in state.charges.items() if name != device}
+    return new, (_with(state, charges=charges), effects)
 
 
 def step_sender(state: Sender, event: SenderEvent, now: float) -> SenderStep:
@@ -130,23 +160,19 @@ def step_sender(state: Sender, event: SenderEvent, now: float) -> SenderStep:
     return handler(state, event, now)
 
 
-def spread_s(wanters: int) -> float:
-    """How long answers are spread: nothing for few, 2 ms a device beyond; devices cannot hear each other."""
-    return 0.0 if wanters <= UNHURRIED_WANTERS else min(MAX_SPREAD_S, wanters * SPREAD_PER_WANTER_S)
-
-
 def gather_s(state: Sender) -> float:
     """How long after the last new want a round waits for more: who comes later costs what was sent before it."""
     return GATHER_S if state.count < LARGE_CHUNKS else GATHER_LARGE_S
 
 
+def mark_distance(state: Sender) -> int:
+    """Chunks from the last mark to the next: 8, 16, 32, then `mark_every`. A slow reader meets the first ones soon and sees that it is."""
+    return min(state.mark_every, FIRST_MARK << min(state.mark, 16))
+
+
 def held_back(state: Sender) -> bool:
     """True when the window is full: marks that the slowest answering receiver owes."""
-    return state.phase == "sending" and state.mark - _slowest(state) >= WINDOW_MARKS
-
-
-def _slowest(state: Sender) -> int:
-    return min((wanter.mark for wanter in state.wanters.values() if not wanter.lagging), default=state.mark)
+    return state.phase == "sending" and state.mark - slowest(state.wanters, state.mark) >= WINDOW_MARKS
 
 
 def _with(state: Sender, **changes: object) -> Sender:
@@ -172,17 +198,17 @@ def _wanted_gathering(state: Sender, event: Wanted, now: float) -> SenderStep:
 def _wanted_sending(state: Sender, event: Wanted, now: float) -> SenderStep:
     want = event.want
     if want.round == state.round and event.device in state.wanters:
-        return _answer(state, event)
+        return _answer(state, event, now)
     known = state.wanters.get(event.device)
     fresh = want.missing.minus(state.sent)  # the rest is for the next round
     state, effects, granted = _charge(state, event.device, fresh.minus(known.missing) if known else fresh, now)
-    state = _with(state, queue=state.queue.union(granted))
+    state = _with(state, queue=state.queue.union(granted), lacked=lacked_by(state.lacked, granted))
     return _put(state, event.device, _entered(state, event)), effects
 
 
 def _wanted_draining(state: Sender, event: Wanted, now: float) -> SenderStep:
     if event.want.round == state.round and event.device in state.wanters:
-        state, effects = _answer(state, event)
+        state, effects = _answer(state, event, now)
     else:
         state, effects = _put(state, event.device, _entered(state, event)), ()
     state, more = _close_round(state, now)
@@ -194,22 +220,32 @@ def _entered(state: Sender, event: Wanted) -> Wanter:
     only crossed with chunks that are under way (or began anew): what it still lacks is told by its answer to the next mark."""
     known = state.wanters.get(event.device)
     if known is None:
-        return Wanter(event.want.missing, state.mark)
-    return msgspec.structs.replace(known, missing=known.missing.union(event.want.missing))
+        return Wanter(event.want.missing, state.mark, asked=event.want.missing, first=state.mark + 1)
+    return msgspec.structs.replace(known, missing=known.missing.union(event.want.missing), asked=known.asked.union(event.want.missing))
 
 
-def _answer(state: Sender, event: Wanted) -> SenderStep:
+def _answer(state: Sender, event: Wanted, now: float) -> SenderStep:
     """A device that follows this round answers a mark: holes before that mark are losses, the rest is under way."""
     want = event.want
     before = state.wanters[event.device]
-    then, earlier = state.marks.get(want.mark), state.marks.get(before.mark)
+    then, earlier = state.marks.get(want.mark), state.marks.get(max(before.mark, before.first))
     effects: tuple[SenderEffect, ...] = ()
     if then is not None and want.mark > before.mark:
-        part = then.minus(earlier) if earlier is not None else then
-        effects = (Observe(event.device, len(part), len(Bitmap(state.count, want.missing.bits & part.bits))),)
+        part = (then.minus(earlier) if earlier is not None else then).both(before.asked)
+        effects = (Observe(event.device, len(part), len(want.missing.both(part))),) if part else ()
+        state = _with(state, heard_at=now)
     mark = max(before.mark, min(want.mark, state.mark))
-    state = _put(state, event.device, Wanter(want.missing, mark, lagging=before.lagging and state.mark - mark >= WINDOW_MARKS))
+    still = before.lagging and state.mark - mark >= WINDOW_MARKS
+    state = _put(state, event.device, msgspec.structs.replace(before, missing=want.missing, mark=mark, lagging=still))
     return _forget_marks(state), effects
+
+
+def _left(state: Sender, event: Left, now: float) -> SenderStep:
+    """Nobody pays for what was still in the queue, and nobody waits for who left."""
+    if event.device not in state.wanters:
+        return state, ()
+    state = _put(_refunded(state, (event.device,)), event.device, Wanter(Bitmap(state.count)))
+    return _close_round(state, now) if state.phase == "draining" else (state, ())
 
 
 def _put(state: Sender, device: str, wanter: Wanter) -> Sender:
@@ -224,7 +260,7 @@ def _put(state: Sender, device: str, wanter: Wanter) -> Sender:
 def _forget_marks(state: Sender) -> Sender:
     oldest = min((wanter.mark for wanter in state.wanters.values()), default=state.mark)
     oldest = max(oldest, state.mark - 4 * WINDOW_MARKS)
-    if all(mark >= oldest for mark in state.marks):
+    if min(state.marks, default=oldest) >= oldest:
         return state
     return _with(state, marks={mark: sent for mark, sent in state.marks.items() if mark >= oldest})
 
@@ -232,20 +268,12 @@ def _forget_marks(state: Sender) -> Sender:
 # --- budget -------------------------------------------------------------------------------------------------
 
 
-def allowance(state: Sender, device: str, now: float) -> int:
-    """Chunks that may still be sent for `device`: 1.5 blobs and 8 chunks, less what was sent, renewed by one blob in ten minutes."""
-    charge = state.charges.get(device)
-    spent = 0.0 if charge is None else max(0.0, charge.chunks - (now - charge.at) * state.count / BUDGET_RENEW_S)
-    return int(state.count * BUDGET_BLOBS + BUDGET_SLACK - spent)
-
-
 def _charge(state: Sender, device: str, bits: Bitmap, now: float) -> tuple[Sender, tuple[SenderEffect, ...], Bitmap]:
     """Charge `device` for `bits`; what does not fit its allowance is left out of the returned set."""
-    allowed = allowance(state, device, now)
+    allowed = allowance(state.charges, state.count, device, now)
     wanted = len(bits)
     granted = bits if wanted <= allowed else _first(bits, allowed)[1]
-    spent = state.count * BUDGET_BLOBS + BUDGET_SLACK - allowed + len(granted)
-    state = _with(state, charges={**state.charges, device: Charge(spent, now)})
+    state = _with(state, charges=charged(state.charges, state.count, device, len(granted), now))
     return state, (Refuse(device, "delivery.budget"),) if wanted > allowed else (), granted
 
 
@@ -268,17 +296,17 @@ def _grant_gathering(state: Sender, event: Grant, now: float) -> SenderStep:
     if now < state.until and not everybody:
         return state, ()
     effects: list[SenderEffect] = []
-    queue = Bitmap(state.count)
+    nothing = Bitmap(state.count)
+    lacked = (nothing,) * (state.few + 1)
     for device, wanter in state.wanters.items():
         state, refusals, granted = _charge(state, device, wanter.missing, now)
         effects += refusals
-        queue = queue.union(granted)
-    if not queue:
+        lacked = lacked_by(lacked, granted)
+    if not lacked[0]:
         return _idle(state), tuple(effects)
-    wanters = {device: Wanter(wanter.missing) for device, wanter in state.wanters.items()}
-    nothing = Bitmap(state.count)
-    state = _with(state, phase="sending", round=state.round % 0xFFFFFFFF + 1, mark=0, queue=queue, sent=nothing, since_mark=0,
-                  marks={0: nothing}, marked_at=now, wanters=wanters)
+    wanters = {device: Wanter(wanter.missing, asked=wanter.missing) for device, wanter in state.wanters.items()}
+    state = _with(state, phase="sending", round=state.round % 0xFFFFFFFF + 1, mark=0, queue=lacked[0], sent=nothing, lacked=lacked,
+                  since_mark=0, marks={0: nothing}, began=now, granted_at=now, heard_at=now, wanters=wanters)
     effects.append(Announce(_mark(state, "begin")))
     state, more = _grant_sending(state, event, now)
     return state, (*effects, *more)
@@ -286,22 +314,35 @@ def _grant_gathering(state: Sender, event: Grant, now: float) -> SenderStep:
 
 def _grant_sending(state: Sender, event: Grant, now: float) -> SenderStep:
     effects: list[SenderEffect] = []
+    if held_back(state):
+        state, effects = _look_at_the_slow(state, now)
+    state = _with(state, granted_at=now)
+    if all(wanter.lagging for wanter in state.wanters.values()):
+        return _idle(_refunded(state, state.wanters)), tuple(effects)  # they ask again when they hear the marks
     left = event.chunks
-    if held_back(state) and now >= state.marked_at + PATIENCE_S:
-        state = _leave_behind(state)
-    if not state.wanters:
-        return _end(state, effects, now)
     while left > 0 and state.queue and not held_back(state):
-        indices, taken = _first(state.queue, min(left, MARK_EVERY - state.since_mark))
-        state = _with(state, queue=state.queue.minus(taken), sent=state.sent.union(taken), since_mark=state.since_mark + len(indices))
-        effects.append(Send(state.round, indices))
-        left -= len(indices)
-        if state.since_mark == MARK_EVERY and state.queue:
+        state, sends = _take(state, min(left, max(1, mark_distance(state) - state.since_mark)))
+        effects += sends
+        left -= sum(len(send.indices) for send in sends)
+        if state.since_mark >= mark_distance(state) and state.queue:
             state = _next_mark(state, now)
             effects.append(Announce(_mark(state, "sync")))
     if state.queue:
         return state, tuple(effects)
     return _end(state, effects, now)
+
+
+def _take(state: Sender, most: int) -> tuple[Sender, list[Send]]:
+    """The next chunks: first those for everybody, then those that few lack, for each of these. What nobody lacks any more is dropped."""
+    shared = state.queue if len(state.wanters) == 1 else state.queue.both(state.lacked[state.few])
+    indices, taken = _first(shared or state.queue, most)
+    if shared:
+        sends = [Send(state.round, indices)]
+    else:
+        wants = ((device, wanter.missing.both(taken)) for device, wanter in state.wanters.items())
+        sends = [Send(state.round, tuple(mine), device) for device, mine in wants if mine]
+    gone = sum(len(send.indices) for send in sends)
+    return _with(state, queue=state.queue.minus(taken), sent=state.sent.union(taken), since_mark=state.since_mark + gone), sends
 
 
 def _end(state: Sender, effects: list[SenderEffect], now: float) -> SenderStep:
@@ -314,21 +355,38 @@ def _end(state: Sender, effects: list[SenderEffect], now: float) -> SenderStep:
 
 def _next_mark(state: Sender, now: float) -> Sender:
     mark = state.mark + 1
-    return _with(state, mark=mark, since_mark=0, marks={**state.marks, mark: state.sent}, marked_at=now)
+    return _with(state, mark=mark, since_mark=0, marks={**state.marks, mark: state.sent}, heard_at=now)
 
 
-def _leave_behind(state: Sender) -> Sender:
-    owing = {device for device, wanter in state.wanters.items() if state.mark - wanter.mark >= WINDOW_MARKS}
-    return _with(state, wanters={device: msgspec.structs.replace(wanter, lagging=wanter.lagging or device in owing)
-                                 for device, wanter in state.wanters.items()})
+def _look_at_the_slow(state: Sender, now: float) -> tuple[Sender, list[SenderEffect]]:
+    """The window is full. Those that hold most others up for too long are left behind; those that say nothing at all lag."""
+    state = _with(state, wanters=held_up(state.wanters, state.mark, now - state.granted_at))
+    slow = too_slow(state.wanters, state.mark, now - state.began)
+    if slow:
+        return _leave_behind(state, slow)
+    patience = patience_s(state.wanters, state.mark)
+    if patience >= PATIENCE_S and now >= state.heard_at + patience:
+        state = _with(state, wanters=lagging(state.wanters, owing(state.wanters, state.mark)))
+    return state, []
+
+
+def _leave_behind(state: Sender, slow: tuple[str, ...]) -> tuple[Sender, list[SenderEffect]]:
+    """The slow ones stay here, with a small window; the others move on, and are not charged for what was not sent."""
+    movers = tuple(device for device in state.wanters if device not in set(slow))
+    state = _refunded(state, movers)
+    wanters = {device: state.wanters[device] for device in slow}
+    queue = Bitmap(state.count)
+    for wanter in wanters.values():
+        queue = queue.union(state.queue.both(wanter.missing))
+    return _with(state, wanters=wanters, queue=queue, mark_every=FIRST_MARK), [Move(state.round, slow[:MAX_STAY], len(movers))]
 
 
 def _mark(state: Sender, kind: Literal["begin", "sync", "end"]) -> RoundMark:
-    return RoundMark(round=state.round, mark=state.mark, kind=kind, chunks=len(state.queue), spread_s=spread_s(len(state.wanters)))
+    return RoundMark(state.round, state.mark, kind, len(state.queue), spread_s(len(state.wanters)))
 
 
 def _grant_draining(state: Sender, _event: Grant, now: float) -> SenderStep:
-    if now < state.until:
+    if now < min(state.until, state.heard_at + patience_s(state.wanters, state.mark)):
         return state, ()
     heard = {device: wanter for device, wanter in state.wanters.items() if wanter.mark == state.mark}
     return _close_round(_with(state, wanters=heard), now)  # the silent ask again by themselves
@@ -345,17 +403,17 @@ def _close_round(state: Sender, now: float) -> SenderStep:
 
 def _idle(state: Sender) -> Sender:
     nothing = Bitmap(state.count)
-    return _with(state, phase="idle", queue=nothing, sent=nothing, marks={}, wanters={})
+    return _with(state, phase="idle", mark_every=MARK_EVERY, queue=nothing, sent=nothing, lacked=(), marks={}, wanters={})
 
 
 def _lost(state: Sender, _event: Lost, _now: float) -> SenderStep:
     """Nobody pays for what was still in the queue."""
-    charges = dict(state.charges)
-    for device, wanter in state.wanters.items():
-        unsent = (state.queue.bits & wanter.missing.bits).bit_count()
-        if unsent and device in charges:
-            charges[device] = Charge(max(0.0, charges[device].chunks - unsent), charges[device].at)
-    return _idle(_with(state, charges=charges)), ()
+    return _idle(_refunded(state, state.wanters)), ()
+
+
+def _refunded(state: Sender, devices: Iterable[str]) -> Sender:
+    unsent = {device: len(state.queue.both(state.wanters[device].missing)) for device in devices}
+    return _with(state, charges=refunded(state.charges, unsent))
 
 
 def _nothing(state: Sender, _event: object, _now: float) -> SenderStep:
@@ -365,15 +423,19 @@ def _nothing(state: Sender, _event: object, _now: float) -> SenderStep:
 _SENDER: dict[tuple[str, type], Callable[..., SenderStep]] = {
     ("idle", Wanted): _wanted_first,
     ("idle", Grant): _nothing,
+    ("idle", Left): _nothing,
     ("idle", Lost): _nothing,
     ("gathering", Wanted): _wanted_gathering,
     ("gathering", Grant): _grant_gathering,
+    ("gathering", Left): _left,
     ("gathering", Lost): _lost,
     ("sending", Wanted): _wanted_sending,
     ("sending", Grant): _grant_sending,
+    ("sending", Left): _left,
     ("sending", Lost): _lost,
     ("draining", Wanted): _wanted_draining,
     ("draining", Grant): _grant_draining,
+    ("draining", Left): _left,
     ("draining", Lost): _lost,
 }
 

@@ -111,12 +111,17 @@ def want(blob: str, device: str) -> str:
     return f"{PREFIX}/b/{check_blob(blob)}/want/{check_name('device', device)}"
 
 
-def blob_round(blob: str) -> str:
-    return f"{PREFIX}/b/{check_blob(blob)}/round"
+def blob_round(blob: str, lane: int = 0) -> str:
+    """Round marks of one lane: 0 is where all begin, 1..255 where the quick ones go that left the slow ones behind."""
+    return f"{PREFIX}/b/{check_blob(blob)}/round{_lane(lane)}"
 
 
-def chunk(blob: str) -> str:
-    return f"{PREFIX}/b/{check_blob(blob)}/c"
+def chunk(blob: str, lane: int = 0) -> str:
+    return f"{PREFIX}/b/{check_blob(blob)}/c{_lane(lane)}"
+
+
+def _lane(lane: int) -> str:
+    return f"/{lane}" if lane else ""
 
 
 def unicast(blob: str, device: str) -> str:

@@ -217,8 +217,8 @@ def write_acl(path: Path, host_user: str, revoked: Iterable[str] = ()) -> Path:
         "pattern read jf/1/meta",
         *(f"pattern read jf/1/d/%u/{leaf}" for leaf in DEVICE_READS),
         *(f"pattern write jf/1/d/%u/{leaf}" for leaf in DEVICE_WRITES),
-        "pattern read jf/1/b/+/round",
-        "pattern read jf/1/b/+/c",
+        "pattern read jf/1/b/+/round/#",
+        "pattern read jf/1/b/+/c/#",
         "pattern read jf/1/b/+/u/%u",
         "pattern write jf/1/b/+/want/%u",
     ]

@@ -1,4 +1,7 @@
-"""Publishes blobs to boards: drives one `rounds` sender a blob, paces them together, and accounts for every byte.
+"""Publishes blobs to boards: drives one `rounds` sender a lane of a blob, paces them together, and accounts for every byte.
+
+A blob has one lane, for everybody; more when some boards read much more slowly than others (`rounds.Move`), and one for each board that
+has to count every byte and is served alone.
 
 Called from serve's control thread. Nothing here persists: after a restart of the host boards ask again, and only for what they lack.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -18,7 +21,8 @@ from jetfleet_contract.chunks import CHUNK_BYTES, chunk_count
 from jetfleet_contract.errors import JetfleetError, MalformedError
 from jetfleet_contract.messages import encode
 
-MAX_BLOBS = 1024
+MAX_SENDERS = 1024
+MAX_LANES = 8
 BATCH_CHUNKS = 32
 BLOCKED_S = 0.004
 WAITING_S = 0.02
@@ -30,12 +34,13 @@ _log = logging.getLogger(__name__)
 
 class DeliverySettings(msgspec.Struct, frozen=True):
     """`rate_bytes_s` caps what is published, all blobs together; pacing goes down to `floor_bytes_s`. `outbox_bytes` may wait
-    in the link at a time."""
+    in the link at a time. Chunks that at most `few` boards lack go to these alone."""
 
     rate_bytes_s: float = 400e6
     floor_bytes_s: float = 1e6
     burst_bytes: int = 4 << 20
     outbox_bytes: int = 6 << 20
+    few: int = rounds.FEW
 
 
 class BlobSource(Protocol):
@@ -57,16 +62,27 @@ class Link(Protocol):
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
 
 
+class _Lane(NamedTuple):
+    """Who is served together: all in shared lane `number`, or one device alone."""
+
+    blob: str
+    number: int = 0
+    device: str = ""
+
+
 class BlobStats(msgspec.Struct):
-    """Of one blob since the host started. `payload_bytes` counts blob bytes, `published_bytes` whole payloads of chunks."""
+    """Of one blob since the host started. `payload_bytes` counts blob bytes, `published_bytes` whole payloads of chunks, of which
+    `unicast_bytes` went to one board alone. `lanes` are those that serve somebody now."""
 
     size: int
     chunk_size: int = CHUNK_BYTES
     payload_bytes: int = 0
     published_bytes: int = 0
+    unicast_bytes: int = 0
     chunks: int = 0
     rounds: int = 0
     wanters: int = 0
+    lanes: int = 0
     missing: dict[str, int] = {}
 
 
@@ -103,8 +119,8 @@ class Distributor:
         self._settings = settings or DeliverySettings()
         self._allowed = allowed
         self._chunk_size = chunk_size or (lambda _: CHUNK_BYTES)
-        self._senders: dict[str, rounds.Sender] = {}
-        self._active: dict[str, None] = {}
+        self._senders: dict[_Lane, rounds.Sender] = {}
+        self._active: dict[_Lane, None] = {}
         self._pace: pacing.Pace | None = None
         self._served = (0, float("-inf"))  # wanters of the last round, and when it began
         self._stats = DeliveryStats()
@@ -119,8 +135,8 @@ class Distributor:
 
     def on_link_down(self, now: float) -> None:
         """Forget who wants what: everybody asks again when the broker is back."""
-        for blob in list(self._active):
-            self._step(blob, rounds.Lost(), now)
+        for lane in list(self._active):
+            self._step(lane, rounds.Lost(), now)
 
     def tick(self, now: float) -> float:
         """Publish what pacing and the outbox allow; seconds until it wants the next tick."""
@@ -128,27 +144,29 @@ class Distributor:
             return IDLE_S
         pace = self._refilled(now)
         room = min(pace.tokens, self._settings.outbox_bytes - self._link.backlog) if self._link.connected else 0
-        blocked = room < min(self._stats.blobs[blob].chunk_size for blob in self._active)
+        blocked = room < min(self._stats.blobs[lane.blob].chunk_size for lane in self._active)
         expected = self._served[0] if now - self._served[1] < RECENT_S else 0
-        for blob in list(self._active):
-            size = self._stats.blobs[blob].chunk_size
+        for lane in list(self._active):
+            size = self._stats.blobs[lane.blob].chunk_size
             granted = max(0, min(int(room // size), BATCH_CHUNKS))
-            room -= self._step(blob, rounds.Grant(granted, expected), now) * size
+            room -= self._step(lane, rounds.Grant(granted, expected), now) * size
         self._active = {**dict(list(self._active.items())[1:]), **dict(list(self._active.items())[:1])}  # another one is first next time
         return self._next(blocked)
 
     def forget(self, blob: str) -> None:
         """Stop publishing a blob that is no longer offered."""
-        self._senders.pop(blob, None)
-        self._active.pop(blob, None)
+        for lane in self._lanes(blob):
+            self._senders.pop(lane, None)
+            self._active.pop(lane, None)
 
     @property
     def stats(self) -> DeliveryStats:
         self._stats.rate_bytes_s = self._pace.rate if self._pace else self._settings.rate_bytes_s
-        for blob, sender in self._senders.items():
-            entry = self._stats.blobs[blob]
-            entry.wanters = len(sender.wanters)
-            entry.missing = {device: len(wanter.missing) for device, wanter in sender.wanters.items()}
+        for blob, entry in self._stats.blobs.items():
+            senders = [self._senders[lane] for lane in self._lanes(blob)]
+            entry.missing = {device: len(wanter.missing) for sender in senders for device, wanter in sender.wanters.items()}
+            entry.wanters = len(entry.missing)
+            entry.lanes = sum(sender.phase != "idle" for sender in senders)
         return self._stats
 
     # --- inside -----------------------------------------------------------------------------------------------
@@ -157,16 +175,23 @@ class Distributor:
         blob, device = topics.blob_of(topic), topics.device_of(topic)
         if self._allowed is not None and not self._allowed(device, blob):
             raise MalformedError("delivery.unassigned", f"device {device} wants a blob that is not assigned to it")
-        sender = self._sender(blob)
-        want = transfer.decode_want(payload, sender.count)
-        cut = self._stats.blobs[blob].chunk_size
-        if want.chunk_size != cut:
-            raise MalformedError("want.bad", f"chunks of {want.chunk_size} bytes were asked for, {cut} are published")
-        self._step(blob, rounds.Wanted(device, want), now)
+        stats = self._known(blob)
+        want = transfer.decode_want(payload, chunk_count(stats.size, stats.chunk_size))
+        if want.chunk_size != stats.chunk_size:
+            raise MalformedError("want.bad", f"chunks of {want.chunk_size} bytes were asked for, {stats.chunk_size} are published")
+        if want.lane >= MAX_LANES:
+            raise MalformedError("want.bad", f"lane {want.lane} was asked for, there are {MAX_LANES}")
+        lane = _Lane(blob, device=device) if want.apart else _Lane(blob, want.lane)
+        self._open(lane)
+        for other in self._lanes(blob):
+            if other != lane and (device in self._senders[other].wanters or device in self._senders[other].charges):
+                self._hand_over(other, lane, device, now)
+        self._step(lane, rounds.Wanted(device, want), now)
 
-    def _sender(self, blob: str) -> rounds.Sender:
-        known, cut = self._senders.get(blob), self._chunk_size(blob)
-        if known is not None and self._stats.blobs[blob].chunk_size == cut:
+    def _known(self, blob: str) -> BlobStats:
+        """The entry of a blob that is published, as it is cut today."""
+        known, cut = self._stats.blobs.get(blob), self._chunk_size(blob)
+        if known is not None and known.chunk_size == cut:
             return known
         size = self._blobs.size(blob)
         if size is None:
@@ -174,59 +199,82 @@ class Distributor:
         if not fits_chunks(self._link.limits, min(size, cut)):
             raise MalformedError("broker.packet-size", f"chunks of {cut} bytes of blob {blob[:16]} are over the broker's limit",
                                  remedy="set [delivery] chunk_kb lower and publish the model again")
-        self._make_room()
         self.forget(blob)  # it may have been published again with another cut
-        self._senders[blob] = rounds.sender(chunk_count(size, cut), 1 + secrets.randbelow(1 << 31))
         self._stats.blobs[blob] = BlobStats(size=size, chunk_size=cut)
-        return self._senders[blob]
+        return self._stats.blobs[blob]
+
+    def _lanes(self, blob: str) -> list[_Lane]:
+        return [lane for lane in self._senders if lane.blob == blob]
+
+    def _open(self, lane: _Lane) -> None:
+        if lane in self._senders:
+            return
+        self._make_room()
+        stats = self._stats.blobs[lane.blob]
+        self._senders[lane] = rounds.sender(chunk_count(stats.size, stats.chunk_size), 1 + secrets.randbelow(1 << 31), self._settings.few)
 
     def _make_room(self) -> None:
         """Senders that rest hold only budgets; the oldest go first when there are too many."""
-        resting = [blob for blob, sender in self._senders.items() if sender.phase == "idle"]
-        while len(self._senders) >= MAX_BLOBS and resting:
+        resting = [lane for lane, sender in self._senders.items() if sender.phase == "idle"]
+        while len(self._senders) >= MAX_SENDERS and resting:
             oldest = resting.pop(0)
             self._senders.pop(oldest)
-            self._stats.blobs.pop(oldest, None)
-        if len(self._senders) >= MAX_BLOBS:
-            raise MalformedError("delivery.busy", f"{MAX_BLOBS} blobs are on their way already")
+            if not self._lanes(oldest.blob):
+                self._stats.blobs.pop(oldest.blob, None)
+        if len(self._senders) >= MAX_SENDERS:
+            raise MalformedError("delivery.busy", f"{MAX_SENDERS} blobs are on their way already")
 
-    def _step(self, blob: str, event: rounds.SenderEvent, now: float) -> int:
+    def _hand_over(self, old: _Lane, new: _Lane, device: str, now: float) -> None:
+        self._senders[new], (sender, effects) = rounds.handed_over(self._senders[old], self._senders[new], device, now)
+        self._settle(old, sender)
+        for effect in effects:
+            self._act(old, effect, now)
+
+    def _step(self, lane: _Lane, event: rounds.SenderEvent, now: float) -> int:
         """One step of one sender and its effects; chunks that were published."""
-        sender = self._senders.get(blob)
+        sender = self._senders.get(lane)
         if sender is None:
-            self._active.pop(blob, None)
+            self._active.pop(lane, None)
             return 0
         sender, effects = rounds.step_sender(sender, event, now)
-        self._senders[blob] = sender
-        if sender.phase == "idle":
-            self._active.pop(blob, None)
-        else:
-            self._active[blob] = None
-        return sum(self._act(blob, effect, now) for effect in effects)
+        self._settle(lane, sender)
+        return sum(self._act(lane, effect, now) for effect in effects)
 
-    def _act(self, blob: str, effect: rounds.SenderEffect, now: float) -> int:
+    def _settle(self, lane: _Lane, sender: rounds.Sender) -> None:
+        self._senders[lane] = sender
+        if sender.phase == "idle":
+            self._active.pop(lane, None)
+        else:
+            self._active[lane] = None
+
+    def _act(self, lane: _Lane, effect: rounds.SenderEffect, now: float) -> int:
         if isinstance(effect, rounds.Send):
-            return self._send(blob, effect)
+            return self._send(lane, effect)
         if isinstance(effect, rounds.Announce):
-            self._announce(blob, effect.mark, now)
+            self._announce(lane, effect.mark, now)
+        elif isinstance(effect, rounds.Move):
+            self._move(lane, effect, now)
         elif isinstance(effect, rounds.Observe):
-            self._pace = pacing.observe(self._refilled(now), effect.sent, effect.lost, now)
+            self._pace = pacing.observe(self._refilled(now), effect.sent, effect.lost, now, effect.device)
         else:
             self._count(effect.code)
-            _log.info("device %s has used up its budget for blob %s; it is served as the budget renews", effect.device, blob)
+            _log.info("device %s has used up its budget for blob %s; it is served as the budget renews", effect.device, lane.blob)
         return 0
 
-    def _send(self, blob: str, send: rounds.Send) -> int:
-        stats = self._stats.blobs[blob]
+    def _send(self, lane: _Lane, send: rounds.Send) -> int:
+        if lane not in self._senders:
+            return 0  # it was forgotten while these effects were carried out
+        stats = self._stats.blobs[lane.blob]
         size = stats.chunk_size
-        topic = topics.chunk(blob)
+        device = send.device or lane.device
+        topic = topics.unicast(lane.blob, device) if device else topics.chunk(lane.blob, lane.number)
         for index in send.indices:
             try:
-                data = self._blobs.read(blob, index * size, min(size, stats.size - index * size))
+                data = self._blobs.read(lane.blob, index * size, min(size, stats.size - index * size))
             except (JetfleetError, OSError) as error:
-                _log.error("cannot read blob %s: %s; it is not offered any more until it is asked for again", blob, error)
+                _log.error("cannot read blob %s: %s; it is not offered any more until it is asked for again", lane.blob, error)
                 self._count("delivery.unreadable")
-                self.forget(blob)
+                self.forget(lane.blob)
                 return 0
             payload = transfer.encode_chunk(send.round, index, data)
             if not self._link.publish(topic, payload, qos=0):
@@ -234,17 +282,34 @@ class Distributor:
             stats.chunks += 1
             stats.payload_bytes += len(data)
             stats.published_bytes += len(payload)
+            stats.unicast_bytes += len(payload) if device else 0
             self._stats.published_bytes += len(payload)
             if self._pace is not None:
                 self._pace = pacing.spend(self._pace, len(payload))
         return len(send.indices)
 
-    def _announce(self, blob: str, mark: transfer.RoundMark, now: float) -> None:
-        if mark.kind == "begin":
-            self._served = (len(self._senders[blob].wanters), now)
+    def _announce(self, lane: _Lane, mark: transfer.RoundMark, now: float) -> None:
+        if mark.kind == "begin" and lane in self._senders:
+            self._served = (len(self._senders[lane].wanters), now)
             self._stats.rounds += 1
-            self._stats.blobs[blob].rounds += 1
-        self._link.publish(topics.blob_round(blob), encode(mark), qos=0)
+            self._stats.blobs[lane.blob].rounds += 1
+        if lane.device:
+            self._link.publish(topics.unicast(lane.blob, lane.device), transfer.encode_own_mark(mark), qos=0)
+        else:
+            self._link.publish(topics.blob_round(lane.blob, lane.number), encode(mark), qos=0)
+
+    def _move(self, lane: _Lane, move: rounds.Move, now: float) -> None:
+        """The quick ones of a lane go to a free one; when there is none they ask again where they are."""
+        numbers = (number for number in range(MAX_LANES) if number != lane.number)
+        free = next((number for number in numbers if self._is_free(_Lane(lane.blob, number))), None)
+        if free is None or lane.device:
+            return
+        _log.info("blob %s: %s cannot keep up and stay behind; %d others go on", lane.blob, ", ".join(move.stay), move.movers)
+        self._served = (move.movers, now)
+        self._announce(lane, transfer.RoundMark(move.round, 0, "move", 0, lane=free, stay=move.stay), now)
+
+    def _is_free(self, lane: _Lane) -> bool:
+        return lane not in self._senders or self._senders[lane].phase == "idle"
 
     def _refilled(self, now: float) -> pacing.Pace:
         settings = self._settings
@@ -256,7 +321,7 @@ class Distributor:
     def _next(self, blocked: bool) -> float:
         if not self._active:
             return IDLE_S
-        states = [self._senders[blob] for blob in self._active]
+        states = [self._senders[lane] for lane in self._active]
         if any(state.phase == "sending" and not rounds.held_back(state) for state in states):
             return BLOCKED_S if blocked else 0.0
         return WAITING_S

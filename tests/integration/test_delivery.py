@@ -9,52 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from brokers import BROKERS, Mosquitto, running, until
-from delivery_rig import Board, Host, MemoryBlobs, content, holds
+from brokers import BROKERS, running, until
+from delivery_rig import SIZE, Site, content, everybody_has_it, holds
 
 from jetfleet_agent.supervisor import store as store_module
 from jetfleet_contract import topics
 from jetfleet_contract.chunks import CHUNK_BYTES, Bitmap, BlobInfo
 from jetfleet_contract.transfer import Want, encode_chunk, encode_want
-from jetfleet_host.brokers import EmbeddedBroker
 from jetfleet_host.delivery import DeliverySettings
 
-SIZE = 4_000_000 + 77
 SLOW = DeliverySettings(rate_bytes_s=3e6, floor_bytes_s=3e6, burst_bytes=128 << 10)
 OVERHEAD = 40_000  # the table's page and the headers
-
-
-class Site:
-    """A broker, a host with one blob, and a way to add boards; everything is stopped at the end."""
-
-    def __init__(self, broker: Mosquitto | EmbeddedBroker, root: Path) -> None:
-        self.broker, self.root = broker, root
-        self.blobs = MemoryBlobs()
-        self.data = content(SIZE)
-        self.blob, self.info = self.blobs.add(self.data)
-        self.parties: list[Board | Host] = []
-
-    def host(self, settings: DeliverySettings | None = None) -> Host:
-        host = Host(self.broker.port, self.blobs, settings)
-        self.parties.append(host)
-        until(lambda: host.link.connected, "the host's link")
-        return host
-
-    def board(self, name: str, loses: Callable[[bytes], bool] = lambda _: False) -> Board:
-        board = Board(name, self.broker.port, self.root, loses)
-        self.parties.append(board)
-        until(lambda: board.link.connected, f"the link of {name}")
-        return board
-
-    def stop(self, party: Board | Host) -> None:
-        self.parties.remove(party)
-        party.stop()
-
-    def close(self) -> None:
-        faults = [fault for party in self.parties for fault in party.faults]
-        for party in list(self.parties):
-            self.stop(party)
-        assert not faults
 
 
 @pytest.fixture(params=BROKERS)
@@ -67,12 +32,6 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 
 def wait_for(event: threading.Event) -> None:
     event.wait(20)
-
-
-def everybody_has_it(site: Site, boards: list[Board]) -> None:
-    until(lambda: all(board.done or board.failed for board in boards), "every board", 60)
-    assert [board.failed for board in boards] == [[]] * len(boards)
-    assert all(holds(board, site.blob) for board in boards)
 
 
 def test_three_boards_cost_the_host_one_copy(site: Site) -> None:

@@ -159,7 +159,7 @@ def test_the_acl_binds_every_topic_of_a_board_to_its_name(tmp_path: Path) -> Non
     writes = [topic for _, access, topic in rules if access == "write"]
     assert all("%u" in topic for topic in writes)
     assert {topic for _, access, topic in rules if access == "read" and "%u" not in topic} == {
-        "jf/1/meta", "jf/1/b/+/round", "jf/1/b/+/c"}
+        "jf/1/meta", "jf/1/b/+/round/#", "jf/1/b/+/c/#"}
 
 
 @pytest.mark.parametrize("bind", [ANYWHERE, "::", "192.0.2.1", "mqtt.example.org", ""])

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import random
-from collections.abc import Callable
-from functools import partial
 from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transfer_world import CHUNK, World
 
-from jetfleet_contract import pacing, rounds, transfer
+from jetfleet_contract import charges, pacing, rounds, transfer, wanters
 from jetfleet_contract.chunks import Bitmap
 from jetfleet_contract.errors import OrderError
-from jetfleet_contract.messages import encode
 
-CHUNK = 65536
 MARK = transfer.RoundMark(round=7, mark=1, kind="sync", chunks=3)
 RECEIVER_EVENTS: tuple[transfer.ReceiverEvent, ...] = (
     transfer.Opened(Bitmap.full(3), 0.5), transfer.Up(0.5), transfer.Down(), transfer.Stored(7, 1), transfer.Spoiled(7, 1),
@@ -161,26 +155,44 @@ def test_one_chunk_is_sent_once_for_all_who_lack_it() -> None:
     assert sorted(sent) == list(range(10))
 
 
+def chunks_before(mark: int) -> int:
+    return sum(min(rounds.MARK_EVERY, rounds.FIRST_MARK << number) for number in range(mark))
+
+
 def test_a_round_waits_for_a_slow_receiver_but_not_for_a_dead_one() -> None:
-    count = rounds.MARK_EVERY * (rounds.WINDOW_MARKS + 4)
+    count = rounds.MARK_EVERY * (wanters.WINDOW_MARKS + 4)
     state, _ = rounds.step_sender(rounds.sender(count, 6), wanted("slow", Bitmap.full(count)), 0.0)
     state, _ = rounds.step_sender(state, rounds.Grant(count), 1.0)
     assert rounds.held_back(state)
-    assert len(state.sent) == rounds.MARK_EVERY * rounds.WINDOW_MARKS
+    assert len(state.sent) == chunks_before(wanters.WINDOW_MARKS)
     state, _ = rounds.step_sender(state, wanted("slow", Bitmap.full(count).minus(state.marks[1]), state.round, 1), 1.1)
     state, _ = rounds.step_sender(state, rounds.Grant(count), 1.2)
-    assert len(state.sent) == rounds.MARK_EVERY * (rounds.WINDOW_MARKS + 1)
-    state, _ = rounds.step_sender(state, rounds.Grant(count), 1.2 + rounds.PATIENCE_S)
-    assert not state.queue
+    assert len(state.sent) == chunks_before(wanters.WINDOW_MARKS + 1)
+    waiting, _ = rounds.step_sender(state, rounds.Grant(count), 1.1 + wanters.SILENCE_S)
+    assert waiting.phase == "sending"
+    state, effects = rounds.step_sender(state, rounds.Grant(count), 1.3 + wanters.SILENCE_S)
+    assert (state.phase, effects) == ("idle", ())  # nobody answers: it asks again if it lives
+
+
+def test_silent_ones_do_not_keep_a_few_others_waiting() -> None:
+    count = wanters.WINDOW_MARKS * rounds.MARK_EVERY
+    state = rounds.sender(count, 6)
+    for name in ("alive", "dead1", "dead2"):
+        state, _ = rounds.step_sender(state, wanted(name, Bitmap.full(count)), 0.0)
+    state, _ = rounds.step_sender(state, rounds.Grant(count), 1.0)
+    state, _ = rounds.step_sender(state, wanted("alive", Bitmap.full(count).minus(state.sent), state.round, state.mark), 1.1)
+    assert rounds.held_back(state)
+    state, _ = rounds.step_sender(state, rounds.Grant(count), 1.2 + wanters.PATIENCE_S)
+    assert len(state.sent) > chunks_before(wanters.WINDOW_MARKS)
 
 
 def test_only_what_was_sent_before_the_mark_counts_as_lost() -> None:
     count = rounds.MARK_EVERY * 3
     state, _ = rounds.step_sender(rounds.sender(count, 6), wanted("a", Bitmap.full(count)), 0.0)
-    state, _ = rounds.step_sender(state, rounds.Grant(rounds.MARK_EVERY * 2 + 5), 1.0)
-    holes = Bitmap.full(count).minus(Bitmap.of(count, range(rounds.MARK_EVERY))).with_(3)
+    state, _ = rounds.step_sender(state, rounds.Grant(chunks_before(2) + 5), 1.0)
+    holes = Bitmap.full(count).minus(Bitmap.of(count, range(rounds.FIRST_MARK))).with_(3)
     state, effects = rounds.step_sender(state, wanted("a", holes, state.round, 1), 1.1)
-    assert effects == (rounds.Observe("a", rounds.MARK_EVERY, 1),)
+    assert effects == (rounds.Observe("a", rounds.FIRST_MARK, 1),)
 
 
 def test_nobody_gets_more_than_one_and_a_half_blobs_and_slack_at_once() -> None:
@@ -193,18 +205,19 @@ def test_nobody_gets_more_than_one_and_a_half_blobs_and_slack_at_once() -> None:
         state, effects = rounds.step_sender(state, rounds.Grant(1000), now + 1)
         sent += sum(len(effect.indices) for effect in effects if isinstance(effect, rounds.Send))
         refused += sum(isinstance(effect, rounds.Refuse) for effect in effects)
-    assert sent <= count * rounds.BUDGET_BLOBS + rounds.BUDGET_SLACK + 50 / rounds.BUDGET_RENEW_S * count
+    assert sent <= count * charges.BUDGET_BLOBS + charges.BUDGET_SLACK + 50 / charges.BUDGET_RENEW_S * count
     assert refused >= 8
-    assert rounds.allowance(state, "greedy", now + rounds.BUDGET_RENEW_S * 2) == int(count * rounds.BUDGET_BLOBS + rounds.BUDGET_SLACK)
+    later = now + charges.BUDGET_RENEW_S * 2
+    assert charges.allowance(state.charges, state.count, "greedy", later) == int(count * charges.BUDGET_BLOBS + charges.BUDGET_SLACK)
 
 
 def test_asking_again_within_a_round_is_not_charged_again() -> None:
     state, _ = rounds.step_sender(rounds.sender(50, 6), wanted("a", Bitmap.full(50)), 0.0)
     state, _ = rounds.step_sender(state, rounds.Grant(1), 1.0)
-    left = rounds.allowance(state, "a", 1.0)
+    left = charges.allowance(state.charges, state.count, "a", 1.0)
     for _ in range(20):
         state, _ = rounds.step_sender(state, wanted("a", Bitmap.full(50), 0, 0), 1.0)
-    assert rounds.allowance(state, "a", 1.0) == left
+    assert charges.allowance(state.charges, state.count, "a", 1.0) == left
 
 
 @pytest.mark.parametrize("grant", [10, 64])
@@ -231,7 +244,17 @@ def test_what_a_lost_link_left_in_the_queue_is_not_charged() -> None:
         state, effects = rounds.step_sender(state, rounds.Grant(10), turn * 0.2 + 0.1)
         assert sum(len(effect.indices) for effect in effects if isinstance(effect, rounds.Send)) == 10
         state, _ = rounds.step_sender(state, rounds.Lost(), turn * 0.2 + 0.1)
-    assert rounds.allowance(state, "a", 2.4) == pytest.approx(158 - 120, abs=1)
+    assert charges.allowance(state.charges, state.count, "a", 2.4) == pytest.approx(158 - 120, abs=1)
+
+
+def test_who_changes_lanes_takes_its_charge_along_and_pays_for_nothing_that_was_not_sent() -> None:
+    old, new = rounds.sender(100, 6), rounds.sender(100, 900)
+    old, _ = rounds.step_sender(old, wanted("a", Bitmap.full(100)), 0.0)
+    old, _ = rounds.step_sender(old, rounds.Grant(30), 1.0)
+    new, (old, _) = rounds.handed_over(old, new, "a", 1.0)
+    assert not old.wanters
+    assert not old.charges
+    assert charges.allowance(new.charges, 100, "a", 1.0) == 158 - 30
 
 
 def test_pace_halves_on_loss_and_recovers_slowly() -> None:
@@ -250,97 +273,6 @@ def test_pace_halves_on_loss_and_recovers_slowly() -> None:
 
 
 # --- many receivers, one sender, a bad network, virtual time ------------------------------------------------
-
-
-class World:
-    """A discrete-event simulation: the real machines and codecs, a network that loses, repeats, delays and reorders."""
-
-    def __init__(self, seed: int, count: int, devices: int, loss: float, jitter_s: float, repeat: float) -> None:
-        self.random = random.Random(seed)
-        self.count, self.loss, self.jitter_s, self.repeat = count, loss, jitter_s, repeat
-        self.now = 0.0
-        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self.order = itertools.count()
-        self.sender = rounds.sender(count, 1 + self.random.randrange(1 << 30))
-        self.disks = {f"d{n}": Bitmap.full(count) for n in range(devices)}
-        self.boards = {name: transfer.receiver(count, CHUNK) for name in self.disks}
-        self.published = 0
-        for name in self.boards:
-            self.at(self.random.random() * 0.02, partial(self.boot, name))
-        self.at(0.0, self.grant)
-
-    def at(self, delay: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self.agenda, (self.now + delay, next(self.order), what))
-
-    def boot(self, name: str) -> None:
-        self.boards[name] = transfer.receiver(self.count, CHUNK)
-        self.board(name, transfer.Up(self.random.random()))
-        self.board(name, transfer.Opened(self.disks[name], self.random.random()))
-
-    def board(self, name: str, event: transfer.ReceiverEvent) -> None:
-        state, effects = transfer.step_receiver(self.boards[name], event, self.now)
-        self.boards[name] = state
-        for effect in effects:
-            if isinstance(effect, transfer.Ask):
-                payload = transfer.encode_want(effect.want)
-                self.carry(partial(self.heard, name, payload), self.loss / 4)
-            elif isinstance(effect, transfer.Check):
-                self.at(0.01, lambda: self.board_if_checking(name))
-        due = state.wake_at
-        if due != transfer.NEVER:
-            self.at(max(0.0, due - self.now), lambda: self.wake(name, due))
-
-    def board_if_checking(self, name: str) -> None:
-        if self.boards[name].phase == "checking":
-            self.board(name, transfer.Checked())
-
-    def wake(self, name: str, due: float) -> None:
-        if self.boards[name].wake_at == due:
-            self.board(name, transfer.Tick(self.random.random()))
-
-    def carry(self, arrive: Callable[[], None], loss: float) -> None:
-        if self.random.random() >= loss:
-            self.at(0.001 + self.random.random() * self.jitter_s, arrive)
-        if self.random.random() < self.repeat:
-            self.at(0.001 + self.random.random() * self.jitter_s * 3, arrive)
-
-    def heard(self, name: str, payload: bytes) -> None:
-        self.host(rounds.Wanted(name, transfer.decode_want(payload, self.count)))
-
-    def host(self, event: rounds.SenderEvent) -> None:
-        self.sender, effects = rounds.step_sender(self.sender, event, self.now)
-        for effect in effects:
-            if isinstance(effect, rounds.Send):
-                for index in effect.indices:
-                    self.published += 1
-                    for name in self.boards:
-                        self.carry(partial(self.chunk, name, effect.round, index), self.loss)
-            elif isinstance(effect, rounds.Announce):
-                payload = encode(effect.mark)
-                for name in self.boards:
-                    self.carry(partial(self.mark, name, payload), self.loss)
-
-    def chunk(self, name: str, turn: int, index: int) -> None:
-        if self.boards[name].phase in ("opening", "checking"):
-            return
-        self.disks[name] = self.disks[name].without(index)
-        self.board(name, transfer.Stored(turn, index))
-
-    def mark(self, name: str, payload: bytes) -> None:
-        self.board(name, transfer.Marked(transfer.decode_mark(payload), self.random.random()))
-
-    def grant(self) -> None:
-        self.host(rounds.Grant(8))
-        self.at(0.002, self.grant)
-
-    def run(self, until_s: float) -> bool:
-        """True when every board is done in time."""
-        while self.agenda and self.now < until_s:
-            if all(board.phase == "done" for board in self.boards.values()):
-                return True
-            self.now, _, what = heapq.heappop(self.agenda)
-            what()
-        return all(board.phase == "done" for board in self.boards.values())
 
 
 @settings(max_examples=40)
@@ -372,11 +304,11 @@ def test_restarts_of_boards_and_host_cost_only_what_was_missing(seed: int, data:
     lacked = sum(len(bits) for bits in world.disks.values())
     before = world.published
     if data.draw(st.booleans()):
-        world.sender = rounds.sender(300, 1 + world.random.randrange(1 << 30))  # the host forgot everything
+        world.senders.clear()  # the host forgot everything
     for name in data.draw(st.sets(st.sampled_from(sorted(world.boards)))):
         world.boot(name)  # the board forgot everything but its disk
     assert world.run(7200.0)
-    assert world.published - before <= lacked * 1.5 + 3 * rounds.BUDGET_SLACK
+    assert world.published - before <= lacked * 1.5 + 3 * charges.BUDGET_SLACK
 
 
 def test_a_late_joiner_gets_the_rest_of_the_round_and_its_holes_in_the_next() -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
 
-from jetfleet_contract import topics, transfer
+from jetfleet_contract import listening, topics, transfer
 from jetfleet_contract.chunks import Bitmap, BlobInfo, ChunkTable, TablePage, chunk_count, lower_pages, open_table, top_page
 from jetfleet_contract.errors import JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.messages import Instant
@@ -72,6 +72,7 @@ class _Job:
         self.work: Future[Bitmap | Path] | None = None
         self.settling: Future[None] | None = None
         self.stored = 0
+        self.listening: tuple[str, ...] = ()
         self.cancelled = False
 
 
@@ -136,16 +137,20 @@ class Fetcher:
 
     def on_message(self, topic: str, payload: bytes) -> bool:
         """Take a chunk or a round mark; False when `topic` is neither. Bad ones are dropped and counted."""
-        parts = topic.split("/")
-        if len(parts) != 5 or parts[2] != "b" or parts[4] not in ("c", "round"):
+        if not listening.is_bulk(topic):
             return False
-        job = self._jobs.get(parts[3])
+        job = self._jobs.get(topics.blob_of(topic))
         if job is None or job.receiver is None:
             return True
         try:
-            self._take(job, parts[4], payload)
+            heard = listening.heard(job.receiver, job.blob, self._device, topic, payload)
         except MalformedError as error:
             _log.warning("dropped a message on %s: %s", topic, error.what)
+            return True
+        if isinstance(heard, listening.Chunk):
+            self._take(job, heard)
+        elif heard is not None:
+            self._step(job, transfer.Marked(heard, self._random.random()))
         return True
 
     def on_link_up(self) -> None:
@@ -215,8 +220,6 @@ class Fetcher:
         except JetfleetError as error:
             self._fail(job, error)
             return
-        self._link.subscribe(topics.blob_round(job.blob), 0)
-        self._link.subscribe(topics.chunk(job.blob), 0)
         job.receiver = transfer.receiver(job.count, job.info.chunk_size)
         if self._link.connected:
             self._step(job, transfer.Up(self._random.random()))
@@ -251,31 +254,26 @@ class Fetcher:
         pages = [self._store.read(page.blob, PAGE_LIMIT) for page in lower] if lower else [data]
         return open_table(job.blob, job.info, pages)
 
-    def _take(self, job: _Job, leaf: str, payload: bytes) -> None:
-        assert job.receiver is not None  # noqa: S101  the caller looked
-        if leaf == "round":
-            self._step(job, transfer.Marked(transfer.decode_mark(payload), self._random.random()))
-            return
-        round_, index, data = transfer.decode_chunk(payload)
-        if index >= job.count:
-            raise MalformedError("chunk.bad", f"chunk {index} of a blob of {job.count}")
-        if job.partial is None or job.receiver.phase == "opening":
+    def _take(self, job: _Job, chunk: listening.Chunk) -> None:
+        if job.partial is None or job.receiver is None or job.receiver.phase == "opening":
             return  # it comes again: what is missing is asked for after the disk was looked at
-        if not job.receiver.missing.has(index):
-            self._step(job, transfer.Stored(round_, index))
+        stored = transfer.Stored(chunk.round, chunk.index)
+        if not job.receiver.missing.has(chunk.index):
+            self._step(job, stored)
             return
         try:
-            stored = job.partial.write(index, data)
+            fits = job.partial.write(chunk.index, chunk.data)
         except StorageError as error:
             self._break(job, error)
             return
-        self._step(job, transfer.Stored(round_, index) if stored else transfer.Spoiled(round_, index))
+        self._step(job, stored if fits else transfer.Spoiled(chunk.round, chunk.index))
         self._count_stored(job)
 
     def _step(self, job: _Job, event: transfer.ReceiverEvent) -> None:
         if job.receiver is None:
             return
         job.receiver, effects = transfer.step_receiver(job.receiver, event, self._clock().mono)
+        self._listen(job, job.receiver)
         for effect in effects:
             if isinstance(effect, transfer.Ask):
                 self._ask(job, effect.want)
@@ -317,6 +315,19 @@ class Fetcher:
         job.stored += 1
         if job.stored % SETTLE_CHUNKS == 0 and job.work is None and job.partial is not None and job.receiver is not None:
             self._settle(job, job.partial, job.receiver.missing)
+
+    def _listen(self, job: _Job, receiver: transfer.Receiver) -> None:
+        """Subscribe to what the receiver listens to, before it asks."""
+        wanted = listening.topics_of(receiver, job.blob, self._device)
+        if wanted == job.listening:
+            return
+        before, job.listening = job.listening, wanted
+        for topic in wanted:
+            if topic not in before:
+                self._link.subscribe(topic, 0)
+        for topic in before:
+            if topic not in wanted:
+                self._link.unsubscribe(topic)
 
     # --- work in the other thread -----------------------------------------------------------------------------
 
@@ -402,9 +413,9 @@ class Fetcher:
 
     def _forget(self, job: _Job) -> None:
         self._jobs.pop(job.blob, None)
-        if job.receiver is not None:
-            self._link.unsubscribe(topics.chunk(job.blob))
-            self._link.unsubscribe(topics.blob_round(job.blob))
+        for topic in job.listening:
+            self._link.unsubscribe(topic)
+        job.listening = ()
         if self._mirror is not None:
             self._mirror.forget(job.blob)
         if job.partial is not None:

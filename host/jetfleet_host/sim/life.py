@@ -186,7 +186,7 @@ class Life:
 
     def _message(self, topic: str, payload: bytes) -> None:
         if topic.startswith(f"{topics.PREFIX}/b/"):
-            if topic.endswith("/round"):
+            if topic.split("/")[4] == "round":
                 self.transfers.on_mark(topic, payload)
             else:
                 self.port.take(topic, payload)

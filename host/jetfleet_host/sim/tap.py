@@ -12,7 +12,7 @@ from jetfleet_contract.messages import Deployment, Envelope, decode
 
 from .links import Connector, DeviceLink
 
-ALL_CHUNKS = f"{topics.PREFIX}/b/+/c"
+ALL_CHUNKS = f"{topics.PREFIX}/b/+/c/#"
 ALL_UNICASTS = f"{topics.PREFIX}/b/+/u/+"
 ALL_DESIRED = f"{topics.PREFIX}/d/+/desired"
 SETTLE_S = 1.0
@@ -62,7 +62,7 @@ class Tap:
         else:
             self.chunks += 1
             self.chunk_bytes += len(payload)
-            self.unicast_bytes += 0 if topic.endswith("/c") else len(payload)
+            self.unicast_bytes += len(payload) if topic.split("/")[4] == "u" else 0
 
     def _desired(self, topic: str, payload: bytes) -> None:
         if not payload:

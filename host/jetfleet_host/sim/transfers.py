@@ -13,9 +13,9 @@ from typing import Protocol
 
 import msgspec
 
-from jetfleet_contract import topics, transfer
+from jetfleet_contract import listening, topics, transfer
 from jetfleet_contract.chunks import Bitmap, BlobInfo, ChunkTable, TablePage, chunk_count, lower_pages, open_table, top_page
-from jetfleet_contract.errors import JetfleetError, MalformedError, UntrustedError
+from jetfleet_contract.errors import JetfleetError, UntrustedError
 
 from .disk import Disk
 
@@ -72,6 +72,7 @@ class _Job:
         self.pages: set[str] = set()
         self.table: ChunkTable | None = None
         self.receiver: transfer.Receiver | None = None
+        self.listening: tuple[str, ...] = ()
         self.unsynced = 0
 
 
@@ -124,9 +125,11 @@ class Transfers:
         if job is None or job.receiver is None or job.table is None:
             self._counts.late += 1
             return
-        round_, index, data = transfer.decode_chunk(payload)
-        if index >= job.count:
-            raise MalformedError("chunk.bad", f"chunk {index} of a blob of {job.count}")
+        chunk = listening.heard(job.receiver, job.blob, self._device, topic, payload)
+        if not isinstance(chunk, listening.Chunk):
+            self._counts.late += 1
+            return
+        round_, index, data = chunk.round, chunk.index, chunk.data
         if not job.receiver.missing.has(index):
             self._counts.repeated += 1
             self._step(job, transfer.Stored(round_, index))
@@ -146,8 +149,11 @@ class Transfers:
 
     def on_mark(self, topic: str, payload: bytes) -> None:
         job = self._jobs.get(topic.split("/")[3])
-        if job is not None:
-            self._step(job, transfer.Marked(transfer.decode_mark(payload), self._draws.random()))
+        if job is None or job.receiver is None:
+            return
+        mark = listening.heard(job.receiver, job.blob, self._device, topic, payload)
+        if isinstance(mark, transfer.RoundMark):
+            self._step(job, transfer.Marked(mark, self._draws.random()))
 
     def on_link_up(self) -> None:
         for job in list(self._jobs.values()):
@@ -185,9 +191,6 @@ class Transfers:
                 self._advance(self._jobs[page.blob])
             return
         job.table = self._load_table(job)
-        self._link.subscribe(topics.blob_round(job.blob), 0)
-        self._link.subscribe(topics.chunk(job.blob), 0)
-        self._link.subscribe(topics.unicast(job.blob, self._device), 0)
         job.receiver = transfer.receiver(job.count, job.info.chunk_size)
         if self._link.connected:
             self._step(job, transfer.Up(self._draws.random()))
@@ -222,6 +225,7 @@ class Transfers:
         if job.receiver is None:
             return
         job.receiver, effects = transfer.step_receiver(job.receiver, event, self._mono())
+        self._listen(job, listening.topics_of(job.receiver, job.blob, self._device))
         for effect in effects:
             if isinstance(effect, transfer.Ask):
                 self._link.publish(topics.want(job.blob, self._device), transfer.encode_want(effect.want), qos=1)
@@ -231,6 +235,15 @@ class Transfers:
                 self._done(job)
             elif isinstance(effect, transfer.GiveUp):
                 self._fail(job, UntrustedError(effect.code, f"blob {job.blob} was complete and read back wrong, again and again"))
+
+    def _listen(self, job: _Job, wanted: tuple[str, ...]) -> None:
+        before, job.listening = job.listening, wanted
+        for topic in wanted:
+            if topic not in before:
+                self._link.subscribe(topic, 0)
+        for topic in before:
+            if topic not in wanted:
+                self._link.unsubscribe(topic)
 
     def _check(self, job: _Job) -> None:
         """Read the whole blob again, hash it, and give it its name."""
@@ -263,6 +276,4 @@ class Transfers:
 
     def _forget(self, job: _Job) -> None:
         self._jobs.pop(job.blob, None)
-        if job.receiver is not None:
-            for topic in (topics.chunk(job.blob), topics.blob_round(job.blob), topics.unicast(job.blob, self._device)):
-                self._link.unsubscribe(topic)
+        self._listen(job, ())
