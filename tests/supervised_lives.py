@@ -17,6 +17,7 @@ import msgspec
 from bundle_maker import make_bundle, parts
 
 from jetfleet_agent import ipc
+from jetfleet_agent.patching import patch
 from jetfleet_agent.supervisor.effects import EffectRunner, RunSettings
 from jetfleet_agent.supervisor.inbox import AppEvent
 from jetfleet_agent.supervisor.journal import Disk, Journal, RealDisk
@@ -25,13 +26,14 @@ from jetfleet_agent.supervisor.store import BlobStore
 from jetfleet_agent.supervisor.updater import Updater
 from jetfleet_contract import slot_records as r
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec, Variant, digest_of
-from jetfleet_contract.chunks import BlobInfo
+from jetfleet_contract.chunks import BlobInfo, ChunkTable
+from jetfleet_contract.deltas import DeltaSource
 from jetfleet_contract.errors import JetfleetError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import AppSpec, Deployment, Instant, Report, Source, TrialPolicy, encode
 from jetfleet_contract.policy import Candidate, Choice, ChoiceRow, TrialNumbers
 from jetfleet_contract.slots import live_slot
-from jetfleet_contract.trust import BundleTarget
+from jetfleet_contract.trust import BundleTarget, DeltaTarget
 from jetfleet_host.bundles import write_bundle
 
 CANDIDATE = Candidate("fp32", "onnxruntime", "fp32")
@@ -49,6 +51,7 @@ class Shelf:
         self.paths: dict[str, Path] = {}
         self.targets: dict[str, BundleTarget] = {}
         self.bundles: dict[str, str] = {}
+        self.indexes: dict[str, DeltaTarget] = {}
         for version in versions:
             out = folder / version
             manifest = _made(out, version, (plans or {}).get(version)).removeprefix("sha256:")
@@ -62,6 +65,9 @@ class Shelf:
         if manifest_blob not in self.targets:
             raise UntrustedError("trust.unknown-bundle", "nobody signed it")
         return self.targets[manifest_blob]
+
+    def deltas(self, manifest_blob: str) -> DeltaTarget | None:
+        return self.indexes.get(manifest_blob)
 
     def deployment(self, seq: int, version: str) -> Deployment:
         spec = AppSpec(APP, self.bundles[version], "toy", version, sources=(Source("cam", "synthetic:64x48"),),
@@ -149,6 +155,7 @@ class Life:
         self.journal = Journal(folder / "journal", self.disk)
         self.outbox = Outbox(folder / "reports", "board", 1, self._sign, lambda: 0.5, self.disk)
         self.reports: list[Report] = []
+        self.by_delta: list[str] = []
         self.runner = MortalRunner(shelf, self.store, self, self, self, self.outbox, self.events.append, self.now, RunSettings())
         self.runner.point = point or DiesAt()
         self.updater = Updater(self.journal, self.runner, self.outbox, self.now)
@@ -230,6 +237,21 @@ class Life:
         def arrive() -> None:
             try:
                 self.store.put_bytes(blob, self.shelf.paths[blob].read_bytes())
+            except JetfleetError as error:
+                self.runner.blob_failed(blob, error)
+                return
+            self.runner.blob_done(blob)
+
+        self.pending.append(arrive)
+
+    def want_by_delta(self, blob: str, info: BlobInfo, source: DeltaSource) -> None:
+        def arrive() -> None:
+            self.by_delta.append(blob)
+            try:
+                delta = self.store.put_bytes(source.delta, self.shelf.paths[source.delta].read_bytes())
+                with self.store.open_partial(blob, ChunkTable(info.size, info.chunk_size, b"")) as part:
+                    patch(self.store.folder / source.base, delta, self.store.part(blob), 1)
+                    part.finish()
             except JetfleetError as error:
                 self.runner.blob_failed(blob, error)
                 return

@@ -25,6 +25,7 @@ from jetfleet_contract import topics
 from jetfleet_contract.broker_limits import BrokerLimits
 from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.delegations import DelegationBlob
+from jetfleet_contract.deltas import DeltaSource
 from jetfleet_contract.errors import UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import (
@@ -37,7 +38,7 @@ from jetfleet_contract.messages import (
     encode,
 )
 from jetfleet_contract.policy import Choice, ChoiceRow
-from jetfleet_contract.trust import BundleTarget
+from jetfleet_contract.trust import BundleTarget, DeltaTarget
 
 DEVICE = "board"
 
@@ -83,6 +84,9 @@ class FakeTrust:
     def bundle(self, manifest_blob: str) -> BundleTarget:
         return self.shelf.bundle(manifest_blob)
 
+    def deltas(self, manifest_blob: str) -> DeltaTarget | None:
+        return self.shelf.deltas(manifest_blob)
+
     def update(self, package: bytes, now: Instant) -> bool:
         if package == b"bad":
             raise UntrustedError("trust.signature", "not ours")
@@ -116,6 +120,9 @@ class FakeFetcher:
     def want(self, blob: str, info: BlobInfo) -> None:
         self.store.put_bytes(blob, self.shelf.paths[blob].read_bytes())
         self.done(blob)
+
+    def want_by_delta(self, blob: str, info: BlobInfo, source: DeltaSource) -> None:
+        raise AssertionError("no bundle of this rig has deltas")
 
     @property
     def held(self) -> set[str]:

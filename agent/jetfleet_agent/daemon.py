@@ -39,6 +39,7 @@ from .recent_log import FORMAT, RecentLines
 from .status import CHOOSER, JOURNAL, model_of, read_status
 from .supervisor.chooser import Chooser
 from .supervisor.core import Supervisor, begin_session, will
+from .supervisor.deltas import DeltaFetcher
 from .supervisor.evaluation_process import EvaluationProcess
 from .supervisor.fetch import Fetcher
 from .supervisor.identity import Identity
@@ -47,6 +48,7 @@ from .supervisor.journal import Journal
 from .supervisor.measurements import ChoiceRecord, MeasurementStore
 from .supervisor.mirror import Mirror
 from .supervisor.mqtt import BrokerSettings, MqttLink
+from .supervisor.patch_process import PatchProcess
 from .supervisor.pipeline_link import PipelineLink, run_folder
 from .supervisor.pipelines import Pipelines
 from .supervisor.store import BlobStore
@@ -157,7 +159,8 @@ def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) 
     session = begin_session(journal, clock())
     link = MqttLink(_broker_settings(config), config.device, inbox.message, inbox.link_up, inbox.link_down,
                     will=will(config.device, session))
-    fetcher = Fetcher(store, link, config.device, clock, inbox.blob_done, inbox.blob_failed, _mirror(config))
+    fetcher = DeltaFetcher(store, lambda done, failed: Fetcher(store, link, config.device, clock, done, failed, _mirror(config)),
+                           PatchProcess(), inbox.blob_done, inbox.blob_failed)
     waiting = UploadStore(state, config.device, config.upload.pending, config.upload.pending_mb << 20)
     uploads = Uploads(waiting, link, config.device, identity, trust, clock, config.upload)
     pipelines = Pipelines(PipelineLink(run_folder(state) / "supervisor.sock", inbox.put), time.monotonic, random.random)

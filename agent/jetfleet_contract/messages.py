@@ -228,7 +228,8 @@ class Report(Message, frozen=True):
     """Progress or outcome of one app's update, device-signed, repeated until acknowledged.
 
     `phase` is the slot machine's; `outcome` is empty while under way. `code` is an error's stable code.
-    `metrics`: agreement, probe_agreement, champion_p99_ms, challenger_p99_ms, frames_lost, gap_ms, bytes ...
+    `metrics`: agreement, probe_agreement, champion_p99_ms, challenger_p99_ms, frames_lost, gap_ms, bytes, bytes_delta,
+    bytes_saved ...
     """
 
     device: str

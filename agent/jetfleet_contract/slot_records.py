@@ -176,13 +176,15 @@ class Undeploy(Message, frozen=True, tag="undeploy"):
 
 class Fetched(Message, frozen=True, tag="fetched"):
     """All blobs of a step are verified and on disk; `then` are those of the next step, as the content told. `release` is what the signed
-    target says, which may have come after the deployment."""
+    target says, which may have come after the deployment. `received` bytes came, `by_delta` of them as deltas, which `saved` so many."""
 
     bundle: str
     step: FetchStep
     then: tuple[str, ...] = ()
     received: int = 0
     release: int = 0
+    by_delta: int = 0
+    saved: int = 0
 
 
 class Chosen(Message, frozen=True, tag="chosen"):

@@ -258,6 +258,8 @@ def _fetched(state: AppSlots, event: Fetched, now: Instant) -> Step:
         return lost(state, now, "slots.downgrade", _older(state.target, champion_of(state)), model=True)
     challenger = challenger_of(state)
     metrics = {**state.metrics, "bytes": state.metrics.get("bytes", 0.0) + event.received}
+    if event.by_delta:
+        metrics |= {"bytes_delta": float(event.by_delta), "bytes_saved": float(event.saved)}
     if event.step == "weights":
         after = enter(replaced(state, metrics=metrics, fetch_step=""), "choosing", now)
         return after, (SendReport(progress_of(after)), Choose(challenger.bundle))

@@ -163,7 +163,7 @@ def read_delta_target(path: str, index: str, custom: object) -> DeltaTarget:
     field = _field(custom, TargetField, f"target {path[:120]}")
     if field.blobs:
         raise MalformedError("trust.target", f"target {path[:120]} names blobs, which an index of deltas does in its own bytes")
-    info = _info(field.size, BlobInfo(0).chunk_size, field.table)
+    info = _info(field.size, field.chunk_size, field.table)
     return DeltaTarget(check_name("model", parts[1]), check_name("version", parts[2]), check_blob(index), info)
 
 

@@ -6,26 +6,20 @@ the one it runs. Everything else is refused, so that one stolen identity cannot 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import select
 
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, chunk_count, lower_pages, page_digests
-from jetfleet_contract.trust import BundleTarget
 
 from .store.database import Database
 from .store.journal import deployment_of
 from .store.models import Issued
 
 
-def blobs_of(target: BundleTarget, read: Callable[[str], bytes]) -> dict[str, int]:
-    """All blobs of a bundle and the size of their chunks: manifest, layers and the pages of their chunk tables. `read` gives a small
-    blob's bytes."""
-    return with_pages(target.every(), read)
-
-
-def with_pages(every: dict[str, BlobInfo], read: Callable[[str], bytes]) -> dict[str, int]:
-    """These blobs and the pages of their chunk tables, each with the size of its chunks."""
+def with_pages(every: Mapping[str, BlobInfo], read: Callable[[str], bytes]) -> dict[str, int]:
+    """These blobs (a bundle's manifest, layers and deltas) and the pages of their chunk tables, each with the size of its chunks. `read`
+    gives a small blob's bytes."""
     pages = {page: CHUNK_BYTES for info in every.values() for page in _pages(info, read)}
     return {**pages, **{blob: info.chunk_size for blob, info in every.items()}}
 

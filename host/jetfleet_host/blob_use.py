@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from jetfleet_contract.chunks import MAX_CHUNK_BYTES
 
-from .assignments import blobs_of, with_pages
+from .assignments import with_pages
 from .delegations import blobs_of_classes
 from .project import Project
-from .publish import published
+from .publish import served_blobs
 
 
 def referenced_blobs(project: Project) -> frozenset[str]:
-    """Every blob that signed metadata leads to: bundles with their layers, what builders vouch for, and the pages of their chunk tables."""
+    """Every blob that signed metadata leads to: bundles with their layers and deltas, what builders vouch for, and the pages of their chunk
+    tables."""
     def read(blob: str) -> bytes:
         return project.blobs.read(blob, 0, MAX_CHUNK_BYTES)
 
     classes = {one.blob: one.info for one in blobs_of_classes(project.repository.load().snapshot.signed)}
     kept = set(with_pages(classes, read))
-    for target in published(project):
-        kept.update(blobs_of(target, read))
+    for every in served_blobs(project).values():
+        kept.update(with_pages(every, read))
     return frozenset(kept)

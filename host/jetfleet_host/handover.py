@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from jetfleet_contract.errors import InputError, JetfleetError, StorageError, UntrustedError
 from jetfleet_contract.topics import check_blob
-from jetfleet_contract.trust import read_target
+from jetfleet_host.deltas.publishing import delta_infos
 from jetfleet_host.durable import locked, sweep_partials, sync_folder
 from jetfleet_host.keys import KeyFolder
+from jetfleet_host.publish import bundles_of, indexes_of
 from jetfleet_host.repository import HANDOVER, Repository
 
 if TYPE_CHECKING:
@@ -99,11 +100,26 @@ def _take(source: Path, folder: Path) -> int:
 
 
 def _check_complete(project: Project, offered: Metadata[Targets]) -> None:
-    for path, file in offered.signed.targets.items():
-        if not path.startswith("bundle/"):
-            continue
-        target = read_target(path, file.hashes["sha256"], file.custom)
+    for target in bundles_of(offered.signed):
         for blob, info in target.every().items():
             if project.blobs.size(blob) != info.size:
-                raise InputError("handover.incomplete", f"blob {blob[:16]} of {target.name}:{target.version} is missing",
-                                 where=str(project.blobs.folder), remedy="copy the builder's folder again, whole")
+                raise _incomplete(project, f"blob {blob[:16]} of {target.name}:{target.version}")
+    _check_deltas(project, offered)
+
+
+def _check_deltas(project: Project, offered: Metadata[Targets]) -> None:
+    indexes = indexes_of(offered.signed)
+    for target in bundles_of(offered.signed):
+        index = indexes.get(target.manifest)
+        if index is None:
+            continue
+        if project.blobs.size(index.index) != index.info.size:
+            raise _incomplete(project, f"the index of deltas to {target.name}:{target.version}")
+        for blob, info in delta_infos(project.blobs, target, index).items():
+            if project.blobs.size(blob) != info.size:
+                raise _incomplete(project, f"delta {blob[:16]} to {target.name}:{target.version}")
+
+
+def _incomplete(project: Project, what: str) -> InputError:
+    return InputError("handover.incomplete", f"{what} is missing", where=str(project.blobs.folder),
+                      remedy="copy the builder's folder again, whole")

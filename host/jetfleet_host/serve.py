@@ -26,14 +26,14 @@ from jetfleet_contract.errors import InputError, JetfleetError, StorageError, Tr
 from jetfleet_contract.messages import Ack, Instant, encode
 
 from . import signing
-from .assignments import Assignments, blobs_of, with_pages
+from .assignments import Assignments, with_pages
 from .collector import Collector, Incoming, Ingested
 from .command_driver import CommandDriver
 from .delegations import blobs_of_classes
 from .delivery import DeliverySettings, Distributor
 from .experiments import ExperimentDriver
 from .project import Project
-from .publish import published
+from .publish import served_blobs
 from .repository import meta_package, refresh_timestamp
 from .rollouts import RolloutDriver
 from .store.database import Database
@@ -313,11 +313,11 @@ class Server:
         if stamp == self._meta_stamp:
             return
         package = meta_package(self._project)
-        targets = published(self._project)
-        self._bundles = frozenset(target.manifest for target in targets)
-        self._cuts = frozenset(min(info.size, info.chunk_size) for target in targets for info in target.every().values())
+        served = served_blobs(self._project)
+        self._bundles = frozenset(served)
+        self._cuts = frozenset(min(info.size, info.chunk_size) for every in served.values() for info in every.values())
         classes = {one.blob: one.info for one in blobs_of_classes(self._project.repository.load().snapshot.signed)}
-        self._assignments.offer({target.manifest: blobs_of(target, self._small_blob) for target in targets},
+        self._assignments.offer({manifest: with_pages(every, self._small_blob) for manifest, every in served.items()},
                                 with_pages(classes, self._small_blob))
         self._retain = {topics.META: package, **self._retain, topics.META: package}  # boards need it before any deployment
         keys = self._project.repository.load().keys.deployment

@@ -11,7 +11,7 @@ from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, page_digests, table_
 from jetfleet_contract.messages import AppSpec, Deployment
 from jetfleet_contract.rollout import Plan, planned
 from jetfleet_contract.trust import BundleTarget
-from jetfleet_host.assignments import Assignments, blobs_of
+from jetfleet_host.assignments import Assignments, with_pages
 from jetfleet_host.store import journal
 from jetfleet_host.store.database import Database
 from jetfleet_host.store.models import Device
@@ -75,7 +75,7 @@ def test_the_pages_of_chunk_tables_belong_to_the_bundle() -> None:
     pages = dict(tabled.pages)
     small = BlobInfo(size=3 * CHUNK_BYTES, table=blob("page"))
     target = BundleTarget("text", "1", OLD, BlobInfo(size=100), {tabled.blob: tabled.info, blob("small"): small})
-    found = blobs_of(target, pages.__getitem__)
+    found = with_pages(target.every(), pages.__getitem__)
     assert found.keys() == {OLD, tabled.blob, *pages, blob("small"), blob("page")}
     assert found[tabled.blob] == 1024
     assert all(found[page] == CHUNK_BYTES for page in pages)  # a page travels in one piece

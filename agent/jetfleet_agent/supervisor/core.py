@@ -8,7 +8,8 @@ Wiring (the composition root does this, in this order)::
     inbox, journal = Inbox(), Journal(state / "journal")
     session = begin_session(journal, clock())
     link = MqttLink(broker, device, inbox.message, inbox.link_up, inbox.link_down, will=will(device, session))
-    fetcher = Fetcher(store, link, device, clock, inbox.blob_done, inbox.blob_failed)
+    fetcher = DeltaFetcher(store, lambda done, failed: Fetcher(store, link, device, clock, done, failed), PatchProcess(), inbox.blob_done,
+                           inbox.blob_failed)
     pipelines = Pipelines(PipelineLink(run_folder(state) / "supervisor.sock", inbox.put), time.monotonic, random.random)
     uploads = Uploads(UploadStore(state, device, ...), link, device, identity, trust, clock, config.upload)
     Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines, clock).run()
@@ -96,7 +97,7 @@ class Trust(Bundles, Vouching, Protocol):
 
 
 class Transfers(Fetching, Protocol):
-    """What is used of a Fetcher."""
+    """What is used of a DeltaFetcher."""
 
     @property
     def gauges(self) -> dict[str, float]: ...

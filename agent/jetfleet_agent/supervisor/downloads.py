@@ -15,13 +15,15 @@ import msgspec
 
 from jetfleet_contract.bundle import Evaluation, ModelSpec
 from jetfleet_contract.chunks import BlobInfo
+from jetfleet_contract.deltas import DeltaSource
 from jetfleet_contract.errors import JetfleetError, MalformedError, StorageError, UntrustedError
-from jetfleet_contract.messages import Instant
+from jetfleet_contract.messages import DeliveryPolicy, Instant
 from jetfleet_contract.policy import Candidate
 from jetfleet_contract.slot_records import AppSlots, Faulted, Fetch, Fetched, FetchStep, Progress, Slot
 from jetfleet_contract.slots import blobs_in_use, live_slot
-from jetfleet_contract.trust import BundleTarget
+from jetfleet_contract.trust import BundleTarget, DeltaTarget
 
+from . import deltas
 from .bundle_reader import Blobs, BundleReader, blob_of_digest
 from .inbox import AppEvent
 
@@ -32,14 +34,16 @@ class Bundles(Protocol):
     """What is used of a TrustStore here."""
 
     def bundle(self, manifest_blob: str) -> BundleTarget: ...
+    def deltas(self, manifest_blob: str) -> DeltaTarget | None: ...
 
 
 class Fetching(Protocol):
-    """What is used of a Fetcher here."""
+    """What is used of a DeltaFetcher here."""
 
     @property
     def held(self) -> set[str]: ...
     def want(self, blob: str, info: BlobInfo) -> None: ...
+    def want_by_delta(self, blob: str, info: BlobInfo, source: DeltaSource) -> None: ...
     def cancel_except(self, blobs: set[str]) -> None: ...
 
 
@@ -50,7 +54,10 @@ class Reports(Protocol):
 
 
 class _Download(msgspec.Struct):
-    """What one app waits for: a step of its challenger, or the files of its damaged champion, which it then repairs."""
+    """What one app waits for: a step of its challenger, or the files of its damaged champion, which it then repairs.
+
+    `index`: deltas may lead to what is missing. `routes`: the delta that a missing blob comes by, all others come in full.
+    """
 
     bundle: str
     step: FetchStep
@@ -58,6 +65,14 @@ class _Download(msgspec.Struct):
     repairs: Slot | None = None
     missing: set[str] = msgspec.field(default_factory=set)
     received: int = 0
+    policy: DeliveryPolicy = DeliveryPolicy()
+    waiting: Progress | None = None
+    held: frozenset[str] = frozenset()
+    index: DeltaTarget | None = None
+    then: Callable[[], None] | None = None
+    routes: dict[str, DeltaSource] = {}
+    by_delta: int = 0
+    saved: int = 0
 
 
 class Downloads:
@@ -107,7 +122,11 @@ class Downloads:
             self._reports.add(app, msgspec.structs.replace(waiting, code=error.code, detail=error.what), self._clock().wall)
             return
         _check_label(state, target)
-        self._want(app, _Download(effect.bundle, effect.step, target.release), effect.blobs, target.every())
+        download = _Download(effect.bundle, effect.step, target.release)
+        if effect.step == "weights" and state.target is not None:
+            download.policy, download.waiting, download.held = state.target.spec.delivery, waiting, _held_before(state)
+            download.index = self._bundles.deltas(effect.bundle)
+        self._want(app, download, effect.blobs, target.every())
 
     def _fetch_later(self, app: str, state: AppSlots, effect: Fetch) -> None:
         try:
@@ -125,16 +144,68 @@ class Downloads:
         strange = missing - infos.keys()
         if strange:
             raise UntrustedError("bundle.unsigned", f"blob {min(strange)} of the bundle is not in its signed target")
-        sizes = {blob: infos[blob].size for blob in missing}
-        self.make_room(sizes, self._ahead(download, infos))
-        download.missing, download.received = missing, sum(sizes.values())
+        if missing and download.index is not None:
+            if not self._store.sound(download.index.index):
+                self._want_index(app, download, download.index, tuple(blobs))
+                return
+            download.routes = self._routes(app, download, download.index, missing)
+        coming = {blob: infos[blob].size for blob in missing - download.routes.keys()}
+        coming |= {source.delta: source.size for source in download.routes.values()}
+        bases = {source.base: 0 for source in download.routes.values()}
+        self.make_room({**bases, **{blob: infos[blob].size for blob in missing}, **coming}, self._ahead(download, infos))
+        download.missing, download.received = missing, download.received + sum(coming.values())
+        download.by_delta = sum(source.size for source in download.routes.values())
+        download.saved = sum(infos[blob].size for blob in download.routes) - download.by_delta
         key = (app, download.repairs is not None)
         self._downloads[key] = download
         if not missing:
             self._complete(key)
             return
-        for blob in sorted(missing):
-            self._fetcher.want(blob, infos[blob])
+        self._want_anew(download, infos)
+
+    # --- deltas ---------------------------------------------------------------------------------------------
+
+    def _want_index(self, app: str, download: _Download, index: DeltaTarget, blobs: tuple[str, ...]) -> None:
+        """Which deltas there are has to be known before anything is chosen."""
+        self.make_room({index.index: index.info.size})
+        download.missing, download.received = {index.index}, index.info.size
+        download.then = partial(self._fetch_known, app, download, blobs)
+        self._downloads[app, False] = download
+        self._fetcher.want(index.index, index.info)
+
+    def _fetch_known(self, app: str, download: _Download, blobs: tuple[str, ...]) -> None:
+        download.then = None
+        self._want(app, download, blobs, self._bundles.bundle(download.bundle).every())
+
+    def _routes(self, app: str, download: _Download, index: DeltaTarget, missing: set[str]) -> dict[str, DeltaSource]:
+        """Raises what is wrong with the deltas when the deployment's policy does not allow the full download instead."""
+        try:
+            known = deltas.read_index(self._store, index.index, self._bundles.bundle(download.bundle))
+            return deltas.routes(known, missing, download.held, self._store.has)
+        except JetfleetError as error:
+            if not self._allows_full(app, download, error):
+                raise
+            return {}
+
+    def _allows_full(self, app: str, download: _Download, error: JetfleetError) -> bool:
+        """Whether policy lets the full blobs come after a delta failed; the host is told of the failure first."""
+        if download.policy.on_delta_failure != "full" or download.waiting is None:
+            return False
+        self._reports.add(app, msgspec.structs.replace(download.waiting, code=error.code, detail=error.what), self._clock().wall)
+        return True
+
+    def _in_full(self, app: str, download: _Download, blob: str, error: JetfleetError) -> bool:
+        """Fetch in full what no delta could make, if policy says so."""
+        source = download.routes.get(blob)
+        if source is None or not error.code.startswith(deltas.PREFIX) or not self._allows_full(app, download, error):
+            return False
+        info = self._bundles.bundle(download.bundle).every()[blob]
+        self.make_room({blob: info.size})
+        del download.routes[blob]
+        download.received += info.size
+        download.saved -= info.size
+        self._fetcher.want(blob, info)
+        return True
 
     def _ahead(self, download: _Download, infos: Mapping[str, BlobInfo]) -> int:
         """Bytes that a later step needs at the least: as soon as the manifest is here, the smallest of its weight files."""
@@ -170,11 +241,19 @@ class Downloads:
         """A blob cannot be had."""
         for key, download in list(self._downloads.items()):
             if blob in download.missing:
-                del self._downloads[key]
-                if download.repairs is None:
-                    self.fault(key[0], download.bundle, error)
-                else:
-                    self._awaiting[key] = partial(self.repair, key[0], download.repairs)
+                self._blob_lost(key, download, blob, error)
+
+    def _blob_lost(self, key: tuple[str, bool], download: _Download, blob: str, error: JetfleetError) -> None:
+        try:
+            if self._in_full(key[0], download, blob, error):
+                return
+        except JetfleetError as another:
+            error = another
+        del self._downloads[key]
+        if download.repairs is None:
+            self.fault(key[0], download.bundle, error)
+        else:
+            self._awaiting[key] = partial(self.repair, key[0], download.repairs)
 
     def try_again(self) -> None:
         """New signed metadata, or the broker is back: what could not be had may be there now."""
@@ -182,14 +261,17 @@ class Downloads:
         for retry in awaiting.values():
             retry()
         for download in list(self._downloads.values()):
-            self._want_anew(download)
+            with contextlib.suppress(UntrustedError):  # withdrawn: the deployment that follows says what to do instead
+                self._want_anew(download, self._bundles.bundle(download.bundle).every())
 
-    def _want_anew(self, download: _Download) -> None:
-        """The blobs may have been published again, cut into other chunks."""
-        with contextlib.suppress(UntrustedError):  # withdrawn: the deployment that follows says what to do instead
-            infos = self._bundles.bundle(download.bundle).every()
-            for blob in sorted(download.missing & infos.keys()):
+    def _want_anew(self, download: _Download, infos: Mapping[str, BlobInfo]) -> None:
+        """Ask for what is missing, each blob in its own way; they may have been published again, cut into other chunks."""
+        for blob in sorted(download.missing & infos.keys()):
+            source = download.routes.get(blob)
+            if source is None:
                 self._fetcher.want(blob, infos[blob])
+            else:
+                self._fetcher.want_by_delta(blob, infos[blob], source)
 
     def abandon(self, app: str) -> None:
         """Nobody waits for the app's challenger any more; a repair of its champion goes on."""
@@ -203,11 +285,15 @@ class Downloads:
             if download.repairs is not None:
                 self._start_repaired(app, download.repairs)
                 return
+            if download.then is not None:
+                download.then()
+                return
             following = self._following(download)
         except JetfleetError as error:
             self.fault(app, download.bundle, error)
             return
-        self._post(AppEvent(app, Fetched(download.bundle, download.step, following, download.received, download.release)))
+        self._post(AppEvent(app, Fetched(download.bundle, download.step, following, download.received, download.release,
+                                         download.by_delta, download.saved)))
 
     def _following(self, download: _Download) -> tuple[str, ...]:
         if download.step == "manifest":
@@ -279,6 +365,11 @@ def _waiting_for_metadata(state: AppSlots) -> Progress:
         return Progress(state.seq, state.phase)
     return Progress(state.seq, state.phase, slot.bundle, slot.version, state.champion.version if state.champion else "",
                     rollout=target.rollout)
+
+
+def _held_before(state: AppSlots) -> frozenset[str]:
+    """What this board holds for the app beside the challenger."""
+    return blobs_in_use(msgspec.structs.replace(state, challenger=None))
 
 
 def _check_label(state: AppSlots, target: BundleTarget) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import typer
 
+from .delta_table import bars, delta_lines
+
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
 _FOLDER = typer.Argument(..., metavar="DIR", help="Folder to make.")
 _BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Bundle folder, made by `jetfleet build`.")
 _BUILDER = typer.Argument(..., metavar="BUILDER", help="The builder's project folder, or a copy of it.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
+_DELTA_FROM = typer.Option([], "--delta-from", metavar="NAME:VERSION", help="One more version to make deltas from; give it again for more.")
 
 
 
@@ -55,19 +58,33 @@ def init(
     ])
 
 
-def publish(bundle: Path = _BUNDLE, folder: Path = _DIR, as_json: bool = _JSON) -> None:
+def publish(
+    bundle: Path = _BUNDLE,
+    folder: Path = _DIR,
+    no_deltas: bool = typer.Option(False, "--no-deltas", help="Make no deltas from the last versions: boards get every file in full."),
+    delta_from: list[str] = _DELTA_FROM,
+    as_json: bool = _JSON,
+) -> None:
     """Verify a bundle and sign it into the project, so that boards may run it.
 
-    Example: jetfleet publish detector-1.bundle --dir fleet
+    Boards that run one of the last three versions get a delta where that saves a tenth or more; the table tells what was tried.
+
+    Examples:
+
+        jetfleet publish detector-1.bundle --dir fleet
+
+        jetfleet publish detector-2.bundle --dir fleet --delta-from detector:1
     """
+    from jetfleet_host.deltas.publishing import KEPT
     from jetfleet_host.project import Project
     from jetfleet_host.publish import publish as sign_and_store
 
-    done = sign_and_store(Project.load(folder), bundle)
+    with bars() as step:
+        done = sign_and_store(Project.load(folder), bundle, deltas=0 if no_deltas else KEPT, deltas_from=delta_from, step=step)
     verb = "Published" if done.new else "Cut into chunks of another size:" if done.recut else "Already published:"
     text = f"{verb} {done.name}:{done.version}, {done.blobs} blobs, {done.size / 1e6:.1f} MB, manifest {done.manifest}"
     waits = f"It waits to be published: jetfleet accept {folder}, on the control machine, with this folder or a copy of it."
-    _print(as_json, asdict(done), [text, *([waits] if done.waits else [])])
+    _print(as_json, asdict(done), [text, *delta_lines(done.deltas), *([waits] if done.waits else [])])
 
 
 def accept(builder: Path = _BUILDER, folder: Path = _DIR, as_json: bool = _JSON) -> None:

@@ -1,0 +1,293 @@
+"""The inside of a delta: a header, then records that make the target from its first byte to its last.
+
+    "jfdelta1"  u32 n  header (n bytes of JSON)  record*                                    all numbers little-endian
+
+A record makes at most `MAX_PIECE` bytes of the target (a copy: any number), so that whoever applies it needs memory for one
+piece, not for the file:
+
+    copy      bytes of the base, as they are
+    data      a zstd frame; `window_length` bytes of the base serve as its dictionary (raw content), so that it may refer to them
+    tensor    numbers that are predicted from numbers of the base, and what the prediction missed
+
+A tensor piece is `count` numbers. The prediction from the base's numbers b, per channel parameter p, is
+
+    same      b                                   gain      b * (1 + p / 32768), p int16: scales or batch norms that moved
+    cast      b rounded to the target's type      quantize  b / p rounded to even, clipped to -127..127, p float32
+
+and element i belongs to channel ``i // inner % channels``. What was missed is ``map(target) - map(prediction)`` modulo the width,
+zig-zagged so that small misses of both signs are small numbers; `map` turns the bits of a float into an integer of the same order (sign bit
+set: all bits inverted; else sign bit set), so that neighbouring floats differ by one. The misses are then laid out as
+
+    planes    one stream for each byte, lowest first
+    nibbles   two to a byte, 15 means: read the next one from the escapes
+    crumbs    four to a byte, 3 means: read the next one from the escapes
+
+and each stream is a zstd frame. Escapes are whole numbers, in planes again. With the order `exponent` the misses stand sorted by the
+exponent of their prediction (stable): a step of an optimiser moves all weights by about as much, so that what it is in units of the last
+place depends on the exponent alone, and each part gets an entropy code of its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Literal, Union
+
+import msgspec
+
+from .deltas import Method
+from .errors import MalformedError
+from .messages import Message, decode, encode
+from .topics import check_blob
+
+MAGIC = b"jfdelta1"
+MAX_HEADER_BYTES = 4096
+MAX_PIECE = 4 << 20
+MAX_WINDOW = 16 << 20
+MAX_FILE = 4 << 30
+MAX_STREAMS = 9
+
+WIDTHS = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
+Kind = Literal["int8", "float16", "bfloat16", "float32"]
+Predict = Literal["same", "gain", "cast", "quantize"]
+Layout = Literal["planes", "nibbles", "crumbs"]
+Order = Literal["plain", "exponent"]
+_TYPES: tuple[Kind, ...] = ("int8", "float16", "bfloat16", "float32")
+_PREDICTS: tuple[Predict, ...] = ("same", "gain", "cast", "quantize")
+_LAYOUTS: tuple[Layout, ...] = ("planes", "nibbles", "crumbs")
+_ORDERS: tuple[Order, ...] = ("plain", "exponent")
+PARAMETER_BYTES = {"same": 0, "gain": 2, "cast": 0, "quantize": 4}
+_PER_BYTE = {"nibbles": 2, "crumbs": 4}
+
+_COPY = struct.Struct("<QQ")
+_DATA = struct.Struct("<IQII")
+_TENSOR = struct.Struct("<BBBBBBQIIII")
+_STREAM = struct.Struct("<II")
+_LENGTH = struct.Struct("<I")
+
+
+class Header(Message, frozen=True):
+    """What the delta leads from and to; digests are blob ids, sizes bytes."""
+
+    base: str
+    base_size: int
+    target: str
+    target_size: int
+    method: Method
+
+
+class Copy(msgspec.Struct, frozen=True):
+    offset: int
+    length: int
+
+
+class Data(msgspec.Struct, frozen=True):
+    """`length` bytes from the zstd frame `packed`, with the base's bytes from `window` on as dictionary (length 0: none)."""
+
+    length: int
+    window: int
+    window_length: int
+    packed: bytes
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """`length` bytes, packed into one zstd frame."""
+
+    length: int
+    packed: bytes
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """See the module. `offset` is the base's first byte; `parameters` are those of `channels` channels."""
+
+    kind: Kind
+    base_kind: Kind
+    predict: Predict
+    layout: Layout
+    order: Order
+    offset: int
+    count: int
+    channels: int
+    inner: int
+    parameters: Stream | None
+    streams: tuple[Stream, ...]
+
+    @property
+    def length(self) -> int:
+        """Bytes that it makes."""
+        return self.count * WIDTHS[self.kind]
+
+    @property
+    def base_length(self) -> int:
+        """Bytes of the base that it is predicted from."""
+        return self.count * WIDTHS[self.base_kind]
+
+
+Record = Union[Copy, Data, Tensor]
+Read = Callable[[int], bytes]
+"""Gives exactly that many bytes, or fewer at the end of the file."""
+
+
+def write_header(header: Header) -> bytes:
+    body = encode(header)
+    return MAGIC + _LENGTH.pack(len(body)) + body
+
+
+def write_record(record: Record) -> bytes:
+    """The bytes of one record."""
+    if isinstance(record, Copy):
+        return b"\x01" + _COPY.pack(record.offset, record.length)
+    if isinstance(record, Data):
+        return b"\x02" + _DATA.pack(record.length, record.window, record.window_length, len(record.packed)) + record.packed
+    head = _TENSOR.pack(_TYPES.index(record.kind), _TYPES.index(record.base_kind), _PREDICTS.index(record.predict),
+                        _LAYOUTS.index(record.layout), _ORDERS.index(record.order), len(record.streams), record.offset, record.count,
+                        record.channels, record.inner, len(record.parameters.packed) if record.parameters else 0)
+    parts = [b"\x03", head, record.parameters.packed if record.parameters else b""]
+    for stream in record.streams:
+        parts += [_STREAM.pack(stream.length, len(stream.packed)), stream.packed]
+    return b"".join(parts)
+
+
+def read_header(read: Read) -> Header:
+    """The header at the beginning of a delta. MalformedError `delta.malformed`, `message.*`, `blob.bad`."""
+    if _exactly(read, len(MAGIC)) != MAGIC:
+        raise _malformed("it does not begin as a delta does")
+    (length,) = _LENGTH.unpack(_exactly(read, _LENGTH.size))
+    if length > MAX_HEADER_BYTES:
+        raise _malformed(f"a header of {length} bytes is over the limit of {MAX_HEADER_BYTES}")
+    header = decode(_exactly(read, length), Header, limit=MAX_HEADER_BYTES)
+    check_blob(header.base)
+    check_blob(header.target)
+    if not (0 <= header.base_size <= MAX_FILE and 0 < header.target_size <= MAX_FILE):
+        raise _malformed("sizes are out of bounds")
+    return header
+
+
+def read_records(header: Header, read: Read) -> Iterator[Record]:
+    """Every record behind the header, in order, until the target is complete and the file ends.
+
+    Nothing is allocated before its size was compared with what it has to be: a piece is at most `MAX_PIECE` bytes of the target, and its
+    packed form at most a little more.
+
+    Raises:
+        MalformedError: `delta.malformed`.
+    """
+    made = 0
+    while made < header.target_size:
+        record = _record(header, read)
+        made += record.length
+        if made > header.target_size:
+            raise _malformed("its records make more than the target")
+        yield record
+    if read(1):
+        raise _malformed("something follows its last record")
+
+
+def _record(header: Header, read: Read) -> Record:
+    mark = _exactly(read, 1)
+    if mark == b"\x01":
+        return _copy(header, read)
+    if mark == b"\x02":
+        return _data(header, read)
+    if mark == b"\x03":
+        return _tensor(header, read)
+    raise _malformed(f"it has a record of the unknown kind {mark[0]}")
+
+
+def _copy(header: Header, read: Read) -> Copy:
+    offset, length = _COPY.unpack(_exactly(read, _COPY.size))
+    if not length:
+        raise _malformed("an empty copy")
+    _check_base(header, offset, length)
+    return Copy(offset, length)
+
+
+def _data(header: Header, read: Read) -> Data:
+    length, window, window_length, packed = _DATA.unpack(_exactly(read, _DATA.size))
+    if not 0 < length <= MAX_PIECE or window_length > MAX_WINDOW:
+        raise _malformed(f"{length} bytes with a window of {window_length} are out of bounds")
+    _check_base(header, window, window_length)
+    return Data(length, window, window_length, _packed(read, packed, length))
+
+
+def _tensor(header: Header, read: Read) -> Tensor:
+    kinds, streams, offset, count, channels, inner, packed = _tensor_head(read)
+    name, base_name, way, form, order = kinds
+    if not 0 < count <= MAX_PIECE // WIDTHS[name]:
+        raise _malformed(f"a tensor piece of {count} numbers is out of bounds")
+    _check_base(header, offset, count * WIDTHS[base_name])
+    _check_prediction(name, base_name, way)
+    if order == "exponent" and name == "int8":
+        raise _malformed("whole numbers have no exponents to be sorted by")
+    if channels < 1 or inner < 1 or count % (channels * inner):
+        raise _malformed(f"{count} numbers are not {channels} channels of {inner}")
+    wanted = channels * PARAMETER_BYTES[way]
+    parameters = Stream(wanted, _packed(read, packed, wanted)) if wanted else None
+    if packed and not wanted:
+        raise _malformed("parameters for a prediction that has none")
+    parts = tuple(_stream(read, count * WIDTHS[name]) for _ in range(streams))
+    _check_streams(parts, form, count, WIDTHS[name])
+    return Tensor(name, base_name, way, form, order, offset, count, channels, inner, parameters, parts)
+
+
+def _tensor_head(read: Read) -> tuple[tuple[Kind, Kind, Predict, Layout, Order], int, int, int, int, int, int]:
+    kind, base_kind, predict, layout, order, streams, *numbers = _TENSOR.unpack(_exactly(read, _TENSOR.size))
+    if streams > MAX_STREAMS:
+        raise _malformed(f"a tensor of {streams} streams")
+    try:
+        named = (_TYPES[kind], _TYPES[base_kind], _PREDICTS[predict], _LAYOUTS[layout], _ORDERS[order])
+    except IndexError:
+        raise _malformed("a tensor of an unknown kind") from None
+    offset, count, channels, inner, packed = numbers
+    return named, streams, offset, count, channels, inner, packed
+
+
+def _check_prediction(name: str, base_name: str, way: str) -> None:
+    if way == "cast":
+        fits = (base_name, name) == ("float32", "float16")
+    elif way == "quantize":
+        fits = (base_name, name) == ("float32", "int8")
+    else:
+        fits = base_name == name
+    if not fits:
+        raise _malformed(f"{name} is not predicted from {base_name} by {way!r}")
+
+
+def _stream(read: Read, limit: int) -> Stream:
+    length, packed = _STREAM.unpack(_exactly(read, _STREAM.size))
+    if length > limit:
+        raise _malformed(f"a stream of {length} bytes is over the limit of {limit}")
+    return Stream(length, _packed(read, packed, length))
+
+
+def _check_streams(streams: tuple[Stream, ...], form: str, count: int, width: int) -> None:
+    if form == "planes":
+        sound = len(streams) == width and all(stream.length == count for stream in streams)
+    else:
+        escapes = streams[1:]
+        sound = (len(streams) == 1 + width and streams[0].length == -(-count // _PER_BYTE[form])
+                 and all(stream.length == escapes[0].length <= count for stream in escapes))
+    if not sound:
+        raise _malformed("the streams of a tensor do not fit its numbers")
+
+
+def _packed(read: Read, packed: int, length: int) -> bytes:
+    if packed > length + (length >> 7) + 1024:  # zstd's own bound (ZSTD_compressBound), rounded up
+        raise _malformed(f"{packed} packed bytes for {length} are out of bounds")
+    return _exactly(read, packed)
+
+
+def _check_base(header: Header, offset: int, length: int) -> None:
+    if offset + length > header.base_size:
+        raise _malformed(f"bytes {offset}..{offset + length} lie outside its base")
+
+
+def _exactly(read: Read, length: int) -> bytes:
+    data = read(length)
+    if len(data) != length:
+        raise _malformed("it ends too early")
+    return data
+
+
+def _malformed(what: str) -> MalformedError:
+    return MalformedError("delta.malformed", f"the delta cannot be used: {what}")

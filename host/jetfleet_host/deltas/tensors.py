@@ -1,0 +1,286 @@
+"""Packs one tensor of the target as what a prediction from the base's tensor misses; the arithmetic is that of `delta_format`.
+
+For every tensor the prediction is picked that leaves the smallest misses, for every piece of it the layout that packs best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jetfleet_contract.delta_format import MAX_PIECE, WIDTHS, Copy, Data, Layout, Order, Predict, Record, Stream, Tensor, write_record
+
+from .matching import Bytes, packed
+from .regions import Region
+
+PIECE = 1 << 20
+_THOROUGH_SHARE = 0.4
+_MIN_PART = 2048
+_GAIN_STEP = 32768.0
+_FINE = 1e-12
+_MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23}
+
+Bits = NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the target is predicted to be: its bits, and the channel that each number belongs to."""
+
+    predict: Predict
+    bits: Bits
+    channels: int = 1
+    inner: int = 1
+    parameters: NDArray[np.generic] | None = None
+
+    @property
+    def cost(self) -> int:
+        """Bytes of the parameters."""
+        return 0 if self.parameters is None else self.parameters.nbytes
+
+
+def tensor_records(target: Bytes, region: Region, base: Bytes, origin: Region, scales: NDArray[np.float32] | None = None) -> list[Record]:
+    """Records that make the target's `region` from the base's `origin`, which has as many numbers.
+
+    Args:
+        scales: per channel, when an int8 target may be the base's float32 numbers divided by them.
+    """
+    wanted = _bits(target, region)
+    prediction = _best(wanted, region, _bits(base, origin), origin, scales)
+    records: list[Record] = []
+    for start, stop in _pieces(region, prediction):
+        records.append(_piece(target, region, wanted, prediction, origin, start, stop))
+    return _merged(records)
+
+
+# --- prediction ------------------------------------------------------------------------------------------------
+
+
+def _best(wanted: Bits, region: Region, old: Bits, origin: Region, scales: NDArray[np.float32] | None) -> Prediction:
+    ways = list(_predictions(wanted, region, old, origin, scales))
+    return min(ways, key=lambda way: _missed_bits(wanted, way.bits, region) / 8 + way.cost)
+
+
+def _predictions(wanted: Bits, region: Region, old: Bits, origin: Region, scales: NDArray[np.float32] | None) -> Iterator[Prediction]:
+    if (region.kind, origin.kind) == ("float16", "float32"):
+        with np.errstate(all="ignore"):
+            yield Prediction("cast", old.view("<f4").astype("<f2").view("<u2"))
+        return
+    if (region.kind, origin.kind) == ("int8", "float32"):
+        if scales is not None:
+            yield _quantized(region, old, scales)
+        return
+    yield Prediction("same", old)
+    if len(region.dims) < 2 or not region.signed or np.array_equal(wanted, old):
+        return
+    new, before = _floats(wanted, region), _floats(old, region)
+    if not (np.isfinite(new).all() and np.isfinite(before).all()):
+        return
+    for channels, inner in _channelings(region):
+        yield _gained(region, new, before, channels, inner)
+
+
+def _channelings(region: Region) -> Iterator[tuple[int, int]]:
+    """(channels, numbers of one channel in a row): along the first axis, and along the last one of a product's matrix."""
+    most = MAX_PIECE // WIDTHS[region.kind]
+    if region.count // region.dims[0] <= most:
+        yield region.dims[0], region.count // region.dims[0]
+    if len(region.dims) == 2 and region.dims[1] <= most:
+        yield region.dims[1], 1
+
+
+def _gained(region: Region, new: NDArray[np.float32], old: NDArray[np.float32], channels: int, inner: int) -> Prediction:
+    """Per channel the factor of least squares, in steps of 2**-15 from 1."""
+    a, b = old.reshape(-1, channels, inner), new.reshape(-1, channels, inner)
+    over = np.einsum("kci,kci->c", a, b, dtype=np.float64)
+    under = np.einsum("kci,kci->c", a, a, dtype=np.float64)
+    factors = np.where(under > _FINE, over / np.maximum(under, _FINE), 1.0)
+    steps = np.clip(np.rint((factors - 1.0) * _GAIN_STEP), -32768, 32767).astype("<i2")
+    exact = np.float32(1) + steps.astype(np.float32) / np.float32(_GAIN_STEP)
+    values: NDArray[np.float32] = np.asarray(a * exact.reshape(1, -1, 1), np.float32).reshape(-1)
+    return Prediction("gain", _rounded(values, region), channels, inner, steps)
+
+
+def _quantized(region: Region, old: Bits, scales: NDArray[np.float32]) -> Prediction:
+    channels = len(scales)
+    inner = region.count // channels if channels == region.dims[0] else 1
+    with np.errstate(all="ignore"):
+        values: NDArray[np.float32] = np.divide(old.view("<f4").reshape(-1, channels, inner), scales.reshape(1, -1, 1), dtype=np.float32)
+    return Prediction("quantize", _rounded(values.reshape(-1), region), channels, inner, scales.astype("<f4"))
+
+
+def _floats(bits: Bits, region: Region) -> NDArray[np.float32]:
+    if region.kind == "bfloat16":
+        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return bits.view({"int8": "<i1", "float16": "<f2", "float32": "<f4"}[region.kind]).astype(np.float32)
+
+
+def _rounded(values: NDArray[np.float32], region: Region) -> Bits:
+    with np.errstate(all="ignore"):
+        if region.kind == "float32":
+            return values.view("<u4")
+        if region.kind == "float16":
+            return values.astype("<f2").view("<u2")
+        if region.kind == "bfloat16":
+            bits = values.view("<u4")
+            return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
+        return np.clip(np.rint(values), -127, 127).astype(np.int8).view(np.uint8)
+
+
+def _bits(data: Bytes, region: Region) -> Bits:
+    part = data[region.offset:region.offset + region.length]
+    wide = f"<u{WIDTHS[region.kind]}"
+    return part.view(wide) if region.offset % WIDTHS[region.kind] == 0 else np.frombuffer(part.tobytes(), wide)
+
+
+# --- misses ----------------------------------------------------------------------------------------------------
+
+
+def _zigzag(wanted: Bits, predicted: Bits, region: Region) -> Bits:
+    missed = wanted - predicted if region.kind == "int8" else _mapped(wanted) - _mapped(predicted)
+    width = 8 * missed.dtype.itemsize
+    signs = (missed.view(f"<i{width // 8}") >> (width - 1)).view(missed.dtype)
+    zigzag: Bits = np.bitwise_xor(missed << missed.dtype.type(1), signs)
+    return zigzag
+
+
+def _mapped(bits: Bits) -> Bits:
+    width = 8 * bits.dtype.itemsize
+    signs = (bits.view(f"<i{width // 8}") >> (width - 1)).view(bits.dtype)
+    return bits ^ (signs | bits.dtype.type(1 << (width - 1)))
+
+
+def _missed_bits(wanted: Bits, predicted: Bits, region: Region) -> float:
+    """About how many bits the misses take: the logarithm of each, which is what an entropy code of their scale spends."""
+    return float(np.log2(_zigzag(wanted, predicted, region).astype(np.float32) + 1).sum())
+
+
+def _exponents(bits: Bits, region: Region) -> NDArray[np.uint8]:
+    mask = 0x1F if region.kind == "float16" else 0xFF
+    return ((bits >> bits.dtype.type(_MANTISSA[region.kind])) & bits.dtype.type(mask)).astype(np.uint8)
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------
+
+
+def _pieces(region: Region, prediction: Prediction) -> Iterator[tuple[int, int]]:
+    """Ranges of numbers, each a whole number of channels where the prediction has some."""
+    room = PIECE // WIDTHS[region.kind]
+    step = room if prediction.parameters is None else max(1, room // _row(prediction)) * _row(prediction)
+    for start in range(0, region.count, step):
+        yield start, min(start + step, region.count)
+
+
+def _row(prediction: Prediction) -> int:
+    """Numbers that a piece cannot be cut inside: one channel where each comes once, all of them where they take turns."""
+    return prediction.inner if prediction.channels * prediction.inner == len(prediction.bits) else prediction.channels * prediction.inner
+
+
+def _piece(target: Bytes, region: Region, wanted: Bits, prediction: Prediction, origin: Region, start: int, stop: int) -> Record:
+    offset = origin.offset + start * WIDTHS[origin.kind]
+    here = slice(start, stop)
+    if region.kind == origin.kind and prediction.predict == "same" and np.array_equal(wanted[here], prediction.bits[here]):
+        return Copy(offset, (stop - start) * WIDTHS[region.kind])
+    channels, inner, parameters = _share(prediction, start, stop)
+    misses = _zigzag(wanted[here], prediction.bits[here], region)
+    layout, order, streams = _least(misses, prediction.bits[here], region)
+    made = Tensor(region.kind, origin.kind, prediction.predict, layout, order, offset, stop - start, channels, inner, parameters, streams)
+    first = region.offset + start * WIDTHS[region.kind]
+    plain = target[first:first + made.length].tobytes()
+    literal = Data(made.length, 0, 0, packed(plain, level=3))
+    return literal if len(literal.packed) < len(write_record(made)) else made
+
+
+def _share(prediction: Prediction, start: int, stop: int) -> tuple[int, int, Stream | None]:
+    """Channels, run length and parameters of one piece."""
+    if prediction.parameters is None:
+        return 1, stop - start, None
+    parameters, channels = prediction.parameters, prediction.channels
+    if channels * prediction.inner == len(prediction.bits):
+        parameters = parameters[start // prediction.inner:stop // prediction.inner]
+        channels = len(parameters)
+    raw = parameters.tobytes()
+    return channels, prediction.inner, Stream(len(raw), packed(raw, level=9))
+
+
+def _least(misses: Bits, predicted: Bits, region: Region) -> tuple[Layout, Order, tuple[Stream, ...]]:
+    """The layout and order that pack best, tried quickly; what is sparse is then packed again with more effort."""
+    ways: list[tuple[Layout, Order, list[bytes], list[int]]] = [("planes", "plain", _planes(misses), [])]
+    largest = int(misses.max())
+    small = np.count_nonzero(misses < 15) > 0.9 * len(misses) or largest < 15
+    if small:
+        ways.append(("nibbles", "plain", _nested(misses, 4), []))
+        if np.count_nonzero(misses < 3) > 0.6 * len(misses):
+            ways.append(("crumbs", "plain", _nested(misses, 2), []))
+    if region.kind != "int8" and largest:
+        keys = _exponents(predicted, region)
+        ways.append(("planes", "exponent", _planes(misses[np.argsort(keys, kind="stable")]), _parts(keys)))
+    tried = [(sum(len(_frame(raw, 1, parts)) for raw in raws), layout, order, raws, parts) for layout, order, raws, parts in ways]
+    size, layout, order, raws, parts = min(tried, key=lambda entry: entry[0])
+    frames = [_frame(raw, 1, parts) for raw in raws]
+    if size < _THOROUGH_SHARE * misses.nbytes:
+        frames = [min(frame, _frame(raw, 19, ()), key=len) for frame, raw in zip(frames, raws, strict=True)]
+    return layout, order, tuple(Stream(len(raw), frame) for raw, frame in zip(raws, frames, strict=True))
+
+
+def _planes(values: Bits) -> list[bytes]:
+    width = values.dtype.itemsize
+    flat = np.ascontiguousarray(values).view(np.uint8).reshape(-1, width)
+    return [flat[:, index].tobytes() for index in range(width)]
+
+
+def _nested(misses: Bits, bits: int) -> list[bytes]:
+    """Small misses several to a byte, the others behind."""
+    escape = (1 << bits) - 1
+    small = np.minimum(misses, misses.dtype.type(escape)).astype(np.uint8)
+    per_byte = 8 // bits
+    padded = np.zeros(-(-len(small) // per_byte) * per_byte, np.uint8)
+    padded[:len(small)] = small
+    rows = padded.reshape(-1, per_byte)
+    joined = rows[:, 0].copy()
+    for index in range(1, per_byte):
+        joined |= rows[:, index] << np.uint8(bits * index)
+    return [joined.tobytes(), *_planes(misses[small == escape])]
+
+
+def _parts(keys: NDArray[np.uint8]) -> list[int]:
+    """Where, in numbers sorted by `keys`, each part of its own begins; tiny ones go with their neighbour."""
+    counts = np.bincount(keys, minlength=256)
+    parts: list[int] = []
+    at = since = 0
+    for count in counts.tolist():
+        at, since = at + count, since + count
+        if since >= _MIN_PART:
+            parts.append(at)
+            since = 0
+    return parts[:-1]
+
+
+def _frame(raw: bytes, level: int, parts: Sequence[int]) -> bytes:
+    """One zstd frame; a new block, and so a new entropy code, begins at each of `parts`."""
+    if not raw:
+        return b""
+    if not parts:
+        return packed(raw, level=level)
+    import zstandard
+
+    work = zstandard.ZstdCompressor(level=level, write_checksum=False).compressobj(size=len(raw))
+    pieces = []
+    for start, stop in zip((0, *parts), (*parts, len(raw)), strict=True):
+        pieces += [work.compress(raw[start:stop]), work.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
+    return b"".join([*pieces, work.flush(zstandard.COMPRESSOBJ_FLUSH_FINISH)])
+
+
+def _merged(records: list[Record]) -> list[Record]:
+    """Copies that follow each other in the base become one."""
+    merged: list[Record] = []
+    for record in records:
+        last = merged[-1] if merged else None
+        if isinstance(record, Copy) and isinstance(last, Copy) and last.offset + last.length == record.offset:
+            merged[-1] = Copy(last.offset, last.length + record.length)
+        else:
+            merged.append(record)
+    return merged
