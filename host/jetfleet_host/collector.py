@@ -59,7 +59,9 @@ class Collector:
         """
         outcome = Ingested()
         with self._database.session() as session:
-            fleet.hold_devices(session, {name for message in batch if (name := _named(message.topic))})
+            names = {message.topic: _named(message.topic) for message in batch}
+            about_apps = {name for topic, name in names.items() if name and topic.endswith(("/birth", "/report"))}
+            fleet.hold_devices(session, {name for name in names.values() if name}, with_apps=about_apps)
             for message in batch:
                 self._one(session, message, outcome)
             self._since_trim += len(batch)

@@ -159,8 +159,8 @@ class Apps:
         for effect in effects:
             if isinstance(effect, Persist):
                 self._life.disk.put(f"{_PREFIX}{app}", encode(effect.state))
-                self._states[app] = effect.state
-                self.changed = True
+                before, self._states[app] = self._states[app], effect.state
+                self.changed = self.changed or app_state(before) != app_state(effect.state)
                 continue
             try:
                 self._run(app, effect)

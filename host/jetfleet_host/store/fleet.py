@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -43,18 +44,60 @@ def insert_once(session: Session, table: type[DeclarativeBase], values: dict[str
 
     Asks for the id back instead of the number of rows: not every driver tells that.
     """
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    once = insert(table).values(values).on_conflict_do_nothing().returning(table.__table__.c.id)
-    row_id: int | None = session.connection().scalar(once)  # not through the ORM, which would flush what waits before each
+    once = _insert_once(session.get_bind().dialect.name, table, tuple(values))
+    row_id: int | None = session.connection().scalar(once, values)  # not through the ORM, which would flush what waits before each
     return row_id
 
 
-def hold_devices(session: Session, names: Iterable[str]) -> None:
-    """Load the rows of these boards at once, and keep them for the transaction: the ORM forgets rows that nobody holds."""
+@cache
+def _insert_once(dialect: str, table: type[DeclarativeBase], columns: tuple[str, ...]) -> Any:
+    """The statement, built once: building it took longer than running it."""
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    named: dict[str, Any] = {column: bindparam(column) for column in columns}
+    return insert(table).values(named).on_conflict_do_nothing().returning(table.__table__.c.id)
+
+
+def hold_devices(session: Session, names: Iterable[str], *, with_apps: Iterable[str] = ()) -> None:
+    """Load the rows of these boards at once, and keep them for the transaction: the ORM forgets rows that nobody holds.
+
+    `with_apps`: those of them whose apps are held too.
+    """
     held: dict[str, Device] = session.info.setdefault("devices", {})
+    for part in _parts(names):
+        held |= {row.device: row for row in session.scalars(select(Device).where(Device.device.in_(part)))}
+    apps: dict[tuple[str, str], AppRow] = session.info.setdefault("apps", {})
+    for part in _parts(with_apps):
+        apps |= {(row.device, row.app): row for row in session.scalars(select(AppRow).where(AppRow.device.in_(part)))}
+    session.info.setdefault("apps_of", set()).update(with_apps)
+
+
+def _parts(names: Iterable[str]) -> Iterable[list[str]]:
+    """SQLite bounds the number of parameters."""
     wanted = list(names)
-    for start in range(0, len(wanted), 500):  # SQLite bounds the number of parameters
-        held |= {row.device: row for row in session.scalars(select(Device).where(Device.device.in_(wanted[start : start + 500])))}
+    return (wanted[start : start + 500] for start in range(0, len(wanted), 500))
+
+
+def _app_row(session: Session, device: str, app: str) -> AppRow | None:
+    """From what `hold_devices` found, or from the database."""
+    if device in session.info.get("apps_of", ()):
+        held: dict[tuple[str, str], AppRow] = session.info["apps"]
+        return held.get((device, app))
+    return session.get(AppRow, (device, app))
+
+
+def _drop_other_apps(session: Session, device: str, names: list[str]) -> None:
+    held: dict[tuple[str, str], AppRow] = session.info.get("apps", {})
+    gone = [key for key in held if key[0] == device and key[1] not in names]
+    if gone or device not in session.info.get("apps_of", ()):
+        session.execute(delete(AppRow).where(AppRow.device == device, AppRow.app.not_in(names)))
+    for key in gone:
+        del held[key]
+
+
+def _new_app(session: Session, row: AppRow) -> AppRow:
+    session.add(row)
+    session.info.setdefault("apps", {})[row.device, row.app] = row
+    return row
 
 
 def known_device(session: Session, name: str) -> Device | None:
@@ -77,7 +120,7 @@ def save_birth(session: Session, known: Device | None, birth: Birth, body: bytes
         session.flush()
         session.info.setdefault("devices", {})[device.device] = device
     names = [app.app for app in birth.apps]
-    session.execute(delete(AppRow).where(AppRow.device == birth.device, AppRow.app.not_in(names)))
+    _drop_other_apps(session, birth.device, names)
     for app in birth.apps:
         save_app(session, birth.device, app, now)
     return device
@@ -85,8 +128,9 @@ def save_birth(session: Session, known: Device | None, birth: Birth, body: bytes
 
 def save_app(session: Session, device: str, app: AppState, now: float) -> None:
     """What this app of the board runs now."""
-    session.merge(AppRow(device=device, app=app.app, bundle=app.bundle, name=app.name, version=app.version,
-                         candidate=app.candidate, phase=app.phase, reason=app.reason[:500], at=now))
+    row = _app_row(session, device, app.app) or _new_app(session, AppRow(device=device, app=app.app, at=now))
+    row.bundle, row.name, row.version, row.candidate = app.bundle, app.name, app.version, app.candidate
+    row.phase, row.reason, row.at = app.phase, app.reason[:500], now
 
 
 def save_report(session: Session, report: Report, now: float) -> bool:
@@ -105,10 +149,7 @@ def save_report(session: Session, report: Report, now: float) -> bool:
 
 def _follow(session: Session, report: Report, now: float) -> None:
     """Between births, reports tell what an app is doing; only a commit changes what it runs."""
-    row = session.get(AppRow, (report.device, report.app))
-    if row is None:
-        row = AppRow(device=report.device, app=report.app, at=now)
-        session.add(row)
+    row = _app_row(session, report.device, report.app) or _new_app(session, AppRow(device=report.device, app=report.app, at=now))
     row.phase, row.reason, row.at = report.outcome or report.phase, (report.code or report.detail)[:500], now
     if report.outcome == "committed":
         row.bundle, row.version, row.candidate = report.bundle, report.version, report.candidate or row.candidate
