@@ -25,6 +25,7 @@ TOPICS = {
     "swap": "Swapping models between two frames",
     "delivery": "50 MB to eight receivers",
     "supervisor": "The supervisor at rest",
+    "fleet": "A rollout to a thousand virtual devices, with faults",
 }
 
 

@@ -118,6 +118,9 @@ class Simulation:
         self._cpu_seen: dict[int, float] = {}
         self._broker: Broker | None = None
         self._happened: dict[str, int] = {}
+        self._upsetting = False
+        self._next_upset = 0
+        self._rolling = ""
         self.samples: list[Sample] = []
 
     async def run(self) -> dict[str, Any]:
@@ -162,7 +165,7 @@ class Simulation:
             await self._rollout(fleet, new, "--canary", str(settings.canaries), "--wave", str(settings.wave_size), "--hold",
                                 f"{settings.hold_s:g}", "--max-latency-ratio", f"{LATENCY_LIMIT:g}", "--max-bad",
                                 "0" if settings.scenario == "bad-model" else bad, "--min-success", "0.6")
-            await self._finish_upsets(upsets)
+            await self._finish_upsets(upsets, fleet, new.manifest)
         finally:
             upsets.cancel()
         took = time.monotonic() - started
@@ -275,26 +278,32 @@ class Simulation:
         moments = [(draws.uniform(0.1, 0.8), "broker restart") for _ in range(settings.faults.broker.restarts if self._broker else 0)]
         moments += [(draws.uniform(0.1, 0.8), "host kill") for _ in range(settings.faults.host.kills)]
         for share, what in sorted(moments):
-            while fleet.running(new) < math.ceil(share * base):
+            self._next_upset = math.ceil(share * base)
+            while fleet.running(new) < self._next_upset:
                 await asyncio.sleep(MOMENT_S)
             self._happened[what] = self._happened.get(what, 0) + 1
-            if what == "host kill":
-                await self._serve.kill()
-                await asyncio.sleep(settings.faults.host.down_s)
-                await self._serve.start()
-            elif self._broker is not None:
-                self._broker.stop()
-                await asyncio.to_thread(self._broker.start)
+            self._upsetting = True
+            await (self._kill_host() if what == "host kill" else self._restart_broker())
+            self._upsetting = False
 
-    async def _finish_upsets(self, upsets: asyncio.Task[None]) -> None:
-        """What was begun is finished; what the rollout's end came before is left out."""
-        if self._serve.pid is None:
-            await asyncio.wait({upsets}, timeout=self._settings.deadline_s)
+    async def _kill_host(self) -> None:
+        await self._serve.kill()
+        await asyncio.sleep(self._settings.faults.host.down_s)
+        await self._serve.start()
+
+    async def _restart_broker(self) -> None:
+        if self._broker is not None:
+            self._broker.stop()
+            await asyncio.to_thread(self._broker.start)
+
+    async def _finish_upsets(self, upsets: asyncio.Task[None], fleet: Fleet, new: str) -> None:
+        """What was begun, or is due, is finished; what the rollout's end came before is left out."""
+        while not upsets.done() and (self._upsetting or fleet.running(new) >= self._next_upset):
+            await asyncio.sleep(MOMENT_S)
         if upsets.done():
             upsets.result()
 
     async def _watch(self, fleet: Fleet) -> None:
-        self._rolling = ""
         while True:
             await asyncio.sleep(SAMPLE_S)
             fleet.sample(self._rolling)
