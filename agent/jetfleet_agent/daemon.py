@@ -51,6 +51,7 @@ from .supervisor.mqtt import BrokerSettings, MqttLink
 from .supervisor.patch_process import PatchProcess
 from .supervisor.pipeline_link import PipelineLink, run_folder
 from .supervisor.pipelines import Pipelines
+from .supervisor.sealed_secrets import SecretStore
 from .supervisor.store import BlobStore
 from .supervisor.trust import TrustStore
 from .supervisor.upload_store import UploadStore
@@ -168,7 +169,8 @@ def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) 
     manager = ServiceManager(os.environ, os.getpid())
     heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
     supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines,
-                            clock, log_lines=recent.last, beat=heart.beat)
+                            clock, log_lines=recent.last, beat=heart.beat,
+                            secret_store=SecretStore(state / "identity", config.device))
     _stop_on_signals(inbox.stop)
     log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)
     supervisor.run()

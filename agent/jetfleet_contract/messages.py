@@ -40,7 +40,8 @@ class Instant(msgspec.Struct, frozen=True):
 
 
 class Source(Message, frozen=True):
-    """One camera, file or folder. `uri` has no credentials; ``local:NAME`` is looked up in the board's own config.
+    """One camera, file or folder. `uri` has no credentials; ``local:NAME`` is looked up in the board's own config, ``secret:NAME`` among
+    the addresses that were sealed to it.
 
     `fps` caps live sources and paces files (0: as fast as they come); `loop` starts a file again at its end.
     """
@@ -121,7 +122,7 @@ class Command(Message, frozen=True, tag_field="type", tag="command"):
     device: str
     seq: int
     expires: float
-    op: Literal["restart", "bench", "snapshot", "logs", "explain"]
+    op: Literal["restart", "bench", "snapshot", "logs", "explain", "secret"]
     args: dict[str, str] = {}
 
 

@@ -152,8 +152,8 @@ def _watch_for_clones(session: Session, known: Device, birth: Birth, now: float)
     """A session that goes back, or that two instances share, is no restart of one board: each start counts on and draws an instance."""
     if birth.session > known.session:
         return
-    instance = intake.instance_of(known.birth) if birth.session == known.session else ""
-    shared = "" not in (instance, birth.instance) and instance != birth.instance
+    before = intake.stored_birth(known.birth) if birth.session == known.session else None
+    shared = before is not None and "" not in (before.instance, birth.instance) and before.instance != birth.instance
     if birth.session < known.session or shared:
         what = f"session {birth.session} of board {birth.device} came after session {known.session} by the same key"
         why = "a second board has its identity, a backup of its state was restored, or an old birth is replayed"

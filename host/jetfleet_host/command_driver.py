@@ -27,7 +27,7 @@ from .store.models import CommandRow
 COMMAND_LIFE_S = 300.0
 CLOCK_SLACK_S = 5.0
 
-Op = Literal["restart", "bench", "snapshot", "logs", "explain"]
+Op = Literal["restart", "bench", "snapshot", "logs", "explain", "secret"]
 OPS: tuple[str, ...] = get_args(Op)
 
 _log = logging.getLogger(__name__)

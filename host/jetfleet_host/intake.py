@@ -70,12 +70,12 @@ def birth_from(topic: str, payload: bytes, key: str, verify: VerifyDevice) -> Bi
     return birth
 
 
-def instance_of(stored: str) -> str:
-    """The instance that a stored birth names; empty when it names none."""
+def stored_birth(stored: str) -> Birth | None:
+    """A birth as it was verified and stored; None when there is none."""
     try:
-        return decode(bytes(decode(stored.encode(), Envelope).signed), Birth).instance
+        return decode(bytes(decode(stored.encode(), Envelope).signed), Birth)
     except MalformedError:
-        return ""
+        return None
 
 
 def check_app_state(app: AppState) -> None:

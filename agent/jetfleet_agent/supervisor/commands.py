@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_contract import __version__, topics
-from jetfleet_contract.errors import StorageError
+from jetfleet_contract.errors import JetfleetError, StorageError
 from jetfleet_contract.messages import AppState, Command, Instant, Response, encode
 from jetfleet_contract.policy import Choice, Explanation
 from jetfleet_contract.uploads import Kind
@@ -55,17 +55,25 @@ class Giving(Protocol):
     def offer_bytes(self, data: bytes, kind: Kind, name: str, *, command: int = 0) -> str: ...
 
 
+class Keeping(Protocol):
+    """What is used of a SecretStore."""
+
+    def accept(self, name: str, version: int, box: str) -> None: ...
+    def versions(self) -> dict[str, int]: ...
+
+
 class Commands:
     """Opens commands, carries them out and answers. Used by the control thread only.
 
     Args:
         states: what each app runs now. choices: per app, the table behind the last choice made since this start.
-        log_lines: the last so many lines of this agent's log.
+        log_lines: the last so many lines of this agent's log. changed: called when a secret is another one now.
     """
 
     def __init__(self, device: str, link: Publishing, trust: Opening, identity: Signer, pipelines: Restarting,
                  uploads: Giving, log_lines: Callable[[int], list[str]], states: Callable[[], tuple[AppState, ...]],
-                 choices: Callable[[], Mapping[str, Choice]], clock: Callable[[], Instant]) -> None:
+                 choices: Callable[[], Mapping[str, Choice]], clock: Callable[[], Instant], secrets: Keeping,
+                 changed: Callable[[], None]) -> None:
         self._device = device
         self._link = link
         self._trust = trust
@@ -75,6 +83,8 @@ class Commands:
         self._log_lines = log_lines
         self._states = states
         self._choices = choices
+        self._secrets = secrets
+        self._changed = changed
         self._clock = clock
 
     def arrived(self, payload: bytes) -> None:
@@ -98,7 +108,22 @@ class Commands:
             return "", "", self._explain()
         if command.op == "logs":
             return self._logs(command.args.get("lines", ""), command.seq)
+        if command.op == "secret":
+            return self._secret(command.args)
         return "command.unsupported", f"{command.op} is not supported yet by agent {__version__}", ""
+
+    def _secret(self, args: Mapping[str, str]) -> tuple[str, str, str]:
+        """Keep, or forget, a sealed secret; without a name only tell which ones are kept. The answer never has a value."""
+        name, version = args.get("name", ""), args.get("version", "")
+        if name:
+            try:
+                self._secrets.accept(name, int(version) if version.isascii() and version.isdigit() and len(version) < 20 else 0,
+                                     args.get("box", ""))
+            except JetfleetError as error:
+                return error.code, error.what, ""
+            if args.get("box"):
+                self._changed()
+        return "", "", json.dumps(self._secrets.versions(), sort_keys=True)
 
     def _restart(self, app: str) -> tuple[str, str, str]:
         if self._pipelines.restart(app):

@@ -49,14 +49,15 @@ from jetfleet_contract.messages import (
 from jetfleet_contract.trust import message_digest
 
 from .bundle_reader import Blobs
-from .commands import Commands, Giving, Signer
+from .commands import Commands, Giving, Keeping, Signer
 from .delegated import ClassMetadata, Vouching
 from .downloads import Bundles, Fetching
-from .effects import Choosing, EffectRunner, RunSettings
+from .effects import Choosing, EffectRunner, Revealing, RunSettings
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
 from .journal import Journal
 from .outbox import Outbox
 from .pipelines import Pipelines
+from .sealed_secrets import NoSecrets
 from .telemetry import BoardGauges, TelemetryWindows
 from .updater import Updater
 
@@ -123,6 +124,13 @@ class Uploading(Giving, Protocol):
     def close(self) -> None: ...
 
 
+class Secrets(Revealing, Keeping, Protocol):
+    """What is used of a SecretStore."""
+
+    @property
+    def public_hex(self) -> str: ...
+
+
 class Choices(Choosing, Protocol):
     """What is used of a Chooser."""
 
@@ -155,12 +163,14 @@ class Supervisor:
         log_lines: the last so many lines of this process's log.
         beat: called each time round the loop: a watchdog is fed only while the control thread makes progress.
         sysfs: the root of the kernel's ``/sys``.
+        secret_store: what was sealed to this board; without one it takes no secrets.
     """
 
     def __init__(self, config: AgentConfig, session: int, inbox: Inbox, journal: Journal, link: Link, trust: Trust, store: Blobs,
                  fetcher: Transfers, uploads: Uploading, identity: Signer, chooser: Choices, pipelines: Pipelines,
                  clock: Callable[[], Instant], *, log_lines: Callable[[int], list[str]] = lambda _count: [],
-                 beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys")) -> None:
+                 beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys"),
+                 secret_store: Secrets | None = None) -> None:
         self._device = config.device
         self._session = session
         self._instance = secrets.token_hex(8)
@@ -177,10 +187,13 @@ class Supervisor:
         self._beat = beat
         self._outbox = Outbox(config.state_dir / "reports", config.device, session, self._signed_report, random.random)
         settings = RunSettings(config.local_sources, config.threads, config.window_s)
-        self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings)
+        self._secrets: Secrets = secret_store or NoSecrets()
+        self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings,
+                                    self._secrets)
         self._updater = Updater(journal, self._runner, self._outbox, clock)
         self._commands = Commands(config.device, link, trust, identity, pipelines, uploads, log_lines,
-                                  self._updater.app_states, lambda: self._runner.choices, clock)
+                                  self._updater.app_states, lambda: self._runner.choices, clock, self._secrets,
+                                  self._updater.sources_changed)
         self._class_metadata = ClassMetadata(chooser.capability.device_class, trust, store, fetcher, clock)
         self._record = msgspec.structs.replace(journal.board(), session=session)
         now = clock()
@@ -411,6 +424,6 @@ class Supervisor:
             return
         self._updater.changed = False
         birth = Birth(self._device, self._session, __version__, CONTRACT_VERSION, self._identity.public_hex, self._chooser.capability,
-                      self._updater.app_states(), self._record.seq, self._instance)
+                      self._updater.app_states(), self._record.seq, self._instance, self._secrets.public_hex)
         self._link.publish(topics.birth(self._device), self._identity.sign("birth", birth), qos=1, retain=True)
 

@@ -46,6 +46,7 @@ from jetfleet_contract.slot_records import (
 from .bundle_reader import Blobs, BundleReader, Contents, blob_of_digest
 from .downloads import Bundles, Downloads, Fetching, Reports
 from .inbox import AppEvent
+from .sealed_secrets import NoSecrets
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,15 @@ class Running(Protocol):
     def stop(self, name: str) -> None: ...
 
 
+class Revealing(Protocol):
+    """What is used of a SecretStore here."""
+
+    def reveal(self, name: str) -> str: ...
+
+
 class RunSettings(msgspec.Struct, frozen=True):
-    """What the board's own config adds to every pipeline. `local_sources` maps the NAME of ``local:NAME`` to an address."""
+    """What the board's own config adds to every pipeline. `local_sources` maps the NAME of ``local:NAME`` to an address, which may be a
+    ``secret:NAME`` in turn."""
 
     local_sources: dict[str, str] = {}
     threads: int = 0
@@ -93,7 +101,8 @@ class EffectRunner:
     """
 
     def __init__(self, bundles: Bundles, store: Blobs, fetcher: Fetching, chooser: Choosing, pipelines: Running, reports: Reports,
-                 post: Callable[[AppEvent], None], clock: Callable[[], Instant], settings: RunSettings) -> None:
+                 post: Callable[[AppEvent], None], clock: Callable[[], Instant], settings: RunSettings,
+                 secrets: Revealing | None = None) -> None:
         self._store = store
         self._reader = BundleReader(store)
         self._chooser = chooser
@@ -102,6 +111,7 @@ class EffectRunner:
         self._post = post
         self._clock = clock
         self._settings = settings
+        self._secrets = secrets or NoSecrets()
         self._turns: dict[str, int] = {}
         self._bundles = bundles
         self._downloads = Downloads(bundles, store, fetcher, reports, chooser.wanted, self._start, post, clock)
@@ -249,12 +259,24 @@ class EffectRunner:
         return ipc.Configure(setup.config, self.resolve(setup.sources), setup.feed_to)
 
     def resolve(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        """The sources with ``local:NAME`` looked up in this board's config.
+        """The sources with ``local:NAME`` looked up in this board's config, and ``secret:NAME`` opened. What comes out may hold a password:
+        it goes to the pipeline, never into a log, a report or the journal.
 
         Raises:
-            InputError: `source.unknown`.
+            InputError: `source.unknown`, `secret.unknown`, `secret.address` (a secret that is no network address). UntrustedError:
+            `secret.sealed`.
         """
-        return tuple(self._resolved(source) for source in sources)
+        return tuple(self._opened(self._resolved(source)) for source in sources)
+
+    def _opened(self, source: Source) -> Source:
+        if not source.uri.startswith("secret:"):
+            return source
+        name = source.uri.removeprefix("secret:")
+        address = self._secrets.reveal(name)
+        if "://" not in address:  # what reads it redacts addresses only; anything else might be quoted in an error
+            raise InputError("secret.address", f"secret {name[:63]!r} is no address of a camera",
+                             remedy="set it to the whole address, as rtsp://user:password@host/path")
+        return msgspec.structs.replace(source, uri=address)
 
     def _resolved(self, source: Source) -> Source:
         if not source.uri.startswith("local:"):

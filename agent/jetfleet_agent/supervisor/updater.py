@@ -97,6 +97,13 @@ class Updater:
             raise IncompatibleError("runner.unsupported", f"app {spec.app} wants the runner {spec.runner!r}, which this agent lacks",
                                     remedy="use the builtin runner")
 
+    def sources_changed(self) -> None:
+        """An address that sources refer to may be another one now: running pipelines get their setup again, and no other news."""
+        for app, state in self._states.items():
+            slot = live_slot(state)
+            if slot is not None:
+                self._runner.run(app, state, slots.Configure(slot.setup))
+
     def answered(self, item: AppEvent) -> None:
         """The answer of work that ran elsewhere."""
         if self._runner.counts(item):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, TransportError
+from jetfleet_host.commands import secrets
 
 if TYPE_CHECKING:
     from jetfleet_host.project import Project
@@ -57,6 +58,7 @@ def add_commands(device: typer.Typer) -> None:
     device.command("explain", help=_EXPLAIN)(explain)
     device.command("restart", help=_RESTART)(restart)
     device.command("uploads", help=_UPLOADS)(uploads)
+    secrets.add_commands(device)
 
 
 def logs(device: str = _NAME, lines: int = typer.Option(500, "--lines", "-n", min=1, max=2000, help="How many, the newest."),
@@ -68,7 +70,7 @@ def logs(device: str = _NAME, lines: int = typer.Option(500, "--lines", "-n", mi
 
     project = _project(folder)
     with closing(_open(project)) as database:
-        answered = _ask(database, project, device, "logs", {"lines": str(lines)}, wait)
+        answered = ask_board(database, project, device, "logs", {"lines": str(lines)}, wait)
         row = _upload(database, answered, wait, quiet=as_json)
     text = unpacked(UploadFiles(project.dir / "uploads").path(row.device, row.blob).read_bytes())
     if out is not None:
@@ -91,7 +93,7 @@ def explain(device: str = _NAME, wait: float = _WAIT, folder: Path = _DIR, as_js
 
     project = _project(folder)
     with closing(_open(project)) as database:
-        answered = _ask(database, project, device, "explain", {}, wait)
+        answered = ask_board(database, project, device, "explain", {}, wait)
     told = decode(answered.body.encode(), Explanation)
     if as_json:
         typer.echo(json.dumps({"device": device, **msgspec.to_builtins(told)}, indent=2))
@@ -108,7 +110,7 @@ def restart(device: str = _NAME, app: str = typer.Option(..., "--app", help="The
             folder: Path = _DIR, as_json: bool = _JSON) -> None:
     project = _project(folder)
     with closing(_open(project)) as database:
-        answered = _ask(database, project, device, "restart", {"app": app}, wait)
+        answered = ask_board(database, project, device, "restart", {"app": app}, wait)
     typer.echo(json.dumps({"device": device, "app": app, "command": answered.seq, "detail": answered.detail}, indent=2)
                if as_json else answered.detail)
 
@@ -157,7 +159,7 @@ def _open(project: Project) -> Database:
     return Database.open(project.database_url)
 
 
-def _ask(database: Database, project: Project, device: str, op: str, args: dict[str, str], wait: float) -> CommandRow:
+def ask_board(database: Database, project: Project, device: str, op: str, args: dict[str, str], wait: float) -> CommandRow:
     """Leave a request and wait for the board's verified answer.
 
     Raises:
