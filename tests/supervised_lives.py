@@ -18,6 +18,7 @@ from bundle_maker import make_bundle, parts
 
 from jetfleet_agent import ipc
 from jetfleet_agent.patching import patch
+from jetfleet_agent.supervisor.downloads import Bundles
 from jetfleet_agent.supervisor.effects import EffectRunner, RunSettings
 from jetfleet_agent.supervisor.inbox import AppEvent
 from jetfleet_agent.supervisor.journal import Disk, Journal, RealDisk
@@ -91,39 +92,28 @@ def _made(out: Path, version: str, plan: str | None) -> str:
 
 
 class DiesAt:
-    """Counts points of a life and ends the process at one of them, as a power cut would."""
+    """Counts points of a life and ends the process at one of them, as a power cut would. `phase` is where in its life the board is."""
 
     def __init__(self, point: int = -1) -> None:
         self.point = point
-        self.passed: list[str] = []
+        self.phase = "start"
+        self.passed: list[tuple[str, str]] = []
 
     def __call__(self, what: str) -> None:
         if len(self.passed) == self.point:
             os.kill(os.getpid(), signal.SIGKILL)
-        self.passed.append(what)
+        self.passed.append((self.phase, what))
 
 
-class MortalDisk(RealDisk):
-    """The real disk, with a point of death before each operation that changes it."""
-
-    def __init__(self, point: DiesAt) -> None:
-        self._point = point
-
-    def put(self, path: Path, data: bytes) -> None:
-        self._point(f"disk put {path.name}")
-        super().put(path, data)
-
-    def move(self, old: Path, new: Path) -> None:
-        self._point(f"disk move {new.name}")
-        super().move(old, new)
-
-    def link(self, old: Path, new: Path) -> None:
-        self._point(f"disk link {new.name}")
-        super().link(old, new)
-
-    def remove(self, path: Path) -> None:
-        self._point(f"disk remove {path.name}")
-        super().remove(path)
+def phase_of(state: r.AppSlots) -> str:
+    """Where in its life the app is, a step finer than its phase."""
+    if state.phase == "fetching":
+        return f"fetching {state.fetch_step}"
+    if state.phase == "keeping":
+        return "keeping" if state.switched else "switch"
+    if state.phase == "idle" and state.last is not None:
+        return {"committed": "commit", "rolled_back": "rollback", "refused": "refusal"}.get(state.last.outcome, "failure")
+    return state.phase
 
 
 class MortalRunner(EffectRunner):
@@ -132,18 +122,40 @@ class MortalRunner(EffectRunner):
     point: DiesAt
 
     def run(self, app: str, state: r.AppSlots, effect: r.Effect) -> None:
+        self.point.phase = phase_of(state)
         self.point(f"before {type(effect).__name__}")
         super().run(app, state, effect)
         self.point(f"after {type(effect).__name__}")
 
+    def collect(self) -> None:
+        phase, self.point.phase = self.point.phase, "garbage"
+        super().collect()
+        self.point.phase = phase
+
+
+class MortalJournal(Journal):
+    """The real journal, which says in which phase of its life the board stores something."""
+
+    point: DiesAt
+
+    def save_app(self, state: r.AppSlots) -> None:
+        self.point.phase = phase_of(state)
+        super().save_app(state)
+
 
 class Life:
-    """One run of the supervisor's update path, from its start to the outcome of the last deployment."""
+    """One run of the supervisor's update path, from its start to the outcome of the last deployment.
 
-    def __init__(self, folder: Path, shelf: Shelf, *, disk: Disk | None = None, point: DiesAt | None = None, good: bool = True) -> None:
+    `crashing` are versions whose pipeline crashes whenever it runs.
+    """
+
+    def __init__(self, folder: Path, shelf: Shelf, *, disk: Disk | None = None, point: DiesAt | None = None, good: bool = True,
+                 bundles: Bundles | None = None, session: int = 1, crashing: tuple[str, ...] = ()) -> None:
         self.shelf = shelf
         self.good = good
+        self.crashing = {shelf.bundles[version] for version in crashing}
         self.mono = 50.0
+        self.boot = "boot"
         self.events: deque[AppEvent] = deque()
         self.started: list[str] = []
         self.running: str = ""
@@ -151,17 +163,19 @@ class Life:
         self.pending: list[Callable[[], None]] = []
         self.effects: list[str] = []
         self.disk = disk or RealDisk()
+        self.point = point or DiesAt()
         self.store = BlobStore(folder)
-        self.journal = Journal(folder / "journal", self.disk)
-        self.outbox = Outbox(folder / "reports", "board", 1, self._sign, lambda: 0.5, self.disk)
+        self.journal = MortalJournal(folder / "journal", self.disk)
+        self.journal.point = self.point
+        self.outbox = Outbox(folder / "reports", "board", session, self._sign, lambda: 0.5, self.disk)
         self.reports: list[Report] = []
         self.by_delta: list[str] = []
-        self.runner = MortalRunner(shelf, self.store, self, self, self, self.outbox, self.events.append, self.now, RunSettings())
-        self.runner.point = point or DiesAt()
+        self.runner = MortalRunner(bundles or shelf, self.store, self, self, self, self.outbox, self.events.append, self.now, RunSettings())
+        self.runner.point = self.point
         self.updater = Updater(self.journal, self.runner, self.outbox, self.now)
 
     def now(self) -> Instant:
-        return Instant(self.mono, "boot", 1.8e9 + self.mono, wall_trusted=True)
+        return Instant(self.mono, self.boot, 1.8e9 + self.mono, wall_trusted=True)
 
     def _sign(self, report: Report) -> bytes:
         self.reports.append(report)
@@ -178,11 +192,13 @@ class Life:
             self.settle(deployment.seq)
         return self.updater.states[APP]
 
-    def settle(self, seq: int) -> None:
-        """Work until the deployment has its outcome; at any time a committed model has its files and something runs."""
+    def settle(self, seq: int, until: str = "idle") -> None:
+        """Work until the deployment has its outcome, or has come to another phase.
+
+        At any time a committed model has its files, and something runs."""
         for _ in range(400):
             self.check()
-            if self._is_settled(seq):
+            if self._is_settled(seq, until):
                 return
             self._work_once()
         raise AssertionError(f"no end of {self.updater.states}")
@@ -200,9 +216,9 @@ class Life:
                 return
             self._work_once()
 
-    def _is_settled(self, seq: int) -> bool:
+    def _is_settled(self, seq: int, until: str = "idle") -> bool:
         state = self.updater.states.get(APP)
-        if state is None or state.seq != seq or state.phase != "idle":
+        if state is None or state.seq != seq or state.phase not in (until, "idle"):
             return False
         self.updater.tick()
         return True
@@ -235,6 +251,8 @@ class Life:
 
     def want(self, blob: str, info: BlobInfo) -> None:
         def arrive() -> None:
+            state = self.updater.states.get(APP)
+            self.point.phase = "repair" if state is None or state.phase == "idle" else phase_of(state)
             try:
                 self.store.put_bytes(blob, self.shelf.paths[blob].read_bytes())
             except JetfleetError as error:
@@ -289,6 +307,16 @@ class Life:
         assert Path(run.model.path).is_file()
         self.running, self.loaded = run.model.bundle, {run.model.bundle}
         self.pending.append(lambda: self.updater.event(name, r.Ran(run.model.bundle)))
+        self._crash_if_bad(name, run.model.bundle)
+
+    def _crash_if_bad(self, name: str, bundle: str) -> None:
+        def crash() -> None:
+            if self.running == bundle:
+                self.running, self.loaded = "", set()
+                self.updater.event(name, r.Crashed(bundle, "runtime.crash"))
+
+        if bundle in self.crashing:
+            self.pending.append(crash)
 
     def configure(self, name: str, setup: r.Setup, sources: ipc.Configure) -> None:
         pass
@@ -302,6 +330,7 @@ class Life:
         if bundle in self.loaded:
             self.running = bundle
             self.pending.append(lambda: self.updater.event(name, r.TookOver(bundle, 5.0, 0, 9.0)))
+            self._crash_if_bad(name, bundle)
 
     def drop(self, name: str, bundle: str) -> None:
         self.loaded.discard(bundle)

@@ -53,6 +53,19 @@ def make_folder(folder: Path, *, mode: int = 0o755) -> None:
     sync_folder(folder.parent)
 
 
+def need_folder(folder: Path) -> None:
+    """`make_folder` for a start that cannot go on without it.
+
+    Raises:
+        StorageError: `store.write`.
+    """
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise StorageError("store.write", f"cannot make {folder}: {error.strerror or error}", where=str(folder),
+                           remedy="check that the state folder is mounted and writable") from None
+
+
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries durable (a rename is only durable after this)."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -18,11 +18,13 @@ from jetfleet_agent import ipc
 from jetfleet_agent.supervisor.core import begin_session, will
 from jetfleet_agent.supervisor.inbox import Arrived, Inbox, PipelineSaid
 from jetfleet_contract import topics
+from jetfleet_contract.errors import StorageError
 from jetfleet_contract.messages import (
     Ack,
     Birth,
     Command,
     DeviceState,
+    Instant,
     Response,
     Result,
     Telemetry,
@@ -78,6 +80,25 @@ def test_a_deployment_before_its_metadata_waits_and_an_acknowledged_report_is_no
     for report in rig.reports():
         rig.inbox.message(topics.ack(DEVICE), encode(Ack(report.id)))
     until(lambda: rig.link.last(topics.birth(DEVICE), Birth).seq == 1, "the birth that tells the number")
+
+
+def test_metadata_that_the_disk_did_not_take_is_tried_again(rig: Rig, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jetfleet_agent.supervisor.core.DESIRED_RETRY_S", 0.05)
+    real = rig.trust.update
+    refused: list[bytes] = []
+
+    def full_at_first(package: bytes, now: Instant) -> bool:
+        if len(refused) < 3:
+            refused.append(package)
+            raise StorageError("store.write", "no space left")
+        return real(package, now)
+
+    monkeypatch.setattr(rig.trust, "update", full_at_first)
+    rig.up()
+    rig.inbox.message(topics.desired(DEVICE), encode(shelf.deployment(1, "1")))
+    rig.inbox.message(topics.META, b"good")
+    until(lambda: bool(rig.reports()), "the deployment to be accepted once the disk took the metadata")
+    assert refused == [b"good"] * 3
 
 
 @pytest.mark.parametrize(("topic", "payload"), [

@@ -71,10 +71,14 @@ class BundleReader:
         """The weight files of all variants."""
         return tuple(layer.blob for layer in self.manifest(bundle).layers if layer.media_type == WEIGHT)
 
+    def spec(self, bundle: str) -> ModelSpec:
+        """What it takes to run the model, besides its weights: a damaged probe set must not keep a committed model from starting."""
+        return decode(self._store.read(self.manifest(bundle).only(SPEC).blob, MAX_SPEC_BYTES), ModelSpec, limit=MAX_SPEC_BYTES)
+
     def contents(self, bundle: str) -> Contents:
         """All parts, and that they belong together."""
         manifest = self.manifest(bundle)
-        spec = decode(self._store.read(manifest.only(SPEC).blob, MAX_SPEC_BYTES), ModelSpec, limit=MAX_SPEC_BYTES)
+        spec = self.spec(bundle)
         evaluation = decode(self._store.read(manifest.only(EVALUATION).blob, MAX_SPEC_BYTES), Evaluation, limit=MAX_SPEC_BYTES)
         probe = decode(self._store.read(manifest.only(PROBE_INDEX).blob, MAX_SPEC_BYTES), ProbeSet, limit=MAX_SPEC_BYTES)
         check_contents(manifest, spec, evaluation, probe)

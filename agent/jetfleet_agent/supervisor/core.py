@@ -201,6 +201,8 @@ class Supervisor:
         self._window_s = config.window_s
         self._gauges = BoardGauges(pipelines.pids, sysfs)
         self._refused: dict[str, int] = {}
+        self._meta: bytes | None = None
+        self._meta_at = 0.0
         self._desired: bytes | None = None
         self._desired_at = 0.0
         self._desired_trouble = ""
@@ -245,10 +247,13 @@ class Supervisor:
         self._guarded("telemetry", lambda: self._send_telemetry(now))
         if self._updater.changed:
             self._guarded("birth", self._send_birth)
+        if self._meta is not None and now.mono >= self._meta_at:
+            self._guarded("metadata", self._apply_meta)
         if self._desired is not None and now.mono >= self._desired_at:
             self._guarded("deployment", self._apply_desired)
         due = self._outbox.next_due(now.mono) if self._link.connected else None
         wait = min(wait, self._windows.due_s(now.mono), wait if due is None else due)
+        wait = wait if self._meta is None else min(wait, max(self._meta_at - now.mono, 0.0))
         return wait if self._desired is None else min(wait, max(self._desired_at - now.mono, 0.0))
 
     def _ticked(self, part: Ticking) -> float:
@@ -314,10 +319,9 @@ class Supervisor:
         if self._fetcher.on_message(topic, payload) or self._uploads.on_message(topic, payload):
             return
         if topic == topics.META:
-            if payload and self._trust.update(payload, self._clock()):
-                self._runner.try_again()
-                self._class_metadata.follow()
-                self._desired_at = 0.0
+            if payload:
+                self._meta = payload
+                self._apply_meta()
         elif topic == topics.desired(self._device):
             if payload:
                 self._desired = payload
@@ -361,6 +365,21 @@ class Supervisor:
                 log.info("%s: pipeline process %d", app, event.pid)
 
     # --- deployments --------------------------------------------------------------------------------------
+
+    def _apply_meta(self) -> None:
+        """Verify and take over new metadata; kept and tried again only when the disk did not take it."""
+        package, self._meta = self._meta, None
+        if package is None:
+            return
+        try:
+            fresh = self._trust.update(package, self._clock())
+        except StorageError:
+            self._meta, self._meta_at = package, self._clock().mono + DESIRED_RETRY_S
+            raise
+        if fresh:
+            self._runner.try_again()
+            self._class_metadata.follow()
+            self._desired_at = 0.0
 
     def _apply_desired(self) -> None:
         """Verify and apply what the host wants; kept and tried again when it came before the metadata that vouches for it."""

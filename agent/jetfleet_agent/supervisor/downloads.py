@@ -61,6 +61,7 @@ class _Download(msgspec.Struct):
 
     bundle: str
     step: FetchStep
+    blobs: tuple[str, ...]
     release: int = 0
     repairs: Slot | None = None
     missing: set[str] = msgspec.field(default_factory=set)
@@ -73,6 +74,7 @@ class _Download(msgspec.Struct):
     routes: dict[str, DeltaSource] = {}
     by_delta: int = 0
     saved: int = 0
+    again: bool = False
 
 
 class Downloads:
@@ -122,7 +124,7 @@ class Downloads:
             self._reports.add(app, msgspec.structs.replace(waiting, code=error.code, detail=error.what), self._clock().wall)
             return
         _check_label(state, target)
-        download = _Download(effect.bundle, effect.step, target.release)
+        download = _Download(effect.bundle, effect.step, effect.blobs, target.release)
         if effect.step == "weights" and state.target is not None:
             download.policy, download.waiting, download.held = state.target.spec.delivery, waiting, _held_before(state)
             download.index = self._bundles.deltas(effect.bundle)
@@ -290,10 +292,23 @@ class Downloads:
                 return
             following = self._following(download)
         except JetfleetError as error:
-            self.fault(app, download.bundle, error)
+            if error.code != "store.rotten" or not self._want_again(app, download):
+                self.fault(app, download.bundle, error)
             return
         self._post(AppEvent(app, Fetched(download.bundle, download.step, following, download.received, download.release,
                                          download.by_delta, download.saved)))
+
+    def _want_again(self, app: str, download: _Download) -> bool:
+        """Rot in a file that was complete: fetch it once more within the same step. False when that is not possible."""
+        if download.again:
+            return False
+        download.again = True
+        try:
+            self._want(app, download, download.blobs, self._bundles.bundle(download.bundle).every())
+        except JetfleetError as error:
+            log.warning("%s: %s", app, error.what)
+            return False
+        return True
 
     def _following(self, download: _Download) -> tuple[str, ...]:
         if download.step == "manifest":
@@ -317,7 +332,8 @@ class Downloads:
         """Fetch what is missing of a committed model, then start it."""
         try:
             infos = self._bundles.bundle(slot.bundle).every()
-            self._want(app, _Download(slot.bundle, "", repairs=slot), (slot.bundle, *slot.blobs), infos)
+            blobs = (slot.bundle, *slot.blobs)
+            self._want(app, _Download(slot.bundle, "", blobs, repairs=slot), blobs, infos)
         except JetfleetError as error:
             log.warning("%s: not yet: %s", app, error.what)
             self._awaiting[app, True] = partial(self.repair, app, slot)

@@ -246,9 +246,9 @@ class EffectRunner:
     def _model(self, slot: Slot) -> ipc.Model:
         if slot.candidate is None:
             raise StorageError("slots.candidate", f"no candidate is stored for {slot.name} {slot.version}")
-        contents = self._reader.contents(slot.bundle)
+        spec = self._reader.spec(slot.bundle)
         path = str(self._store.verified(slot.weights))
-        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, contents.spec, self._settings.threads)
+        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads)
 
     def _run_of(self, slot: Slot) -> ipc.Run:
         setup = slot.setup

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from jetfleet_agent.durable import make_folder, write_file
+from jetfleet_agent.durable import need_folder, write_file
 from jetfleet_contract.errors import StorageError
 from jetfleet_contract.trust import seal
 
@@ -43,7 +43,7 @@ class Identity:
         path = folder / _FILE
         if path.exists():
             return cls(_load(path))
-        _make(folder)
+        need_folder(folder)
         key = Ed25519PrivateKey.generate()
         write_file(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
         return cls(key)
@@ -51,14 +51,6 @@ class Identity:
     def sign(self, kind: str, message: msgspec.Struct) -> bytes:
         """The envelope (JSON) of `message`, signed as `kind` (`birth`, `report` ...)."""
         return seal(kind, message, self.public_hex, self._key.sign)
-
-
-def _make(folder: Path) -> None:
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise StorageError("store.write", f"cannot make {folder}: {error.strerror or error}", where=str(folder),
-                           remedy="check that the state folder is mounted and writable") from None
 
 
 def _load(path: Path) -> Ed25519PrivateKey:

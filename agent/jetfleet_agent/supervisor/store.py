@@ -214,7 +214,8 @@ class Partial:
         except OSError as error:
             self.close()
             if not self._resumed:
-                self._path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._path.unlink(missing_ok=True)
             raise _storage_error(error, self._path) from None
 
     def _reserve(self) -> None:

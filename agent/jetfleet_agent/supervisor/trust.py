@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from jetfleet_agent.durable import write_file
+from jetfleet_agent.durable import need_folder, write_file
 from jetfleet_agent.supervisor.identity import verify_ed25519
 from jetfleet_agent.supervisor.trust_floor import BUILD_TIME, Floor, load_floor, write_floor
 from jetfleet_agent.supervisor.trusted_metadata import TrustState, metadata_set, read_state, root_version, same_keys, translated, tuf_errors
@@ -32,7 +32,7 @@ from jetfleet_contract.delegations import (
     read_engine,
     role_of_class,
 )
-from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, UntrustedError
+from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.messages import AppSpec, Command, Deployment, Instant
 from jetfleet_contract.trust import (
     BundleTarget,
@@ -71,7 +71,7 @@ class TrustStore:
     def __init__(self, folder: Path, pinned_root: bytes) -> None:
         self._folder = folder
         self._pinned = pinned_root
-        folder.mkdir(parents=True, exist_ok=True)
+        need_folder(folder)
         try:
             self._pinned_version = int(metadata_set(pinned_root, BUILD_TIME).root.version)
         except tuf_errors() as error:
@@ -82,7 +82,10 @@ class TrustStore:
         self._state: TrustState | None = None
         self._state = self._load_state()
         if self._state is not None and self._state.versions != self._floor.versions:
-            self._raise_floor(self._state)  # the power went between the two writes of `update`
+            try:
+                self._raise_floor(self._state)  # the power went between the two writes of `update`
+            except StorageError as error:
+                log.warning("the version floor is not stored: %s", error.what)
 
     @property
     def versions(self) -> dict[str, int]:
@@ -103,7 +106,7 @@ class TrustStore:
         Raises:
             MalformedError: `message.*`, `trust.roots`, `trust.malformed`, `trust.target`: no valid package.
             UntrustedError: `trust.root-gap`, `trust.signature`, `trust.rollback`, `trust.mix`, `trust.expired`, `trust.future`,
-                `trust.fork`, `trust.metadata`. StorageError: `store.write`. After any error the old state still holds.
+                `trust.fork`, `trust.metadata`. StorageError: `store.write`: give it again. After any other error the old state still holds.
         """
         fresh = decode_package(package)
         state = self._verify(fresh, self._reference(now))
@@ -111,7 +114,10 @@ class TrustStore:
         if _is_trusted(now) and state.signed > self._reference(now) + FUTURE_SLACK_S:
             raise UntrustedError("trust.future", "the metadata was signed in the future", remedy="set the host's clock, or this board's")
         if self._state is not None and self._state.versions == state.versions:
-            return False
+            if self._floor.versions == state.versions:
+                return False
+            self._raise_floor(state)  # the disk took the metadata the last time, but not its floor
+            return True
         write_file(self._folder / "trust.json", encode_package(state.package))
         self._state = state
         self._engines.clear()

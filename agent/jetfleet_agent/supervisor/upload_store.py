@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from jetfleet_agent.durable import sync_folder, write_file
+from jetfleet_agent.durable import make_folder, sync_folder, write_file
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, Tabled, table_of
 from jetfleet_contract.errors import JetfleetError, StorageError
 from jetfleet_contract.messages import decode, encode
@@ -53,7 +53,7 @@ class UploadStore:
         self._pending: dict[int, Pending] = {}
         self._lock = threading.Lock()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self.folder, mode=0o700)
         except OSError as error:
             raise _storage_error(error, self.folder) from None
         self._load()
