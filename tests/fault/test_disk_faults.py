@@ -139,7 +139,7 @@ def test_a_fault_here_and_there_delays_and_loses_nothing(memory: Path, site: Sit
 
 
 def test_a_file_that_cannot_be_opened_here_and_there(memory: Path, site: Site) -> None:
-    kinds, _ = strike(memory, site, "EIO", 29, reads=True)
+    kinds, _ = strike(memory, site, "EIO", 5, reads=True)
     assert kinds["read"] > 2
 
 
