@@ -23,7 +23,10 @@ TOPICS = {
     "pipeline": "The pipeline against the bare loop",
     "variants": "Variants: which file, which backend, which precision",
     "swap": "Swapping models between two frames",
-    "delivery": "50 MB to eight receivers",
+    "delivery": "50 MB to 1, 4, 16 and 32 receivers",
+    "delivery_peers": "50 MB, beside casync and zchunk",
+    "delivery_faults": "Lost chunks and a slow reader",
+    "delivery_uplink": "A site behind 100 Mbit/s",
     "supervisor": "The supervisor at rest",
     "fleet": "A rollout to a thousand virtual devices, with faults",
 }
