@@ -74,7 +74,7 @@ class FakeTrust:
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
-        self.ready = False
+        self.ready = self.clock_is_wrong = False
 
     def delegation(self, device_class: str) -> DelegationBlob | None:
         return None
@@ -90,6 +90,8 @@ class FakeTrust:
     def update(self, package: bytes, now: Instant) -> bool:
         if package == b"bad":
             raise UntrustedError("trust.signature", "not ours")
+        if self.clock_is_wrong:
+            raise UntrustedError("trust.clock", "no time service has set the clock")
         self.ready = True
         return True
 

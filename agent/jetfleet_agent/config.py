@@ -71,6 +71,9 @@ cert = ""                             # set with key: mutual TLS
 key = ""
 min_kbit_s = 64.0                     # slower over 10 s is as bad as nothing
 
+[clock]                               # a board without a battery-backed clock starts in the past
+policy = "floor"                      # judge expiry by the newest signed time seen; "strict": nothing new until a time service has set it
+
 [measure]                             # how candidates are measured before the choice
 runs = 30
 warmup = 5
@@ -139,6 +142,12 @@ class MirrorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_kbit_s: Annotated[float, Meta(ge=0, le=1_000_000)] = 64.0
 
 
+class ClockConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What counts as now while no time service keeps the clock; see `supervisor.trust`."""
+
+    policy: Literal["floor", "strict"] = "floor"
+
+
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The checked config. `threads` and `memory_mb` 0 mean no limit; `window_s` is the telemetry window in seconds."""
 
@@ -155,6 +164,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measure: MeasureConfig = MeasureConfig()
     upload: UploadConfig = UploadConfig()
     mirror: MirrorConfig = MirrorConfig()
+    clock: ClockConfig = ClockConfig()
 
 
 def load(path: Path) -> AgentConfig:

@@ -154,7 +154,7 @@ def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) 
     """Wire the supervisor and run it in this thread until SIGTERM or SIGINT; then stop the pipelines and end with 0."""
     state, clock, inbox = config.state_dir, BoardClock(), Inbox()
     journal = Journal(state / JOURNAL)
-    trust = TrustStore(state / "trust", config.root.read_bytes())
+    trust = TrustStore(state / "trust", config.root.read_bytes(), config.clock.policy)
     identity = Identity.load_or_create(state / "identity")
     store = BlobStore(state)
     session = begin_session(journal, clock())

@@ -15,6 +15,7 @@ from supervised_lives import Shelf
 from supervisor_rig import DEVICE, Rig
 
 from jetfleet_agent import ipc
+from jetfleet_agent.supervisor import core
 from jetfleet_agent.supervisor.core import begin_session, will
 from jetfleet_agent.supervisor.inbox import Arrived, Inbox, PipelineSaid
 from jetfleet_contract import topics
@@ -175,3 +176,16 @@ def test_the_supervisor_imports_nothing_heavy() -> None:
               "print([name for name in ('numpy', 'cv2', 'onnxruntime', 'openvino', 'onnx', 'torch') if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_metadata_that_only_the_clock_speaks_against_is_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retained messages come once: a board whose clock is set later must not need another publication."""
+    monkeypatch.setattr(core, "DESIRED_RETRY_S", 0.05)
+    rig.trust.clock_is_wrong = True
+    rig.up()
+    rig.inbox.message(topics.META, b"package")
+    until(lambda: rig.supervisor._refused.get("trust.clock", 0) > 1, "a second try")
+    assert not rig.trust.ready
+    rig.trust.clock_is_wrong = False
+    until(lambda: rig.trust.ready, "the metadata")
+    until(lambda: rig.supervisor._meta is None, "nothing to be kept")

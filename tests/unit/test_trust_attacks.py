@@ -17,7 +17,7 @@ from jetfleet_agent.supervisor.trust import TrustStore
 from jetfleet_agent.supervisor.trust_floor import BUILD_TIME
 from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, UntrustedError
-from jetfleet_contract.messages import Instant
+from jetfleet_contract.messages import Command, Deployment, Instant
 from jetfleet_contract.trust import FIELD, MAX_PACKAGE_BYTES
 
 MANIFEST = "ab" * 32
@@ -208,6 +208,23 @@ def test_metadata_from_the_future_is_refused_by_a_trusted_clock(repo: SignedRepo
     repo.commit()
     refused(store, repo.package(), "trust.future")
     assert store.clock_floor == NOW
+
+
+def test_a_strict_board_takes_nothing_new_until_its_clock_is_set(repo: SignedRepository, store: TrustStore) -> None:
+    """The policy for boards without a battery-backed clock: a withheld, expired package is not even looked at."""
+    strict = TrustStore(store._folder, store._pinned, "strict")
+    repo.commit()
+    refused(strict, repo.package(), "trust.clock", at(NOW, trusted=False))
+    deployment, command = Deployment("gate-7", 5, NOW + 60.0, ()), Command("gate-7", 5, NOW + 60.0, "restart")
+    for call in (lambda: strict.deployment(repo.deploy(deployment), "gate-7", 4, "", at(NOW, trusted=False)),
+                 lambda: strict.command(repo.order(command), "gate-7", at(NOW, trusted=False))):
+        with pytest.raises(UntrustedError) as caught:
+            call()
+        assert caught.value.code == "trust.clock"
+    assert strict.deployment(repo.deploy(deployment), "gate-7", 5, "", at(NOW, trusted=False)) == deployment  # what runs goes on
+    assert strict.bundle(MANIFEST)
+    assert strict.update(repo.package(), at())
+    assert strict.command(repo.order(command), "gate-7", at()) == command
 
 
 @pytest.mark.parametrize("wall", [float("nan"), float("inf"), -1e300, 1e300])

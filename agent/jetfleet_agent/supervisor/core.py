@@ -67,6 +67,7 @@ MAX_BATCH = 64
 MAX_IDLE_S = 30.0
 MAX_TROUBLE_S = 1.0
 DESIRED_RETRY_S = 10.0
+_CLOCK_TROUBLE = ("trust.clock", "trust.expired", "trust.future")
 TELEMETRY_EXPIRY_WINDOWS = 30
 
 
@@ -253,8 +254,8 @@ class Supervisor:
             self._guarded("deployment", self._apply_desired)
         due = self._outbox.next_due(now.mono) if self._link.connected else None
         wait = min(wait, self._windows.due_s(now.mono), wait if due is None else due)
-        wait = wait if self._meta is None else min(wait, max(self._meta_at - now.mono, 0.0))
-        return wait if self._desired is None else min(wait, max(self._desired_at - now.mono, 0.0))
+        kept = [at for at, message in ((self._meta_at, self._meta), (self._desired_at, self._desired)) if message is not None]
+        return min(wait, *(max(at - now.mono, 0.0) for at in kept)) if kept else wait
 
     def _ticked(self, part: Ticking) -> float:
         waits = [MAX_TROUBLE_S]
@@ -364,17 +365,18 @@ class Supervisor:
             case ipc.Hello():
                 log.info("%s: pipeline process %d", app, event.pid)
 
-    # --- deployments --------------------------------------------------------------------------------------
+    # --- metadata and deployments -------------------------------------------------------------------------
 
     def _apply_meta(self) -> None:
-        """Verify and take over new metadata; kept and tried again only when the disk did not take it."""
+        """Verify and take over new metadata; kept and tried again when only the disk, or a clock that is not set, speaks against it."""
         package, self._meta = self._meta, None
         if package is None:
             return
         try:
             fresh = self._trust.update(package, self._clock())
-        except StorageError:
-            self._meta, self._meta_at = package, self._clock().mono + DESIRED_RETRY_S
+        except (StorageError, UntrustedError) as error:
+            if isinstance(error, StorageError) or error.code in _CLOCK_TROUBLE:
+                self._meta, self._meta_at = package, self._clock().mono + DESIRED_RETRY_S
             raise
         if fresh:
             self._runner.try_again()
@@ -391,7 +393,7 @@ class Supervisor:
         try:
             deployment = self._trust.deployment(data, self._device, record.seq, record.digest, self._clock())
         except UntrustedError as error:
-            if error.code not in ("trust.no-metadata", "trust.unknown-key", "trust.expired"):
+            if error.code not in ("trust.no-metadata", "trust.unknown-key", *_CLOCK_TROUBLE):
                 self._desired = None
             self._count(error.code)
             if error.code != self._desired_trouble:  # it may be tried for days: say it once

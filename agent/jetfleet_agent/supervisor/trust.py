@@ -8,6 +8,11 @@ damaged state, and clocks that cannot be trusted.
     floor.json   versions never to fall below, clock floor, last command
     class-C.json what the builders of a device class vouch for; verified again at every load
 
+Clocks: a board may have none that survives a power cut, and then starts in 1970 or where it was saved last. An untrusted clock never
+counts. Policy `floor` judges expiry by the latest of build date and newest signed time: such a board works without a time service, and a
+broker that withholds everything newer can show it metadata that has expired since (freeze), but nothing older than it has seen. Policy
+`strict` takes nothing new until a time service has set the clock; what runs goes on running.
+
 Rival: `tuf.ngclient.Updater`. It wants HTTP, renames without fsync and forgets versions with its files.
 """
 
@@ -17,7 +22,7 @@ import hashlib
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
@@ -63,13 +68,15 @@ class TrustStore:
     Args:
         folder: durable state, made when missing.
         pinned_root: bytes of the root.json that the board was given.
+        clock_policy: see the module.
 
     Raises:
         InputError: `trust.pinned-root` when that is no valid root metadata.
     """
 
-    def __init__(self, folder: Path, pinned_root: bytes) -> None:
+    def __init__(self, folder: Path, pinned_root: bytes, clock_policy: Literal["floor", "strict"] = "floor") -> None:
         self._folder = folder
+        self._strict = clock_policy == "strict"
         self._pinned = pinned_root
         need_folder(folder)
         try:
@@ -106,8 +113,10 @@ class TrustStore:
         Raises:
             MalformedError: `message.*`, `trust.roots`, `trust.malformed`, `trust.target`: no valid package.
             UntrustedError: `trust.root-gap`, `trust.signature`, `trust.rollback`, `trust.mix`, `trust.expired`, `trust.future`,
-                `trust.fork`, `trust.metadata`. StorageError: `store.write`: give it again. After any other error the old state still holds.
+                `trust.fork`, `trust.metadata`, `trust.clock`. StorageError: `store.write`: give it again. After any other error the old
+                state still holds.
         """
+        self._check_clock(now)
         fresh = decode_package(package)
         state = self._verify(fresh, self._reference(now))
         self._check_floor(state)
@@ -230,6 +239,7 @@ class TrustStore:
             return found  # accepted before: it stays what the board runs, also past its end
         for app in found.apps:
             _check_label(app, state.bundles.get(app.bundle))
+        self._check_clock(now)
         self._check_fresh("deployment", found.expires, now)
         if state.expires <= self._reference(now):
             raise UntrustedError("trust.expired", "the metadata on this board has expired, so a new deployment cannot be judged",
@@ -246,6 +256,7 @@ class TrustStore:
         _check_addressee("command", found.device, found.seq, device)
         if found.seq <= self._floor.command_seq:
             raise UntrustedError("trust.seq-lower", f"command {found.seq} is not newer than {self._floor.command_seq}")
+        self._check_clock(now)
         self._check_fresh("command", found.expires, now)
         self._write_floor(msgspec.structs.replace(self._floor, command_seq=found.seq))
         return found
@@ -263,6 +274,11 @@ class TrustStore:
         """
         wall = now.wall if _is_trusted(now) else 0.0
         return min(max(wall, float(self._floor.clock)), float(1 << 34))
+
+    def _check_clock(self, now: Instant) -> None:
+        if self._strict and not _is_trusted(now):
+            raise UntrustedError("trust.clock", "no time service has set this board's clock, and its policy is strict",
+                                 remedy="enable NTP (timedatectl set-ntp true), or set [clock] policy = \"floor\" in the agent's config")
 
     def _check_fresh(self, kind: str, expires: float, now: Instant) -> None:
         if not expires > self._reference(now):
