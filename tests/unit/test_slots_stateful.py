@@ -8,13 +8,14 @@ import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from slot_worlds import BUNDLES, CANDIDATE, World, target, weights_of
+from slot_worlds import BUNDLES, CANDIDATE, POLICY, World, target, weights_of
 
 from jetfleet_contract import slot_records as r
 from jetfleet_contract.policy import TrialNumbers
 
 LETTERS = st.sampled_from("abcd")
 DEATHS = st.one_of(st.none(), st.none(), st.integers(0, 6))
+RELEASES = {BUNDLES[letter]: number for number, letter in enumerate("abcdfe", 1)}
 CODES = st.sampled_from(["", "runtime.crash", "source.gone"])
 
 
@@ -26,20 +27,31 @@ class Board(RuleBasedStateMachine):
         self.world = World()
         self.seq = 0
         self.ever_committed = False
+        self.champion: r.Slot | None = None
+        self.challenger = ""
+        self.gates: dict[str, float] = {}  # those that the challenger has passed, and when
+        self.clock = 0.0
 
     @initialize()
     def boot(self) -> None:
+        self.world.releases = RELEASES
         self.world.restart()
+
+    def passed(self, gate: str) -> None:
+        """News that the challenger passed a gate is on its way; whether the board survives it is another matter."""
+        self.gates.setdefault(gate, self.clock)
 
     @property
     def under_way(self) -> str:
         challenger = self.world.state.challenger
         return challenger.bundle if challenger else ""
 
-    @rule(letter=LETTERS, config=st.integers(1, 2), die=DEATHS)
-    def deploy(self, letter: str, config: int, die: int | None) -> None:
+    @rule(letter=LETTERS, config=st.integers(1, 2), known=st.booleans(), approved=st.booleans(), die=DEATHS)
+    def deploy(self, letter: str, config: int, known: bool, approved: bool, die: int | None) -> None:
+        """`known`: the metadata came before the deployment. `approved`: an operator wants it even if it is older."""
         self.seq += 1
-        event = r.Deploy(target(self.seq, letter, config=config))
+        release = RELEASES[BUNDLES[letter]] if known else 0
+        event = r.Deploy(target(self.seq, letter, config=config, release=release, downgrade=approved))
         self.world.send(event, die_after=die)
         self.world.send(event)  # the supervisor applies the stored deployment again after a restart
 
@@ -69,22 +81,30 @@ class Board(RuleBasedStateMachine):
     @precondition(lambda self: self.world.state.phase == "probing")
     @rule(agreement=st.sampled_from([0.2, 0.99, 0.99, 0.99]), die=DEATHS)
     def probed(self, agreement: float, die: int | None) -> None:
+        if agreement > 0.9:
+            self.passed("probe set")
         self.world.send(r.Probed(self.under_way, agreement), die_after=die)
 
     @precondition(lambda self: self.world.state.phase == "trial" and not self.world.state.alone)
     @rule(agreement=st.sampled_from([0.2, 0.95, 0.95]), frames=st.sampled_from([0, 3, 30, 30]), die=DEATHS)
     def compared(self, agreement: float, frames: int, die: int | None) -> None:
         numbers = TrialNumbers(live_frames=frames, live_agreement=agreement, champion_p99_ms=10.0, challenger_p99_ms=11.0)
+        if agreement > 0.9 and frames == 30:
+            self.passed("comparison")
         self.world.send(r.Compared(self.under_way, numbers), die_after=die)
 
     @precondition(lambda self: self.world.running is not None)
     @rule(die=DEATHS)
     def runs(self, die: int | None) -> None:
+        if self.world.running == self.under_way:
+            self.passed("comparison" if self.world.state.alone else "switch")
+            self.passed("switch")
         self.world.send(r.Ran(self.world.running or ""), die_after=die)
 
     @precondition(lambda self: self.world.state.phase == "keeping" and self.world.running == self.under_way)
     @rule(die=DEATHS)
     def took_over(self, die: int | None) -> None:
+        self.passed("switch")
         self.world.send(r.TookOver(self.under_way, 5.0, 0, 9.0), die_after=die)
 
     @rule(code=CODES, by_champion=st.booleans(), die=DEATHS)
@@ -106,6 +126,7 @@ class Board(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, 31.0, 61.0, 700.0]), die=DEATHS)
     def time_passes(self, seconds: float, die: int | None) -> None:
         self.world.mono += seconds
+        self.clock += seconds
         self.world.send(r.Tick(), die_after=die)
 
     @rule(reboot=st.booleans())
@@ -129,6 +150,25 @@ class Board(RuleBasedStateMachine):
         if self.ever_committed:
             assert self.world.state.champion is not None
             assert self.world.running is not None, "a board with a committed model runs none"
+
+    @invariant()
+    def what_becomes_champion_has_passed_every_gate_and_is_no_downgrade(self) -> None:
+        """Nobody tells the board to commit: it does so at the end of keeping, if and only if its own gates passed."""
+        before, after = self.champion, self.world.state.champion
+        if after is not None and (before is None or before.bundle != after.bundle):
+            assert set(self.gates) == {"probe set", "comparison", "switch"}, f"committed after {set(self.gates)}"
+            assert self.clock - self.gates["switch"] >= POLICY.keep_s
+            wanted = self.world.state.target
+            older = before is not None and RELEASES[after.bundle] < RELEASES[before.bundle]
+            assert not older or (wanted is not None and wanted.spec.downgrade), "a downgrade that nobody approved"
+        if self.under_way != self.challenger:
+            self.challenger, self.gates = self.under_way, {}
+        self.champion = after
+
+    @invariant()
+    def both_slots_and_the_one_before_keep_their_files(self) -> None:
+        for slot in (self.world.state.champion, self.world.state.previous):
+            assert slot is None or {slot.bundle, slot.weights, *slot.blobs} <= self.world.store
 
     @invariant()
     def nothing_of_a_champion_is_changed_but_by_commit(self) -> None:

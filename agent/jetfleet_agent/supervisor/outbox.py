@@ -65,6 +65,7 @@ class Outbox:
         self._waiting: dict[int, _Waiting] = {}
         self._settled: dict[str, str] = {}
         self._load()
+        self._next_id = max([self._next_id, *self._waiting])  # a session that a full disk did not count must not take over their ids
 
     def __len__(self) -> int:
         return len(self._waiting)
