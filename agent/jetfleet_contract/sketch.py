@@ -62,6 +62,11 @@ class Sketch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return min(max(_mid(bucket), self.least), self.most)
         return self.most
 
+    def count_above(self, value: float) -> int:
+        """How many values lie in buckets above the one that holds `value`."""
+        bucket = _bucket(value)
+        return sum(count for number, count in self.buckets.items() if number > bucket)
+
     @property
     def mean(self) -> float:
         return self.total / self.count if self.count else 0.0
@@ -93,8 +98,7 @@ class SketchRecorder:
         self._most = 0.0
 
     def add(self, value: float) -> None:
-        bounded = min(max(value, MIN_VALUE), MAX_VALUE)
-        bucket = math.ceil(math.log(bounded) * _INV_LOG_GAMMA)
+        bucket = _bucket(value)
         self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
         self._count += 1
         self._total += value
@@ -121,6 +125,10 @@ def sketch_of(values: list[float]) -> Sketch:
     for value in values:
         recorder.add(value)
     return recorder.peek()
+
+
+def _bucket(value: float) -> int:
+    return math.ceil(math.log(min(max(value, MIN_VALUE), MAX_VALUE)) * _INV_LOG_GAMMA)
 
 
 def _mid(bucket: int) -> float:
