@@ -25,7 +25,9 @@ from .sketch import RELATIVE_ERROR, Sketch
 GateName = Literal["install", "latency", "tail", "agreement", "probe", "crashes", "heat", "throttling"]
 Result = Literal["passed", "breached", "undecided"]
 
-LOOKS = 5
+LOOK_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
+"""When the gates look, in parts of `evidence_s` after the hold: each time at about twice the evidence."""
+LOOKS = len(LOOK_SHARES)
 MIN_BOARDS = 5
 
 
@@ -170,14 +172,16 @@ def _latency(gates: Gates, gate: GateName, q: float, limit: float, boards: Seque
     if not limit:
         return Ruling(gate, "passed", "no latency gate") if gate == "latency" else None
     compared = [board for board in boards if board.old.count >= gates.min_samples]
+    noisy = sum(board.noisy for board in boards)
     if not compared:
-        return Ruling(gate, "passed", "no old bundle to compare with")
+        why = f"{noisy} windows were too noisy to compare" if noisy else "no old bundle to compare with"
+        return Ruling(gate, "undecided" if noisy else "passed", why, {"noisy_windows": float(noisy)} if noisy else {})
     paired = [board for board in compared if board.new.count >= gates.min_samples]
     mute = len(compared) - len(paired)
     numbers = {"limit": limit, "boards": float(len(paired)), "mute": float(mute), "frames": float(sum(b.new.count for b in paired)),
-               "noisy_windows": float(sum(b.noisy for b in boards))}
+               "noisy_windows": float(noisy)}
     if not paired:
-        return Ruling(gate, "undecided", f"no latency of the new bundle on {len(compared)} boards", numbers, missing=True)
+        return Ruling(gate, "undecided", f"no latency of the new bundle on {len(compared)} boards", numbers, missing=not noisy)
     middle, low, high = ratio_bounds(paired, q, (1.0 - gates.confidence) / LOOKS)
     numbers |= {"ratio": middle, "low": low} | ({"high": high} if math.isfinite(high) else {})
     why = (f"{name} is {middle:.2f}x the old one on {len(paired)} boards, surely {low:.2f} to "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .gates import LOOKS, Ruling, judge_install
+from .gates import LOOK_SHARES, Ruling, judge_install
 from .messages import Instant
 from .rollout_plan import DAY_S
 from .rollout_records import BAD, Outcome, Progress, Rollout, Status, Verdict
@@ -85,12 +85,9 @@ def install_verdict(state: Rollout, wave: int, passed: bool, *, undecided: bool 
 
 
 def due_look(state: Rollout, waited: float) -> int | None:
-    """The number of the look that is due, None between two of them: from the end of the hold to `evidence_s` later, at equal distances."""
-    if waited < 0.0:
-        return None
-    every = state.plan.gates.evidence_s / (LOOKS - 1)
-    due = min(LOOKS - 1, int(waited / every)) if every else LOOKS - 1
-    return due if due >= state.looks else None
+    """The number of the look that is due `waited` seconds after the hold (below 0: within it), None between two of them."""
+    due = sum(waited >= share * state.plan.gates.evidence_s for share in LOOK_SHARES) - 1
+    return due if due >= state.looks and waited >= 0.0 else None
 
 
 def verdicts_of(state: Rollout, rulings: Iterable[Ruling], *, undecided_pass: bool = False) -> tuple[Verdict, ...]:

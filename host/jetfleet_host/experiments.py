@@ -30,8 +30,9 @@ from jetfleet_contract.experiments import (
     look_due,
     step,
 )
+from jetfleet_contract.gates import Gates
 from jetfleet_contract.messages import AppSpec, Instant
-from jetfleet_contract.rollout import Gates, Plan, waves_of
+from jetfleet_contract.rollout_plan import Plan, waves_of
 
 from .store import experiments, journal
 from .store.database import Database

@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session
 
 from jetfleet_contract import topics
 from jetfleet_contract.errors import InputError, MalformedError
+from jetfleet_contract.gates import Gates
 from jetfleet_contract.messages import AppConfig, AppSpec, Source, TrialPolicy
-from jetfleet_contract.rollout import Gates, Plan, waves_of
+from jetfleet_contract.rollout_plan import Plan, waves_of
 
 from .store import journal
 from .store.journal import StartRequest

@@ -11,42 +11,40 @@ import logging
 from collections.abc import Callable, Iterable
 
 import msgspec
-from sqlalchemy.orm import Session
 
-from jetfleet_contract.errors import InputError, JetfleetError, MalformedError
-from jetfleet_contract.messages import AppSpec, Deployment, Instant, Report
-from jetfleet_contract.rollout import (
+from jetfleet_contract.errors import InputError, JetfleetError
+from jetfleet_contract.messages import Deployment, Instant, Report
+from jetfleet_contract.rollout import elapsed_s, planned, step
+from jetfleet_contract.rollout_plan import Plan
+from jetfleet_contract.rollout_records import (
     Abort,
     Effect,
     Event,
     Evidence,
     Issue,
+    Joined,
     Outcome,
     Pause,
     Persist,
-    Plan,
     Restored,
     Resume,
     Revert,
     Rollout,
+    Spent,
     Start,
     Tick,
-    elapsed_s,
-    planned,
-    step,
 )
-from jetfleet_contract.trust import check_deployment
+from jetfleet_contract.rollout_rules import due_look
 
-from .store import journal
-from .store.database import Database
+from .deployments import Deployments, Outgoing, ReleaseOf, app_of, check_deployable, check_releases
+from .store import accounting, evidence, journal, tags
+from .store.database import Transactions
 from .store.journal import ControlRequest, Request, StartRequest
 from .store.models import Device
 
-DEPLOYMENT_LIFE_S = 90 * 86400.0
-RENEW_BEFORE_S = 30 * 86400.0
 RENEW_EVERY_S = 3600.0
 EVIDENCE_EVERY_S = 1.0
-EVIDENCE_SPAN_S = 3600.0
+COUNT_EVERY_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -55,18 +53,20 @@ class RolloutDriver:
     """Runs all rollouts that are not over. Used by one thread.
 
     Args:
-        sign: gives the envelope of a deployment. publish: `(device, envelope)`, retained. known: whether the signed
-            targets vouch for this bundle (manifest's hex digest).
+        database: its writing transactions are fenced, where several `serve` may run. sign: gives the envelope of a deployment.
+        publish: `(device, envelope)`, retained. known: whether the signed targets vouch for this bundle (manifest's hex digest).
+        release_of: the model and release of a bundle.
     """
 
-    def __init__(self, database: Database, sign: Callable[[Deployment], bytes], publish: Callable[[str, bytes], None],
-                 known: Callable[[str], bool]) -> None:
+    def __init__(self, database: Transactions, sign: Callable[[Deployment], bytes], publish: Callable[[str, bytes], None],
+                 known: Callable[[str], bool], release_of: ReleaseOf = lambda _bundle: ("", 0)) -> None:
         self._database = database
-        self._sign = sign
+        self._deployments = Deployments(sign)
         self._publish = publish
         self._known = known
+        self._release_of = release_of
         self._active: dict[str, Rollout] = {}
-        self._next_evidence = 0.0
+        self._next_evidence = self._next_count = 0.0
         self._next_renewal = 0.0
 
     def restore(self, now: Instant) -> None:
@@ -75,7 +75,7 @@ class RolloutDriver:
         Also right after a database error, when memory and journal may differ.
         """
         with self._database.reading() as session:
-            states = journal.active(session)
+            states, over = journal.active(session), journal.owing(session)
         self._active = {state.plan.id: state for state in states}
         for state in states:
             # `planned` is persisted before it is started, so a kill between the two leaves it to be started here.
@@ -83,6 +83,11 @@ class RolloutDriver:
             with self._database.reading() as session:
                 told = journal.outcomes_of(session, state)
             self.on_reports(told, now)
+        for state in over:
+            with self._database.reading() as session:
+                told = journal.outcomes_of(session, state)
+            for report in told:
+                self._on_late(report, now)
 
     def retained(self) -> list[tuple[str, bytes]]:
         """What the broker has to hold for each board."""
@@ -128,24 +133,32 @@ class RolloutDriver:
             if unknown:
                 raise InputError("rollout.unknown-device", f"no such board: {', '.join(unknown[:5])}", remedy="jetfleet devices lists them")
             for device in _devices_of(plan):
-                _check_deployable(session, request, device)
+                check_deployable(session, request, device)
+            check_releases(session, request, self._release_of)
             state = planned(plan)
-            journal.add_rollout(session, state, request.spec, request.keep, now.wall)
+            journal.add_rollout(session, state, request.spec, request.keep, now.wall, request.overrides)
         self._active[plan.id] = state
         self._send(plan.id, Start(), now)
 
     def _check_free(self, plan: Plan) -> None:
-        wanted = set(_devices_of(plan))
+        busy = self._other_with(plan, set(_devices_of(plan)))
+        if busy is not None:
+            raise InputError("rollout.busy", f"rollout {busy[0]} still brings app {plan.app} to {busy[1]}",
+                             remedy=f"wait for it, or: jetfleet rollout abort {busy[0]}")
+
+    def _other_with(self, plan: Plan, devices: set[str]) -> tuple[str, str] | None:
+        """Another rollout of this app that has one of these boards, and the first such board."""
         for other in self._active.values():
-            shared = wanted & set(other.devices)
-            if other.plan.app == plan.app and shared:
-                raise InputError("rollout.busy", f"rollout {other.plan.id} still brings app {plan.app} to {min(shared)}",
-                                 remedy=f"wait for it, or: jetfleet rollout abort {other.plan.id}")
+            shared = devices & set(other.devices)
+            if other.plan.id != plan.id and other.plan.app == plan.app and shared:
+                return other.plan.id, min(shared)
+        return None
 
     def _control(self, rollout: str, request: ControlRequest, now: Instant) -> None:
         if rollout not in self._active:
             raise InputError("rollout.over", f"rollout {rollout} is over, or was never started", remedy="jetfleet rollout status")
-        events: dict[str, Event] = {"pause": Pause(), "resume": Resume(), "abort": Abort(request.rollback)}
+        events: dict[str, Event] = {"pause": Pause(), "resume": Resume(request.accept, request.by),
+                                    "abort": Abort(request.rollback)}
         self._send(rollout, events[request.op], now)
 
     # --- news ---------------------------------------------------------------------------------------------------
@@ -157,12 +170,26 @@ class RolloutDriver:
                 self._on_outcome(report, now)
 
     def _on_outcome(self, report: Report, now: Instant) -> None:
+        taken = False
         for state in list(self._active.values()):
             if state.plan.app != report.app or report.device not in state.devices:
                 continue
             back = self._answers(state, report)
             if back is not None and report.outcome:
+                taken = True
                 self._send(state.plan.id, Outcome(report.device, report.outcome, report.code, report.detail[:500], back), now)
+        if not taken:
+            self._on_late(report, now)
+
+    def _on_late(self, report: Report, now: Instant) -> None:
+        """The answer of a board that was off until its rollout was over: noted there."""
+        with self._database.reading() as session:
+            state = journal.answered_late(session, report)
+        back = self._answers(state, report) if state else None
+        if state is None or back is None or not report.outcome:
+            return
+        after, effects = step(state, Outcome(report.device, report.outcome, report.code, report.detail[:500], back), now)
+        self._perform(after, effects, now)
 
     def _answers(self, state: Rollout, report: Report) -> bool | None:
         """Whether the report answers what was issued (False), its way back (True), or neither (None).
@@ -178,32 +205,70 @@ class RolloutDriver:
         return None
 
     def tick(self, now: Instant) -> None:
-        """Let time pass for every rollout, give held waves their latency evidence, renew what will expire."""
+        """Let time pass for every rollout, give held waves their evidence, count bytes, let boards join, renew what will expire."""
         if now.wall >= self._next_renewal:
             self._next_renewal = now.wall + RENEW_EVERY_S
-            self._renew(now)
-        measure = now.mono >= self._next_evidence
+            with self._database.session() as session:
+                outgoing = self._deployments.renew(session, now)
+            self._publish_all(outgoing)
+        measure, count = now.mono >= self._next_evidence, now.mono >= self._next_count
         if measure:
             self._next_evidence = now.mono + EVIDENCE_EVERY_S
+        if count:
+            self._next_count = now.mono + COUNT_EVERY_S
         for rollout, state in list(self._active.items()):
-            if state.phase in ("planned", "paused"):
-                continue
-            held = state.phase == "holding" and elapsed_s(state.since, now) >= state.plan.gates.hold_s
-            if not held or not state.plan.gates.max_p95_ratio:
-                self._send(rollout, Tick(), now)
-            elif measure:
-                self._send(rollout, self._evidence(state, now), now)
+            if count and state.phase not in ("planned", "reverting"):
+                self._count(state, now)
+            self._let_pass(rollout, now, measure)
+
+    def _let_pass(self, rollout: str, now: Instant, measure: bool) -> None:
+        state = self._active.get(rollout)
+        if state is None or state.phase in ("planned", "paused"):
+            return
+        if state.phase != "holding" or not state.plan.gates.need_evidence or state.wave <= state.accepted:
+            self._send(rollout, Tick(), now)
+        elif measure:
+            self._send(rollout, self._evidence(state, now), now)
 
     def _evidence(self, state: Rollout, now: Instant) -> Evidence:
-        """Old and new bundle's latency on the boards of this wave."""
-        members = state.wave_devices(state.wave)
+        """What the boards of the wave have shown; their latencies are read only when a look is due."""
+        due = due_look(state, elapsed_s(state.since, now) - state.plan.hold_s(state.wave)) is not None
+        members = [device for device in state.wave_devices(state.wave) if state.devices[device].status == "committed"]
         with self._database.reading() as session:
-            rows = [row for d in members if (row := journal.issued(session, state.plan.id, d, "forward"))]
-            old_bundles = {before.bundle for row in rows if (before := journal.before_of(row))} - {state.plan.bundle}
-            began = min((row.at for row in rows), default=now.wall)
-            old = journal.latency(session, app=state.plan.app, bundles=old_bundles, devices=members, since=began - EVIDENCE_SPAN_S)
-            new = journal.latency(session, app=state.plan.app, bundles={state.plan.bundle}, devices=members, since=began)
-        return Evidence(old, new)
+            return Evidence(evidence.of_boards(session, state.plan.id, state.plan.app, members, sketches=due))
+
+    def _count(self, state: Rollout, now: Instant) -> None:
+        """Bytes for the budget, and boards that have come since."""
+        plan = state.plan
+        if plan.budget.max_bytes or plan.budget.max_bytes_per_day:
+            with self._database.reading() as session:
+                spent = accounting.spending(session, plan.id, plan.app, now.wall)
+            self._send(plan.id, Spent(spent), now)
+        if plan.follow:
+            newcomers = self._newcomers(state)
+            if newcomers:
+                self._send(plan.id, Joined(newcomers), now)
+
+    def _newcomers(self, state: Rollout) -> dict[str, str]:
+        """Boards that the plan means, that it does not know yet, and that can take it; with the version that each runs."""
+        plan, found = state.plan, {}
+        with self._database.reading() as session:
+            request = journal.request_of(session, state)
+            for device in tags.selected(session, plan.select):
+                if device.device in state.devices or self._other_with(plan, {device.device}) is not None:
+                    continue
+                before = app_of(journal.deployment_of(session, device.device), plan.app)
+                if before is None and request.keep:
+                    continue  # nobody has said what its sources are
+                try:
+                    joining = msgspec.structs.replace(plan, waves=((device.device,),))
+                    check_deployable(session, request, device.device)
+                    check_releases(session, msgspec.structs.replace(request, plan=joining), self._release_of)
+                except InputError as error:
+                    _log.warning("board %s cannot join rollout %s: %s", device.device, plan.id, error.what)
+                    continue
+                found[device.device] = before.version if before else ""
+        return found
 
     # --- the machine --------------------------------------------------------------------------------------------
 
@@ -222,7 +287,7 @@ class RolloutDriver:
             del self._active[rollout]
 
     def _perform(self, state: Rollout, effects: tuple[Effect, ...], now: Instant) -> None:
-        outgoing: list[tuple[str, bytes]] = []
+        outgoing: Outgoing = []
         for effect in effects:
             if isinstance(effect, Persist):
                 with self._database.session() as session:
@@ -230,94 +295,16 @@ class RolloutDriver:
         issues = [effect for effect in effects if isinstance(effect, (Issue, Revert))]
         for start in range(0, len(issues), 100):
             with self._database.session() as session:
+                request = journal.request_of(session, state)
                 for effect in issues[start : start + 100]:
-                    make = self._issue if isinstance(effect, Issue) else self._revert
-                    outgoing += make(session, state.plan, effect.device, now)
+                    outgoing += (self._deployments.issue(session, request, effect.device, now) if isinstance(effect, Issue)
+                                 else self._deployments.revert(session, state.plan, effect.device, now))
+        self._publish_all(outgoing)
+
+    def _publish_all(self, outgoing: Outgoing) -> None:
         for device, envelope in outgoing:
             self._publish(device, envelope)
-
-    def _issue(self, session: Session, plan: Plan, device: str, now: Instant) -> list[tuple[str, bytes]]:
-        if journal.issued(session, plan.id, device, "forward"):
-            return []  # stored by an earlier run; all that is stored is published again at each connection
-        spec, keep = journal.spec_of(session, plan.id)
-        current = journal.deployment_of(session, device)
-        before = next((app for app in current.apps if app.app == plan.app), None) if current else None
-        wanted = _renewed_app(spec, before, keep)
-        deployment = self._compose(session, device, current, plan, wanted, now)
-        envelope = self._store(session, deployment, now)
-        journal.add_issued(session, plan.id, "forward", deployment, wanted.bundle, before, now.wall)
-        return [(device, envelope)]
-
-    def _revert(self, session: Session, plan: Plan, device: str, now: Instant) -> list[tuple[str, bytes]]:
-        forward = journal.issued(session, plan.id, device, "forward")
-        if forward is None or journal.issued(session, plan.id, device, "back"):
-            return []
-        before = journal.before_of(forward)
-        current = journal.deployment_of(session, device)
-        deployment = self._compose(session, device, current, plan, before, now)
-        envelope = self._store(session, deployment, now)
-        journal.add_issued(session, plan.id, "back", deployment, before.bundle if before else "", before, now.wall)
-        return [(device, envelope)]
-
-    def _compose(self, session: Session, device: str, current: Deployment | None, plan: Plan, app: AppSpec | None,
-                 now: Instant) -> Deployment:
-        """The board's next deployment: as the current one, with this app replaced (None: taken off)."""
-        apps = _with_app(current.apps if current else (), plan.app, app)
-        known = session.get(Device, device)
-        highest = max(current.seq if current else 0, known.seq if known else 0)
-        return Deployment(device, highest + 1, now.wall + DEPLOYMENT_LIFE_S, apps, plan.id, current.tags if current else {})
-
-    def _store(self, session: Session, deployment: Deployment, now: Instant) -> bytes:
-        envelope = self._sign(deployment)
-        journal.save_deployment(session, deployment, envelope, now.wall)
-        return envelope
-
-    def _renew(self, now: Instant) -> None:
-        """Sign again, under the next number, what would expire within a month. The boards change nothing."""
-        outgoing = []
-        with self._database.session() as session:
-            for device, _ in journal.retained(session):
-                current = journal.deployment_of(session, device)
-                if current and current.expires - now.wall < RENEW_BEFORE_S:
-                    fresh = msgspec.structs.replace(current, seq=current.seq + 1, expires=now.wall + DEPLOYMENT_LIFE_S)
-                    outgoing.append((device, self._store(session, fresh, now)))
-        for device, envelope in outgoing:
-            self._publish(device, envelope)
-
-
-def _check_deployable(session: Session, request: StartRequest, device: str) -> None:
-    """The deployment that this board would get is one that it will accept; else InputError `rollout.deployment`."""
-    current = journal.deployment_of(session, device)
-    apps = current.apps if current else ()
-    before = next((app for app in apps if app.app == request.plan.app), None)
-    wanted = _with_app(apps, request.plan.app, _renewed_app(request.spec, before, request.keep))
-    try:
-        check_deployment(Deployment(device, 1, 0.0, wanted))
-    except MalformedError as error:
-        raise InputError("rollout.deployment", f"board {device} could not run this: {error.what}", where=error.code,
-                         remedy="correct apps.toml; an app that feeds another is rolled out first") from None
-
-
-def _with_app(apps: tuple[AppSpec, ...], name: str, app: AppSpec | None) -> tuple[AppSpec, ...]:
-    """The apps with one replaced; taken off (None), those that it feeds go too, because they would have no input."""
-    if app is not None:
-        return tuple(sorted((*(a for a in apps if a.app != name), app), key=lambda a: a.app))
-    gone = {name}
-    while fed := {a.app for a in apps if a.input_from in gone} - gone:
-        gone |= fed
-    return tuple(a for a in apps if a.app not in gone)
 
 
 def _devices_of(plan: Plan) -> list[str]:
     return [device for wave in plan.waves for device in wave]
-
-
-def _renewed_app(spec: AppSpec, before: AppSpec | None, keep: bool) -> AppSpec:
-    """The app as this board gets it: its own settings with `keep`, else the request's, with a config version that grows."""
-    if before is None:
-        return spec
-    if keep:
-        return msgspec.structs.replace(before, bundle=spec.bundle, name=spec.name, version=spec.version)
-    same = msgspec.structs.replace(spec.config, version=before.config.version)
-    version = before.config.version if same == before.config else before.config.version + 1
-    return msgspec.structs.replace(spec, config=msgspec.structs.replace(spec.config, version=version))

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jetfleet_contract.errors import InputError
-from jetfleet_contract.rollout import Rollout
+from jetfleet_contract.rollout_records import Rollout
 from jetfleet_contract.sketch import Sketch
 
 from .store import journal

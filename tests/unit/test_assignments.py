@@ -9,7 +9,8 @@ import pytest
 
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, page_digests, table_of
 from jetfleet_contract.messages import AppSpec, Deployment
-from jetfleet_contract.rollout import Plan, planned
+from jetfleet_contract.rollout import planned
+from jetfleet_contract.rollout_plan import Plan
 from jetfleet_contract.trust import BundleTarget
 from jetfleet_host.assignments import Assignments, with_pages
 from jetfleet_host.store import journal

@@ -413,6 +413,8 @@ class Host(RuleBasedStateMachine):
         elif isinstance(effect, Issue):
             assert self.durable.devices[effect.device].status == "issued"
             self.check_gates(self.durable.devices[effect.device].wave)
+            budget = self.durable.plan.budget.max_bytes
+            assert not budget or self.durable.waived or effect.device in self.issued or self.durable.spent.total < budget
             if effect.device not in self.issued:  # what the journal's unique key does
                 self.issued.append(effect.device)
         else:
@@ -487,19 +489,12 @@ class Host(RuleBasedStateMachine):
             assert (progress.status == "waiting") == (device not in self.issued), f"the issue to {device} was lost"
 
     @invariant()
-    def a_breach_opens_no_further_wave(self) -> None:
+    def a_breach_stops_until_somebody_resumes(self) -> None:
         state = getattr(self, "state", planned(plan(("x",))))
         last = {(v.wave, v.gate): v.passed for v in state.verdicts}  # what was judged again after a pause counts as it came out then
         failed = [wave for (wave, _), passed in last.items() if not passed and wave not in self.accepted]
         if failed and state.wave not in self.accepted:
             assert state.phase in FINAL | {"reverting", "paused"} or state.resume_to == state.phase
-            assert state.wave == max(failed)
-
-    @invariant()
-    def no_wave_opens_beyond_the_budget(self) -> None:
-        state = getattr(self, "state", planned(plan(("x",))))
-        if state.phase == "running" and state.plan.budget.max_bytes and not state.waived:
-            assert state.spent.total <= state.plan.budget.max_bytes
 
     def teardown(self) -> None:
         """Whatever happened, time and an operator who accepts end it, and no board was issued to twice."""

@@ -14,6 +14,7 @@ from databases import postgres_url
 from sqlalchemy import event, select
 
 from jetfleet_contract.errors import StorageError
+from jetfleet_contract.gates import Gates
 from jetfleet_contract.messages import (
     AppConfig,
     AppSpec,
@@ -28,10 +29,11 @@ from jetfleet_contract.messages import (
     decode,
     encode,
 )
-from jetfleet_contract.rollout import Gates, Plan
+from jetfleet_contract.rollout_plan import Plan
 from jetfleet_contract.sketch import sketch_of
 from jetfleet_host import views
-from jetfleet_host.rollouts import DEPLOYMENT_LIFE_S, RENEW_BEFORE_S, RolloutDriver
+from jetfleet_host.deployments import DEPLOYMENT_LIFE_S, RENEW_BEFORE_S
+from jetfleet_host.rollouts import RolloutDriver
 from jetfleet_host.store import fleet, journal
 from jetfleet_host.store.database import Database
 from jetfleet_host.store.journal import ControlRequest, StartRequest
@@ -97,7 +99,7 @@ class Host:
         return report
 
     def window(self, device: str, number: int, bundle: str, milliseconds: float) -> None:
-        series = Series("reader", bundle, "1", "c", "front", 50, 50, {}, {"total": sketch_of([milliseconds] * 50)})
+        series = Series("reader", bundle, "1", "c", "front", 200, 200, {}, {"total": sketch_of([milliseconds] * 200)})
         with self.database.session() as session:
             row = session.get_one(Device, device)
             fleet.save_window(session, row, Telemetry(device, 1, number, 0.0, 10.0, (series,)), self.now().wall)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jetfleet_contract.errors import InputError
+from jetfleet_contract.gates import Gates
 from jetfleet_contract.messages import AppSpec, Birth, Capability, Deployment, Source
-from jetfleet_contract.rollout import Gates
 from jetfleet_host.rollout_plans import Bundle, Selection, read_apps, request_for
 from jetfleet_host.store import fleet, journal
 from jetfleet_host.store.database import Database

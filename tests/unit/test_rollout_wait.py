@@ -10,7 +10,9 @@ import pytest
 import typer
 
 from jetfleet_contract.messages import AppSpec
-from jetfleet_contract.rollout import Phase, Plan, planned
+from jetfleet_contract.rollout import planned
+from jetfleet_contract.rollout_plan import Plan
+from jetfleet_contract.rollout_records import Phase
 from jetfleet_host.commands.rollout import _wait
 from jetfleet_host.store import journal
 from jetfleet_host.store.database import Database

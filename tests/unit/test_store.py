@@ -23,7 +23,9 @@ from sqlalchemy import func, select, text
 
 from jetfleet_contract.errors import InputError, JetfleetError, StorageError
 from jetfleet_contract.messages import AppSpec, AppState, Birth, Capability, Deployment, Report, Series, Telemetry
-from jetfleet_contract.rollout import Plan, Start, planned, step
+from jetfleet_contract.rollout import planned, step
+from jetfleet_contract.rollout_plan import Plan
+from jetfleet_contract.rollout_records import Start
 from jetfleet_contract.sketch import Sketch, sketch_of
 from jetfleet_host import clock, views
 from jetfleet_host.store import fleet, journal

@@ -17,7 +17,7 @@ from jetfleet_contract.errors import InputError, JetfleetError, OrderError, Tran
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from jetfleet_contract.rollout import Rollout
+    from jetfleet_contract.rollout_records import Rollout
     from jetfleet_host.project import Project
     from jetfleet_host.store.database import Database
     from jetfleet_host.store.journal import Request
@@ -100,7 +100,7 @@ def start(
     wait: bool = _WAIT,
     as_json: bool = _JSON,
 ) -> None:
-    from jetfleet_contract.rollout import Gates
+    from jetfleet_contract.gates import Gates
     from jetfleet_host.publish import find_bundle
     from jetfleet_host.rollout_plans import Bundle, Selection, read_apps, request_for
 

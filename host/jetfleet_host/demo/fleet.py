@@ -21,9 +21,11 @@ import msgspec
 
 from jetfleet_contract import topics
 from jetfleet_contract.errors import RuntimeFailure
+from jetfleet_contract.gates import Gates
 from jetfleet_contract.messages import AppConfig, AppSpec, Source, TrialPolicy
 from jetfleet_contract.policy import ChoiceRow
-from jetfleet_contract.rollout import Gates, Plan, Rollout, waves_of
+from jetfleet_contract.rollout_plan import Plan, waves_of
+from jetfleet_contract.rollout_records import Rollout
 from jetfleet_host import clock
 from jetfleet_host.mqtt import BrokerSettings, MqttLink
 from jetfleet_host.project import Project
@@ -45,7 +47,7 @@ EXPLAIN_TIMEOUT_S = 60.0
 # Three boards share two cores here, and a trial runs two models on one of them: latency is compared loosely. What must be
 # strict is agreement. Over any 20 frames of this video: 0.79 at least between the sound versions, 0.40 at most with the bad one.
 TRIAL = TrialPolicy(frames=20, min_agreement=0.6, max_p99_ratio=8.0, lease_s=120.0, keep_s=2.0)
-GATES = Gates(max_p95_ratio=8.0, min_samples=10, hold_s=2.0, evidence_s=60.0, wave_timeout_s=900.0)
+GATES = Gates(max_p95_ratio=8.0, min_samples=10, hold_s=2.0, evidence_s=40.0, wave_timeout_s=900.0, on_undecided="pass")
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import (
@@ -24,10 +24,17 @@ from jetfleet_contract.errors import InputError, StorageError
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration: a database that is there already is opened without loading Alembic, which takes half a second."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_MS = 15_000
+
+
+class Transactions(Protocol):
+    """What drivers use of a Database, or of a Writer that fences it."""
+
+    def session(self) -> AbstractContextManager[Session]: ...
+    def reading(self) -> AbstractContextManager[Session]: ...
 
 
 class Database:

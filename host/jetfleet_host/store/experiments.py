@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jetfleet_contract.experiments import FINAL, Experiment
-from jetfleet_contract.rollout import FINAL as ROLLOUT_FINAL
+from jetfleet_contract.rollout_records import FINAL as ROLLOUT_FINAL
 from jetfleet_contract.sketch import Sketch
 
 from .fleet import unpack_stage

@@ -9,43 +9,53 @@ import msgspec
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jetfleet_contract.messages import AppSpec, Deployment, Message, Report
-from jetfleet_contract.rollout import FINAL, Plan, Progress, Rollout
-from jetfleet_contract.sketch import Sketch
+from jetfleet_contract.messages import AppSpec, DeliveryPolicy, Deployment, Message, Report, TrialPolicy
+from jetfleet_contract.rollout_plan import Plan
+from jetfleet_contract.rollout_records import FINAL, Progress, Rollout
 
-from .fleet import unpack_stage
-from .models import Desired, Issued, ReportRow, RolloutDevice, RolloutRequest, RolloutRow, SeriesRow
+from .models import Desired, Issued, ReportRow, RolloutDevice, RolloutRequest, RolloutRow
 
 _ENCODE = msgspec.json.Encoder(order="sorted").encode
 OutcomeWord = Literal["committed", "refused", "rolled_back", "failed"]
 _PROGRESS = msgspec.json.Decoder(Progress)
 
 
+class Overrides(Message, frozen=True):
+    """What a plan sets of an app, whatever apps.toml or the board has; None: nothing."""
+
+    trial: TrialPolicy | None = None
+    delivery: DeliveryPolicy | None = None
+
+
 class StartRequest(Message, frozen=True, tag="start"):
-    """Begin `plan`. `spec` is what each board's app becomes; with `keep` only its bundle is taken, the rest stays as it is."""
+    """Begin `plan`. `spec` is what each board's app becomes; with `keep` only its bundle is taken, the rest stays as it is.
+    `spec.downgrade`: an operator allows that boards go back to an older release."""
 
     plan: Plan
     spec: AppSpec
     keep: bool
+    overrides: Overrides = Overrides()
 
 
 class ControlRequest(Message, frozen=True, tag="control"):
-    """Pause, resume or abort a rollout; `rollback` goes with abort."""
+    """Pause, resume or abort a rollout; `rollback` goes with abort, `accept` and who (`by`) with resume."""
 
     op: str
     rollback: bool = False
+    accept: bool = False
+    by: str = ""
 
 
 Request = StartRequest | ControlRequest
 _REQUEST: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 
 
-def add_rollout(session: Session, state: Rollout, spec: AppSpec, keep: bool, now: float) -> None:
+def add_rollout(session: Session, state: Rollout, spec: AppSpec, keep: bool, now: float, overrides: Overrides | None = None) -> None:
     """A new rollout with all its boards."""
     session.add(RolloutRow(id=state.plan.id, app=state.plan.app, phase=state.phase, head=_head(state), spec=_ENCODE(spec),
-                           keep=keep, created=now, changed=now))
+                           keep=keep, overrides=_ENCODE(overrides or Overrides()), created=now, changed=now))
     session.flush()
-    session.add_all(RolloutDevice(rollout=state.plan.id, device=device, progress=_ENCODE(progress))
+    session.add_all(RolloutDevice(rollout=state.plan.id, device=device, progress=_ENCODE(progress), status=progress.status)
                     for device, progress in state.devices.items())
 
 
@@ -54,7 +64,8 @@ def save_state(session: Session, state: Rollout, changed: Iterable[str], now: fl
     session.execute(update(RolloutRow).where(RolloutRow.id == state.plan.id)
                     .values(phase=state.phase, head=_head(state), changed=now))
     for device in changed:
-        session.merge(RolloutDevice(rollout=state.plan.id, device=device, progress=_ENCODE(state.devices[device])))
+        progress = state.devices[device]
+        session.merge(RolloutDevice(rollout=state.plan.id, device=device, progress=_ENCODE(progress), status=progress.status))
 
 
 def load_state(session: Session, row: RolloutRow) -> Rollout:
@@ -70,10 +81,28 @@ def active(session: Session) -> list[Rollout]:
     return [load_state(session, row) for row in rows]
 
 
-def spec_of(session: Session, rollout: str) -> tuple[AppSpec, bool]:
-    """The app that the rollout brings, and whether boards keep their own settings of it."""
-    row = session.get_one(RolloutRow, rollout)
-    return msgspec.json.decode(row.spec, type=AppSpec), row.keep
+def owing(session: Session) -> list[Rollout]:
+    """Rollouts that are over, but have boards that never answered."""
+    late = select(RolloutDevice.rollout).where(RolloutDevice.status.in_(("issued", "silent", "reverting", "stuck"))).distinct()
+    rows = session.scalars(select(RolloutRow).where(RolloutRow.phase.in_(FINAL), RolloutRow.id.in_(late)).order_by(RolloutRow.created))
+    return [load_state(session, row) for row in rows]
+
+
+def answered_late(session: Session, report: Report) -> Rollout | None:
+    """The rollout that is over and that this outcome answers; None when there is none."""
+    row = session.scalar(
+        select(RolloutRow).join(Issued, Issued.rollout == RolloutRow.id)
+        .where(RolloutRow.phase.in_(FINAL), RolloutRow.app == report.app, Issued.device == report.device, Issued.bundle == report.bundle,
+               Issued.seq <= report.seq)
+        .order_by(Issued.seq.desc()).limit(1))
+    return load_state(session, row) if row else None
+
+
+def request_of(session: Session, state: Rollout) -> StartRequest:
+    """What was asked when the rollout began, with its plan as it is now."""
+    row = session.get_one(RolloutRow, state.plan.id)
+    overrides = msgspec.json.decode(row.overrides, type=Overrides) if row.overrides else Overrides()
+    return StartRequest(state.plan, msgspec.json.decode(row.spec, type=AppSpec), row.keep, overrides)
 
 
 def deployment_of(session: Session, device: str) -> Deployment | None:
@@ -99,8 +128,12 @@ def outcomes_of(session: Session, state: Rollout) -> list[Report]:
         select(ReportRow).join(Issued, (Issued.device == ReportRow.device) & (Issued.rollout == state.plan.id))
         .where(ReportRow.app == state.plan.app, ReportRow.outcome != "", ReportRow.seq >= Issued.seq)
         .distinct().order_by(ReportRow.id))
-    return [Report(row.device, row.report, row.seq, row.app, row.at, row.phase, row.bundle, row.version, row.from_version,
-                   msgspec.convert(row.outcome, OutcomeWord), row.code, row.detail, row.candidate) for row in rows]
+    return [_report(row) for row in rows]
+
+
+def _report(row: ReportRow) -> Report:
+    return Report(row.device, row.report, row.seq, row.app, row.at, row.phase, row.bundle, row.version, row.from_version,
+                  msgspec.convert(row.outcome, OutcomeWord), row.code, row.detail, row.candidate)
 
 
 def exists(session: Session, rollout: str) -> bool:
@@ -139,19 +172,6 @@ def open_requests(session: Session) -> list[tuple[int, str, Request]]:
 def answer(session: Session, request: int, code: str, text: str) -> None:
     """Answer a request; an empty code says that it was done."""
     session.execute(update(RolloutRequest).where(RolloutRequest.id == request).values(answered=True, code=code, answer=text))
-
-
-def latency(session: Session, *, app: str, bundles: set[str], devices: Iterable[str], since: float, stage: str = "total") -> Sketch:
-    """The exact merge of a stage's sketches, in ms, of these bundles on these boards in windows received after `since`."""
-    merged = Sketch()
-    names = list(devices)
-    for start in range(0, len(names), 500):  # SQLite bounds the number of parameters
-        rows = session.scalars(select(SeriesRow.stages).where(
-            SeriesRow.app == app, SeriesRow.bundle.in_(bundles), SeriesRow.received >= since,
-            SeriesRow.device.in_(names[start : start + 500])))
-        for stages in rows:
-            merged = merged.merged(unpack_stage(stages, stage))
-    return merged
 
 
 def _head(state: Rollout) -> bytes:

@@ -48,6 +48,16 @@ class Device(Base):
     gauges: Mapped[str] = mapped_column(Text, default="{}")
 
 
+class DeviceTag(Base):
+    """A word of the operator about a board: line = 3, site = berlin. Deployments carry them; selectors of rollouts look at them."""
+
+    __tablename__ = "device_tags"
+
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(63), primary_key=True)
+    value: Mapped[str] = mapped_column(String(63))
+
+
 class AppRow(Base):
     """What one app of a board runs, by the board's last birth or report."""
 
@@ -151,18 +161,20 @@ class RolloutRow(Base):
     head: Mapped[bytes] = mapped_column(LargeBinary)
     spec: Mapped[bytes] = mapped_column(LargeBinary)
     keep: Mapped[bool] = mapped_column(Boolean)
+    overrides: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
     created: Mapped[float] = mapped_column(Float)
     changed: Mapped[float] = mapped_column(Float)
 
 
 class RolloutDevice(Base):
-    """One board's progress in a rollout."""
+    """One board's progress in a rollout; its status again as a column, so that boards that owe an answer can be found."""
 
     __tablename__ = "rollout_devices"
 
     rollout: Mapped[str] = mapped_column(ForeignKey("rollouts.id", ondelete="CASCADE"), primary_key=True)
     device: Mapped[str] = mapped_column(String(63), primary_key=True)
     progress: Mapped[bytes] = mapped_column(LargeBinary)
+    status: Mapped[str] = mapped_column(String(20), default="", index=True)
 
 
 class Issued(Base):
@@ -235,6 +247,27 @@ class UploadRow(Base):
     at: Mapped[float] = mapped_column(Float)
     ended: Mapped[float] = mapped_column(Float)
     expires: Mapped[float] = mapped_column(Float)
+
+
+class Lease(Base):
+    """Who may drive the fleet. Each write of the owner is fenced by `epoch`, which grows with every change of owner; `beat` shows that the
+    owner lives. No clock is compared with another machine's: who stands by watches whether the beat moves."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(20), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100))
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    beat: Mapped[int] = mapped_column(BigInteger)
+
+
+class PublishedBlob(Base):
+    """Bytes of chunks of one blob that the host has published to boards, over all its lives."""
+
+    __tablename__ = "published_blobs"
+
+    blob: Mapped[str] = mapped_column(String(64), primary_key=True)
+    published: Mapped[int] = mapped_column(BigInteger)
 
 
 class Alarm(Base):
