@@ -21,7 +21,7 @@ from . import intake
 from .collector import Incoming
 from .intake import VerifyDevice
 from .store import commands, fleet, uploads
-from .store.database import Database
+from .store.database import Transactions
 from .store.models import CommandRow
 
 COMMAND_LIFE_S = 300.0
@@ -48,7 +48,7 @@ class CommandDriver:
         sign: gives the envelope of a command. verify: opens what a board signed with its pinned key.
     """
 
-    def __init__(self, database: Database, link: Link, sign: Callable[[Command], bytes], verify: VerifyDevice) -> None:
+    def __init__(self, database: Transactions, link: Link, sign: Callable[[Command], bytes], verify: VerifyDevice) -> None:
         self._database = database
         self._link = link
         self._sign = sign

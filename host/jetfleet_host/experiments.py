@@ -35,7 +35,7 @@ from jetfleet_contract.messages import AppSpec, Instant
 from jetfleet_contract.rollout_plan import Plan, waves_of
 
 from .store import experiments, journal
-from .store.database import Database
+from .store.database import Transactions
 from .store.journal import ControlRequest, StartRequest
 
 TICK_S = 1.0
@@ -53,7 +53,7 @@ def rollout_id(experiment: str, part: str) -> str:
 class ExperimentDriver:
     """Runs all experiments that are not over. Used by one thread; keeps nothing in memory."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Transactions) -> None:
         self._database = database
         self._next = 0.0
 

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import queue
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +23,11 @@ import msgspec
 from jetfleet_contract import topics
 from jetfleet_contract.broker_limits import BrokerLimits, check_chunks, findings
 from jetfleet_contract.chunks import MAX_CHUNK_BYTES
-from jetfleet_contract.errors import InputError, JetfleetError, StorageError, TransportError
+from jetfleet_contract.errors import InputError, JetfleetError, OrderError, StorageError, TransportError
 from jetfleet_contract.messages import Ack, Instant, encode
 
 from . import signing
+from .accounts import PublishedBytes
 from .assignments import Assignments, with_pages
 from .collector import Collector, Incoming, Ingested
 from .command_driver import CommandDriver
@@ -33,12 +35,13 @@ from .delegations import blobs_of_classes
 from .delivery import DeliverySettings, Distributor
 from .experiments import ExperimentDriver
 from .project import Project
-from .publish import served_blobs
+from .publish import published, served_blobs
 from .repository import meta_package, refresh_timestamp
 from .rollouts import RolloutDriver
 from .store.database import Database
 from .upload_files import UploadFiles
 from .uploads import Uploads
+from .writer import Writer
 
 QUEUE_MESSAGES = 20_000
 BATCH = 1000
@@ -48,6 +51,8 @@ RETRY_S = 1.0
 REFRESH_S = 600.0
 DEVICE_TOPICS = (topics.ALL_BIRTHS, topics.ALL_STATES, topics.ALL_REPORTS, topics.ALL_TELEMETRY, topics.ALL_WANTS,
                  topics.ALL_OFFERS, topics.ALL_RESPONSES)
+STANDBY_S = 0.5
+COUNT_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -108,32 +113,54 @@ class Server:
         self._database = Database.open(project.database_url)
         self._link = link_factory(self._heard, self._went_up, self._went_down)
         self._collector = Collector(self._database, signing.verify_device)
-        self._driver = RolloutDriver(self._database, lambda d: signing.sign_deployment(project, d), self._publish_desired,
-                                     lambda bundle: bundle in self._bundles)
-        self._experiments = ExperimentDriver(self._database)
+        self._writer = Writer(self._database, f"{socket.gethostname()} {clock().boot_id[:8]} {project.dir}")
+        self._driver = RolloutDriver(self._writer, lambda d: signing.sign_deployment(project, d), self._publish_desired,
+                                     lambda bundle: bundle in self._bundles, lambda bundle: self._bundles.get(bundle, ("", 0)))
+        self._experiments = ExperimentDriver(self._writer)
         self._assignments = Assignments(self._database)
         self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project), self._assignments.allowed,
                                         self._assignments.chunk_size)
-        self._commands = CommandDriver(self._database, self._link, lambda c: signing.sign_command(project, c), signing.verify_device)
-        self._uploads = Uploads(self._database, self._link, UploadFiles(project.dir / "uploads"), signing.verify_device,
+        self._commands = CommandDriver(self._writer, self._link, lambda c: signing.sign_command(project, c), signing.verify_device)
+        self._uploads = Uploads(self._writer, self._link, UploadFiles(project.dir / "uploads"), signing.verify_device,
                                 lambda v: signing.sign_verdict(project, v), project.settings.uploads.bounds)
-        self._bundles: frozenset[str] = frozenset()
+        self._published = PublishedBytes(self._writer)
+        self._bundles: dict[str, tuple[str, int]] = {}
         self._cuts: frozenset[int] = frozenset()
         self._retain: dict[str, bytes] = {}
         self._unsaved: list[Incoming] = []
-        self._retry_at = self._poll_at = self._refresh_at = 0.0
+        self._retry_at = self._poll_at = self._refresh_at = self._count_at = 0.0
         self._meta_stamp = (0, 0)
         self._signers: tuple[str, ...] = ()
         self._resync = True
         self.dropped = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until `stop` is set; then finish the turn in hand and leave.
+        """Stand by until no other process serves the database; then serve until `stop` is set, finish the turn in hand and leave.
 
         Raises:
+            OrderError: `serve.superseded` when another process has taken over; a new Server stands by.
             InputError, StorageError: the project or its database cannot be used at all. InputError `broker.packet-size`: what is published
                 cannot travel over the broker that the project names.
         """
+        try:
+            if self._stand_by(stop):
+                self._serve(stop)
+            self._writer.release()
+        finally:
+            self._database.close()
+
+    def _stand_by(self, stop: threading.Event) -> bool:
+        """Wait for the lease, without a link: two distributors would publish everything twice. False: asked to stop."""
+        told = ""
+        while not self._writer.tick(self._clock().mono):
+            if self._writer.other != told:
+                told = self._writer.other
+                self._notify("standby", told)
+            if stop.wait(STANDBY_S):
+                return False
+        return True
+
+    def _serve(self, stop: threading.Event) -> None:
         self._follow_meta(self._clock())
         check_chunks(self._link.limits, self._cuts, "what is published")
         for topic in DEVICE_TOPICS:
@@ -147,7 +174,7 @@ class Server:
             self._link.stop()
             self._uploads.close()
             self._store([item for item in self._taken(0.0) if isinstance(item, Incoming)], self._clock())
-            self._database.close()
+            self._guarded(lambda _now: self._published.keep(self._distributor.stats), self._clock())
 
     # --- the link's thread --------------------------------------------------------------------------------------
 
@@ -174,8 +201,18 @@ class Server:
 
     # --- the control thread -------------------------------------------------------------------------------------
 
+    def _stay_in_office(self, now: Instant) -> None:
+        try:
+            self._writer.tick(now.mono)
+        except StorageError as error:
+            _log.error("%s", error.diagnostics())  # nobody can take over either while the database is away
+        if not self._writer.holds:
+            raise OrderError("serve.superseded", "another jetfleet serve has taken over this database", where=str(self._project.dir),
+                             remedy="this one stands by now; nothing is lost")
+
     def _turn(self) -> None:
         now = self._clock()
+        self._stay_in_office(now)
         wait = min(self._distributor.tick(now.mono), self._tick_uploads(now), POLL_S)
         batch: list[Incoming] = []
         for item in self._taken(max(wait, 0.0)):
@@ -293,6 +330,9 @@ class Server:
         self._driver.tick(now)
         self._experiments.tick(now)
         self._commands.poll(now)
+        if now.mono >= self._count_at:
+            self._count_at = now.mono + COUNT_S
+            self._published.keep(self._distributor.stats)
 
     def _guarded(self, work: Callable[[Instant], None], now: Instant) -> None:
         """A full disk or an unreadable repository stops this piece of work, not the process; it is tried again."""
@@ -314,7 +354,7 @@ class Server:
             return
         package = meta_package(self._project)
         served = served_blobs(self._project)
-        self._bundles = frozenset(served)
+        self._bundles = {target.manifest: (target.name, target.release) for target in published(self._project)}
         self._cuts = frozenset(min(info.size, info.chunk_size) for every in served.values() for info in every.values())
         classes = {one.blob: one.info for one in blobs_of_classes(self._project.repository.load().snapshot.signed)}
         self._assignments.offer({manifest: with_pages(every, self._small_blob) for manifest, every in served.items()},
@@ -339,8 +379,9 @@ class Server:
         self._retain[topics.desired(device)] = envelope
 
     def _publish_retained(self) -> None:
-        """Hand over as many as the outbox takes; the rest waits for the next turn."""
-        while self._retain and self._link.connected:
+        """Hand over as many as the outbox takes; the rest waits for the next turn. Nothing unless surely still the one that serves: what
+        is retained stays, and must not be older than a successor's."""
+        while self._retain and self._link.connected and self._writer.fresh(self._clock().mono):
             topic, payload = next(iter(self._retain.items()))
             error = self._link.refuses(topic, payload)
             if error is not None:

@@ -27,7 +27,7 @@ from .collector import Incoming
 from .intake import VerifyDevice
 from .store import fleet
 from .store import uploads as rows
-from .store.database import Database
+from .store.database import Transactions
 from .upload_files import MemoryPart, UploadFiles, UploadPart
 
 MAX_JOBS = 16
@@ -107,7 +107,7 @@ class Uploads:
         verify: opens what a board signed with its pinned key. sign: gives the envelope of a verdict.
     """
 
-    def __init__(self, database: Database, link: Link, files: UploadFiles, verify: VerifyDevice, sign: Callable[[Verdict], bytes],
+    def __init__(self, database: Transactions, link: Link, files: UploadFiles, verify: VerifyDevice, sign: Callable[[Verdict], bytes],
                  bounds: Bounds) -> None:
         self._database = database
         self._link = link

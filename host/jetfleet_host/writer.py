@@ -27,7 +27,8 @@ class Writer:
     """This process's part in the lease; gives transactions that are fenced by it. Used by one thread.
 
     Args:
-        owner: names this process to people; unique among all that serve the database.
+        owner: names this machine and project folder. A lease under the same name is a dead predecessor's, because who serves a folder
+            locks it; it is taken over at once.
     """
 
     def __init__(self, database: Database, owner: str, *, renew_s: float = RENEW_S, expire_s: float = EXPIRE_S) -> None:
@@ -69,7 +70,7 @@ class Writer:
             seen = lease.holder(session)
         if seen != self._seen:
             self._seen, self._since = seen, mono
-        if seen is not None and seen.owner and mono - self._since < self._expire_s:
+        if seen is not None and seen.owner not in ("", self._owner) and mono - self._since < self._expire_s:
             return
         with self._database.session() as session:
             self._held = lease.take(session, self._owner, seen)

@@ -49,7 +49,8 @@ def test_share_bounds_hold_the_share_and_shrink_with_confidence(n: int, data: st
 
 def test_a_small_sample_bounds_no_tail() -> None:
     low, high = quantile_bounds(sketch_of([10.0] * 40), 0.99, 0.05)
-    assert (low, high) == (pytest.approx(10.0, rel=0.02), math.inf)
+    assert low == pytest.approx(10.0, rel=0.02)
+    assert high == math.inf
     assert quantile_bounds(Sketch(), 0.95, 0.05) == (0.0, math.inf)
     assert mean_bounds([1.0], 0.05) == (-math.inf, math.inf)
 

@@ -16,12 +16,13 @@ import typer
 _HELP = """Run the control side of a fleet: collect what boards say, deliver models, carry out rollouts.
 
 One process for one project folder, until Ctrl-C or SIGTERM. Where jetfleet.toml says `embedded = true` it starts the broker too.
+Of several processes on one database (a copy of the project folder on each machine), one serves; the others stand by and take over.
 
 Examples:
 
     jetfleet serve --dir fleet
 
-    jetfleet serve --dir fleet --json     # one JSON line when the link comes (up) or goes (down)
+    jetfleet serve --dir fleet --json     # one JSON line when the link comes (up) or goes (down), or it stands by (standby)
 """
 
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
@@ -36,6 +37,7 @@ def serve(
     folder: Path = _DIR,
     as_json: bool = typer.Option(False, "--json", help="Say what happens as JSON lines on stdout."),
 ) -> None:
+    from jetfleet_contract.errors import OrderError
     from jetfleet_host import clock
     from jetfleet_host.brokers import EmbeddedBroker
     from jetfleet_host.custody import online
@@ -68,9 +70,19 @@ def serve(
         def notify(event: str, detail: str) -> None:
             line = {"event": event, "broker": where, "detail": detail}
             text = {"up": f"Serving {project.dir} over {where}. Ctrl-C ends it.", "down": f"No broker at {where}: {detail}; trying again.",
-                    "limits": f"The broker at {where}: {detail}."}
+                    "limits": f"The broker at {where}: {detail}.",
+                    "standby": f"Standing by: {detail} serves this database.", "superseded": f"Another process serves now: {detail}"}
             print(json.dumps(line) if as_json else text[event], flush=True)
 
-        Server(project, connect, clock.now, notify, broker).run(stop)
+        def serve_a_term() -> None:
+            try:
+                Server(project, connect, clock.now, notify, broker).run(stop)
+            except OrderError as error:
+                if error.code != "serve.superseded":
+                    raise
+                notify("superseded", error.what)
+
+        while not stop.is_set():
+            serve_a_term()
     if not as_json:
         print("Stopped.", file=sys.stderr)
