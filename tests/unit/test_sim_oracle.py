@@ -13,8 +13,10 @@ import msgspec
 import pytest
 from sqlalchemy import delete, select
 
+from jetfleet_contract.gates import Gates
 from jetfleet_contract.messages import AppSpec, Deployment, Report, Series, Telemetry
-from jetfleet_contract.rollout import Gates, Plan, Progress, Rollout, Verdict
+from jetfleet_contract.rollout_plan import Plan
+from jetfleet_contract.rollout_records import Progress, Rollout, Verdict
 from jetfleet_contract.slot_records import AppSlots, Slot
 from jetfleet_host.sim.device import Device, Ledger, Told
 from jetfleet_host.sim.disk import Disk

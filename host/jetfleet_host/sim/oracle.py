@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jetfleet_contract.rollout import FINAL, Rollout
+from jetfleet_contract.rollout_records import FINAL, Rollout
 from jetfleet_host.store import journal
 from jetfleet_host.store.models import Counter, Desired, Issued, ReportRow, RolloutRow, SeriesRow, WindowRow
 from jetfleet_host.store.models import Device as DeviceRow

@@ -19,7 +19,7 @@ from sqlalchemy import select
 
 from jetfleet_contract import topics
 from jetfleet_contract.errors import RuntimeFailure
-from jetfleet_contract.rollout import FINAL
+from jetfleet_contract.rollout_records import FINAL
 from jetfleet_contract.trust import BundleTarget
 from jetfleet_host.bundles import open_bundle
 from jetfleet_host.project import Project

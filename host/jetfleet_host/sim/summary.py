@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jetfleet_contract.rollout import Rollout
+from jetfleet_contract.rollout_records import Rollout
 from jetfleet_host.store.models import Issued
 
 from .children import Usage
