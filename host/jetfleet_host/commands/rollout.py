@@ -95,6 +95,8 @@ def start(
     min_success: float = typer.Option(1.0, min=0.0, max=1.0, help="Share of a wave that must commit."),
     max_latency_ratio: float = typer.Option(2.0, min=0.0, help="New p95 over old p95 that is still good; 0: no latency gate."),
     hold: float = typer.Option(30.0, min=0.0, help="Seconds to watch a wave before the next."),
+    evidence: float = typer.Option(120.0, min=0.0, help="Seconds after the hold within which the gates must have come to a verdict."),
+    on_undecided: str = typer.Option("pause", help="pause, pass or breach: what follows when they have not."),
     timeout: float = typer.Option(3600.0, min=1.0, help="Seconds until a board that does not answer counts as silent."),
     on_breach: str = typer.Option("rollback", help="rollback: touched boards get their old model again; stop: leave them."),
     wait: bool = _WAIT,
@@ -114,7 +116,10 @@ def start(
     table = read_apps(apps) if apps else {}
     if apps and app not in table:
         raise InputError("apps.no-app", f"{apps} has no table [{app}]", where="--apps", remedy=f"it has: {', '.join(table) or 'nothing'}")
-    gates = Gates(max_bad=max_bad, min_success=min_success, max_p95_ratio=max_latency_ratio, hold_s=hold, wave_timeout_s=timeout)
+    if on_undecided not in ("pause", "pass", "breach"):
+        raise InputError("rollout.policy", f"{on_undecided[:40]!r} is no policy", where="--on-undecided", remedy="pause, pass or breach")
+    gates = Gates(max_bad=max_bad, min_success=min_success, max_p95_ratio=max_latency_ratio, hold_s=hold, wave_timeout_s=timeout,
+                  evidence_s=evidence, on_undecided=on_undecided)  # type: ignore[arg-type]
     selection = Selection(tuple(d.strip() for d in devices.split(",") if d.strip()), device_class, everybody)
     with closing(_open(project)) as database:
         with database.reading() as session:

@@ -46,6 +46,7 @@ sources = [{ name = "front", uri = "local:front", fps = 10.0 }]
 trial = { frames = 30, max_p99_ratio = 2.5, lease_s = 120.0, keep_s = 0.5 }
 """
 LATENCY_LIMIT = 1.4
+EVIDENCE_S = 8.0
 PLANTED_LATENCY = 1.8
 POLL_S = 0.25
 SAMPLE_S = 0.5
@@ -164,7 +165,8 @@ class Simulation:
         try:
             await self._rollout(fleet, new, "--canary", str(settings.canaries), "--wave", str(settings.wave_size), "--hold",
                                 f"{settings.hold_s:g}", "--max-latency-ratio", f"{LATENCY_LIMIT:g}", "--max-bad",
-                                "0" if settings.scenario == "bad-model" else bad, "--min-success", "0.6")
+                                "0" if settings.scenario == "bad-model" else bad, "--min-success", "0.6", "--evidence", f"{EVIDENCE_S:g}",
+                                "--on-undecided", "pass")
             await self._finish_upsets(upsets, fleet, new.manifest)
         finally:
             upsets.cancel()
