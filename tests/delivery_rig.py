@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from brokers import Mosquitto, until
 
 from jetfleet_agent.supervisor.fetch import Fetcher
@@ -22,6 +23,7 @@ from jetfleet_contract import topics
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, table_of
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Instant
+from jetfleet_contract.transfer import own_mark
 from jetfleet_host import mqtt as host_mqtt
 from jetfleet_host.brokers import EmbeddedBroker
 from jetfleet_host.delivery import DeliverySettings, Distributor
@@ -107,13 +109,19 @@ class Board(_Loop):
             lambda: self.posted.put(self.fetcher.on_link_up),
             lambda reason: self.posted.put(lambda: self._down(reason)),
         )
-        self.fetcher = Fetcher(self.store, self.link, name, now, self.done.append, lambda blob, error: self.failed.append((blob, error)))
+        self.ahead_s = 0.0
+        self.fetcher = Fetcher(self.store, self.link, name, self._now, self.done.append,
+                               lambda blob, error: self.failed.append((blob, error)))
         self.tick = self.fetcher.tick  # type: ignore[method-assign]
         self.thread.start()
         self.link.start()
 
+    def _now(self) -> Instant:
+        read = now()
+        return msgspec.structs.replace(read, wall=read.wall + self.ahead_s, mono=read.mono + self.ahead_s)
+
     def _message(self, topic: str, payload: bytes) -> None:
-        if topic.split("/")[4] in ("c", "u"):
+        if topic.split("/")[4] in ("c", "u") and own_mark(payload) is None:
             if self.loses(payload):
                 return
             self.chunks += 1

@@ -22,6 +22,7 @@ from jetfleet_agent.supervisor.downloads import Bundles
 from jetfleet_agent.supervisor.effects import EffectRunner, RunSettings
 from jetfleet_agent.supervisor.inbox import AppEvent
 from jetfleet_agent.supervisor.journal import Disk, Journal, RealDisk
+from jetfleet_agent.supervisor.metering import Metering
 from jetfleet_agent.supervisor.outbox import Outbox
 from jetfleet_agent.supervisor.store import BlobStore
 from jetfleet_agent.supervisor.updater import Updater
@@ -170,6 +171,7 @@ class Life:
         self.outbox = Outbox(folder / "reports", "board", session, self._sign, lambda: 0.5, self.disk)
         self.reports: list[Report] = []
         self.by_delta: list[str] = []
+        self.meter = Metering(folder / "delivery-days.json")
         self.runner = MortalRunner(bundles or shelf, self.store, self, self, self, self.outbox, self.events.append, self.now, RunSettings())
         self.runner.point = self.point
         self.updater = Updater(self.journal, self.runner, self.outbox, self.now)

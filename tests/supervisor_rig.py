@@ -16,6 +16,7 @@ from jetfleet_agent.config import AgentConfig, BrokerConfig
 from jetfleet_agent.supervisor.core import Supervisor, begin_session
 from jetfleet_agent.supervisor.inbox import Inbox
 from jetfleet_agent.supervisor.journal import Journal
+from jetfleet_agent.supervisor.metering import Metering
 from jetfleet_agent.supervisor.pipeline_link import PipelineLink, run_folder
 from jetfleet_agent.supervisor.pipelines import Pipelines
 from jetfleet_agent.supervisor.store import BlobStore
@@ -118,6 +119,7 @@ class FakeFetcher:
         self.ups = self.downs = 0
         self.explode = False
         self.gauges: dict[str, float] = {}
+        self.meter = Metering(store.folder.with_name("delivery-days.json"))
 
     def want(self, blob: str, info: BlobInfo) -> None:
         self.store.put_bytes(blob, self.shelf.paths[blob].read_bytes())

@@ -176,7 +176,8 @@ class Undeploy(Message, frozen=True, tag="undeploy"):
 
 class Fetched(Message, frozen=True, tag="fetched"):
     """All blobs of a step are verified and on disk; `then` are those of the next step, as the content told. `release` is what the signed
-    target says, which may have come after the deployment. `received` bytes came, `by_delta` of them as deltas, which `saved` so many."""
+    target says, which may have come after the deployment. `received` bytes were needed, `by_delta` of them as deltas, which `saved` so
+    many; `carried` are all that came for it, repeats and what only others needed included."""
 
     bundle: str
     step: FetchStep
@@ -185,6 +186,7 @@ class Fetched(Message, frozen=True, tag="fetched"):
     release: int = 0
     by_delta: int = 0
     saved: int = 0
+    carried: int = 0
 
 
 class Chosen(Message, frozen=True, tag="chosen"):

@@ -257,7 +257,8 @@ def _fetched(state: AppSlots, event: Fetched, now: Instant) -> Step:
     if state.target is not None and is_downgrade(state.champion, state.target):
         return lost(state, now, "slots.downgrade", _older(state.target, champion_of(state)), model=True)
     challenger = challenger_of(state)
-    metrics = {**state.metrics, "bytes": state.metrics.get("bytes", 0.0) + event.received}
+    metrics = {**state.metrics, "bytes": state.metrics.get("bytes", 0.0) + event.received,
+               "bytes_received": state.metrics.get("bytes_received", 0.0) + event.carried}
     if event.by_delta:
         metrics |= {"bytes_delta": float(event.by_delta), "bytes_saved": float(event.saved)}
     if event.step == "weights":

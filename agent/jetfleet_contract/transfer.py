@@ -171,10 +171,11 @@ class Receiver(msgspec.Struct, frozen=True):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """The disk was looked at: `missing` is what it lacks. `draw` in [0, 1) is a random number, here and below."""
+    """The disk was looked at: `missing` is what it lacks. `draw` in [0, 1) is a random number, here and below. `held`: as by Hold."""
 
     missing: Bitmap
     draw: float
+    held: bool = False
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -293,6 +294,8 @@ def _look_for(state: Receiver, missing: Bitmap, draw: float, now: float) -> Rece
 
 
 def _opened(state: Receiver, event: Opened, now: float) -> ReceiverStep:
+    if event.held and event.missing:
+        return _with(state, missing=event.missing, phase="held"), ()
     return _look_for(state, event.missing, event.draw, now)
 
 

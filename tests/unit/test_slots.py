@@ -91,8 +91,9 @@ def test_update_reports_its_numbers() -> None:
     world = World().install().install("b", 2)
     done = world.reports[-1]
     assert (done.outcome, done.phase, done.version, done.from_version, done.rollout) == ("committed", "keeping", "b", "a", "rollout-2")
-    assert done.metrics == {"bytes": 3000.0, "probe_agreement": 0.99, "agreement": 0.99, "frames_compared": 30.0, "champion_p99_ms": 10.0,
-                            "challenger_p99_ms": 9.0, "gap_ms": 12.5, "frames_lost": 0.0, "steady_gap_p99_ms": 40.0}
+    assert done.metrics == {"bytes": 3000.0, "bytes_received": 0.0, "probe_agreement": 0.99, "agreement": 0.99, "frames_compared": 30.0,
+                            "champion_p99_ms": 10.0, "challenger_p99_ms": 9.0, "gap_ms": 12.5, "frames_lost": 0.0,
+                            "steady_gap_p99_ms": 40.0}
     assert done.candidate == CANDIDATE.name
     assert world.state.previous is not None
     assert world.state.previous.bundle == A

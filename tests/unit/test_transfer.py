@@ -17,7 +17,7 @@ MARK = transfer.RoundMark(round=7, mark=1, kind="sync", chunks=3)
 RECEIVER_EVENTS: tuple[transfer.ReceiverEvent, ...] = (
     transfer.Opened(Bitmap.full(3), 0.5), transfer.Up(0.5), transfer.Down(), transfer.Stored(7, 1), transfer.Spoiled(7, 1),
     transfer.Marked(MARK, 0.5), transfer.Tick(0.5), transfer.Checked(), transfer.Unchecked(Bitmap.of(3, [1]), 0.5),
-    transfer.Broken("store.full"),
+    transfer.Broken("store.full"), transfer.Hold(), transfer.Release(0.5, 2, apart=True),
 )
 SENDER_EVENTS: tuple[rounds.SenderEvent, ...] = (
     rounds.Wanted("a", transfer.Want(CHUNK, Bitmap.full(3))), rounds.Grant(2), rounds.Lost(),
@@ -33,11 +33,12 @@ def test_a_receiver_takes_what_its_table_says_and_nothing_else(phase: transfer.R
     state = transfer.Receiver(CHUNK, Bitmap.full(3), phase=phase, online=True)
     before = encode_state(state)
     legal = {
-        "opening": {"Opened", "Up", "Down", "Marked", "Tick", "Broken"},
-        "checking": {"Checked", "Unchecked", "Broken", "Up", "Down", "Stored", "Spoiled", "Marked", "Tick"},
-        "done": {"Up", "Down", "Stored", "Spoiled", "Marked", "Tick"},
-        "failed": {"Up", "Down", "Stored", "Spoiled", "Marked", "Tick"},
-    }.get(phase, {"Up", "Down", "Stored", "Spoiled", "Marked", "Tick", "Broken"})
+        "opening": {"Opened", "Release", "Up", "Down", "Marked", "Tick", "Broken"},
+        "held": {"Up", "Down", "Stored", "Spoiled", "Marked", "Tick", "Broken", "Hold", "Release"},
+        "checking": {"Hold", "Checked", "Unchecked", "Broken", "Up", "Down", "Stored", "Spoiled", "Marked", "Tick"},
+        "done": {"Hold", "Up", "Down", "Stored", "Spoiled", "Marked", "Tick"},
+        "failed": {"Hold", "Up", "Down", "Stored", "Spoiled", "Marked", "Tick"},
+    }.get(phase, {"Up", "Down", "Stored", "Spoiled", "Marked", "Tick", "Broken", "Hold"})
     if type(event).__name__ in legal:
         transfer.step_receiver(state, event, 10.0)
     else:
@@ -100,6 +101,38 @@ def test_an_unanswered_ask_is_repeated_ever_more_slowly_and_for_ever() -> None:
         at = state.wake_at
     assert gaps[-1] == pytest.approx(transfer.MAX_ASK_S)
     assert gaps == sorted(gaps)
+
+
+def test_a_held_receiver_asks_for_nothing_listens_to_nothing_and_goes_on_when_released() -> None:
+    state, _ = transfer.step_receiver(opened(9), transfer.Tick(0.5), 0.1)
+    state, effects = transfer.step_receiver(state, transfer.Hold(), 0.2)
+    assert [len(effect.want.missing) for effect in effects if isinstance(effect, transfer.Ask)] == [0]  # the host stops sending for it
+    assert (state.phase, state.listens, state.wake_at) == ("held", False, transfer.NEVER)
+    state, _ = transfer.step_receiver(state, transfer.Stored(7, 3), 0.3)  # it was under way
+    state, effects = transfer.step_receiver(state, transfer.Release(0.0, 2, apart=True), 50.0)
+    state, effects = transfer.step_receiver(state, transfer.Tick(0.5), 50.1)
+    assert isinstance(effects[0], transfer.Ask)
+    assert (list(effects[0].want.missing), effects[0].want.apart, state.listens) == ([0, 1], True, True)
+
+
+def test_a_receiver_takes_no_more_than_it_is_allowed() -> None:
+    state, _ = transfer.step_receiver(opened(9), transfer.Hold(), 0.1)
+    state, _ = transfer.step_receiver(state, transfer.Release(0.0, 3, apart=True), 0.2)
+    state, _ = transfer.step_receiver(state, transfer.Tick(0.5), 0.3)
+    for index in (0, 0, 1):
+        assert state.phase != "held"
+        state, effects = transfer.step_receiver(state, transfer.Stored(7, index), 0.4)
+    assert state.phase == "held"
+    assert [len(effect.want.missing) for effect in effects if isinstance(effect, transfer.Ask)] == [0]
+
+
+def test_a_repeated_chunk_does_not_silence_the_asking() -> None:
+    """Nobody looks at the bytes of a chunk that is here already, so anybody could send it."""
+    state, _ = transfer.step_receiver(opened(9), transfer.Tick(0.5), 0.1)
+    state, _ = transfer.step_receiver(state, transfer.Stored(7, 1), 0.2)
+    due = state.wake_at
+    state, _ = transfer.step_receiver(state, transfer.Stored(99, 1), 1.0)
+    assert (state.wake_at, state.round, state.repeated) == (due, 7, 1)
 
 
 def test_a_forged_chunk_neither_counts_nor_silences_the_asking() -> None:

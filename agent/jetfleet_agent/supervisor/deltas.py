@@ -18,6 +18,7 @@ from jetfleet_contract.errors import JetfleetError, StorageError, UntrustedError
 from jetfleet_contract.trust import BundleTarget
 
 from .bundle_reader import Blobs
+from .metering import Metering
 from .store import BlobStore
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class Fetching(Protocol):
     def progress(self) -> dict[str, tuple[int, int]]: ...
     @property
     def gauges(self) -> dict[str, float]: ...
+    @property
+    def meter(self) -> Metering: ...
     def want(self, blob: str, info: BlobInfo) -> None: ...
     def cancel_except(self, blobs: set[str]) -> None: ...
     def on_message(self, topic: str, payload: bytes) -> bool: ...
@@ -146,6 +149,10 @@ class DeltaFetcher:
     @property
     def progress(self) -> dict[str, tuple[int, int]]:
         return self._fetcher.progress
+
+    @property
+    def meter(self) -> Metering:
+        return self._fetcher.meter
 
     @property
     def gauges(self) -> dict[str, float]:

@@ -26,6 +26,7 @@ from jetfleet_contract.trust import BundleTarget, DeltaTarget
 from . import deltas
 from .bundle_reader import Blobs, BundleReader, blob_of_digest
 from .inbox import AppEvent
+from .metering import Metering
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Fetching(Protocol):
 
     @property
     def held(self) -> set[str]: ...
+    @property
+    def meter(self) -> Metering: ...
     def want(self, blob: str, info: BlobInfo) -> None: ...
     def want_by_delta(self, blob: str, info: BlobInfo, source: DeltaSource) -> None: ...
     def cancel_except(self, blobs: set[str]) -> None: ...
@@ -56,7 +59,8 @@ class Reports(Protocol):
 class _Download(msgspec.Struct):
     """What one app waits for: a step of its challenger, or the files of its damaged champion, which it then repairs.
 
-    `index`: deltas may lead to what is missing. `routes`: the delta that a missing blob comes by, all others come in full.
+    `index`: deltas may lead to what is missing. `routes`: the delta that a missing blob comes by, all others come in full. `sources`:
+    every blob that was asked for, deltas and their index included.
     """
 
     bundle: str
@@ -74,6 +78,7 @@ class _Download(msgspec.Struct):
     routes: dict[str, DeltaSource] = {}
     by_delta: int = 0
     saved: int = 0
+    sources: set[str] = msgspec.field(default_factory=set)
     again: bool = False
 
 
@@ -103,6 +108,7 @@ class Downloads:
         self._downloads: dict[tuple[str, bool], _Download] = {}  # by app, and whether it is a repair
         self._awaiting: dict[tuple[str, bool], Callable[[], None]] = {}
         self._garbage = False
+        fetcher.meter.on_held = self._waits
 
     def know(self, states: Callable[[], Iterable[AppSlots]]) -> None:
         """Where to ask for the durable state of every app that this board has: what one of them holds is no garbage."""
@@ -124,9 +130,9 @@ class Downloads:
             self._reports.add(app, msgspec.structs.replace(waiting, code=error.code, detail=error.what), self._clock().wall)
             return
         _check_label(state, target)
-        download = _Download(effect.bundle, effect.step, effect.blobs, target.release)
+        download = _Download(effect.bundle, effect.step, effect.blobs, target.release, policy=_policy(state), waiting=waiting)
         if effect.step == "weights" and state.target is not None:
-            download.policy, download.waiting, download.held = state.target.spec.delivery, waiting, _held_before(state)
+            download.held = _held_before(state)
             download.index = self._bundles.deltas(effect.bundle)
         self._want(app, download, effect.blobs, target.every())
 
@@ -163,6 +169,7 @@ class Downloads:
         if not missing:
             self._complete(key)
             return
+        self._meter(app, download, coming)
         self._want_anew(download, infos)
 
     # --- deltas ---------------------------------------------------------------------------------------------
@@ -173,6 +180,7 @@ class Downloads:
         download.missing, download.received = {index.index}, index.info.size
         download.then = partial(self._fetch_known, app, download, blobs)
         self._downloads[app, False] = download
+        self._meter(app, download, (index.index,))
         self._fetcher.want(index.index, index.info)
 
     def _fetch_known(self, app: str, download: _Download, blobs: tuple[str, ...]) -> None:
@@ -206,6 +214,7 @@ class Downloads:
         del download.routes[blob]
         download.received += info.size
         download.saved -= info.size
+        self._meter(app, download, (blob,))
         self._fetcher.want(blob, info)
         return True
 
@@ -230,6 +239,19 @@ class Downloads:
             if not self._remove_unused(sizes.keys()):
                 raise
             self._store.check_space(needed)
+
+    def _meter(self, app: str, download: _Download, blobs: Iterable[str]) -> None:
+        """These blobs come by the app's delivery policy, and count as its bytes."""
+        download.sources |= set(blobs)
+        self._fetcher.meter.assign(app, download.policy, blobs)
+
+    def _waits(self, blob: str, code: str, why: str) -> None:
+        """A blob must wait for its hour or its day: the host is told; it goes on by itself."""
+        for (app, _), download in self._downloads.items():
+            if blob in download.sources:
+                log.info("%s: %s", app, why)
+                told = download.waiting or Progress(0, "idle", download.bundle)
+                self._reports.add(app, msgspec.structs.replace(told, code=code, detail=why), self._clock().wall)
 
     def blob_done(self, blob: str) -> None:
         """A blob is in the store."""
@@ -295,8 +317,9 @@ class Downloads:
             if error.code != "store.rotten" or not self._want_again(app, download):
                 self.fault(app, download.bundle, error)
             return
+        carried = sum(self._fetcher.meter.take(blob).received for blob in download.sources)
         self._post(AppEvent(app, Fetched(download.bundle, download.step, following, download.received, download.release,
-                                         download.by_delta, download.saved)))
+                                         download.by_delta, download.saved, carried)))
 
     def _want_again(self, app: str, download: _Download) -> bool:
         """Rot in a file that was complete: fetch it once more within the same step. False when that is not possible."""
@@ -333,7 +356,9 @@ class Downloads:
         try:
             infos = self._bundles.bundle(slot.bundle).every()
             blobs = (slot.bundle, *slot.blobs)
-            self._want(app, _Download(slot.bundle, "", blobs, repairs=slot), blobs, infos)
+            state = next((state for state in self._states() if state.app == app), AppSlots(app))
+            told = Progress(state.seq, state.phase, slot.bundle, slot.version, slot.version)
+            self._want(app, _Download(slot.bundle, "", blobs, repairs=slot, policy=_policy(state), waiting=told), blobs, infos)
         except JetfleetError as error:
             log.warning("%s: not yet: %s", app, error.what)
             self._awaiting[app, True] = partial(self.repair, app, slot)
@@ -373,6 +398,10 @@ class Downloads:
         if gone:
             log.info("%d unused blobs removed", len(gone))
         return bool(gone)
+
+
+def _policy(state: AppSlots) -> DeliveryPolicy:
+    return state.target.spec.delivery if state.target is not None else DeliveryPolicy()
 
 
 def _waiting_for_metadata(state: AppSlots) -> Progress:

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Protocol
 
 from jetfleet_contract import listening, topics, transfer
-from jetfleet_contract.chunks import Bitmap, BlobInfo, ChunkTable, TablePage, chunk_count, lower_pages, open_table, top_page
+from jetfleet_contract.chunks import Bitmap, BlobInfo, ChunkTable, TablePage, chunk_count, top_page
 from jetfleet_contract.errors import JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.messages import Instant
 
+from .metering import Metering
 from .mirror import Got
 from .store import BlobStore, Partial
+from .table_pages import load_table, missing_pages
 
 WORK_POLL_S = 0.002
 SETTLE_CHUNKS = 128
+METER = "delivery-days.json"
 IDLE_S = 60.0
-PAGE_LIMIT = 1 << 16
 _OPEN = ("offline", "asking", "receiving")
 
 _log = logging.getLogger(__name__)
@@ -58,8 +60,9 @@ class SecondTransport(Protocol):
 class _Job:
     """One blob that is wanted: its receiver, its open part, and the work that runs for it."""
 
-    def __init__(self, blob: str, info: BlobInfo, parents: set[str]) -> None:
+    def __init__(self, blob: str, info: BlobInfo, parents: set[str], root: str = "") -> None:
         self.blob = blob
+        self.root = root or blob  # the blob whose bytes these count as
         self.info = info
         self.count = chunk_count(info.size, info.chunk_size)
         self.parents = parents  # blobs whose table this one is a page of
@@ -73,6 +76,7 @@ class _Job:
         self.settling: Future[None] | None = None
         self.stored = 0
         self.listening: tuple[str, ...] = ()
+        self.admit_at = transfer.NEVER
         self.cancelled = False
 
 
@@ -99,6 +103,7 @@ class Fetcher:
         self._on_done = on_done
         self._on_failed = on_failed
         self._mirror = mirror
+        self.meter = Metering(store.folder.with_name(METER))
         self._jobs: dict[str, _Job] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self._random = random.SystemRandom()
@@ -148,6 +153,7 @@ class Fetcher:
             _log.warning("dropped a message on %s: %s", topic, error.what)
             return True
         if isinstance(heard, listening.Chunk):
+            self.meter.count(job.root, job.blob, len(payload), "unicast" if heard.alone else "broadcast", self._clock())
             self._take(job, heard)
         elif heard is not None:
             self._step(job, transfer.Marked(heard, self._random.random()))
@@ -168,11 +174,14 @@ class Fetcher:
         for job in list(self._jobs.values()):
             if job.work is not None and job.work.done():
                 self._finish_work(job)
+            elif now >= job.admit_at:
+                self._admit(job)
             elif job.receiver is not None and now >= job.receiver.wake_at:
                 self._step(job, transfer.Tick(self._random.random()))
         if any(job.work is not None for job in self._jobs.values()):
             return WORK_POLL_S
-        wake = min((job.receiver.wake_at for job in self._jobs.values() if job.receiver is not None), default=transfer.NEVER)
+        receivers = [(job, job.receiver) for job in self._jobs.values() if job.receiver is not None]
+        wake = min((min(job.admit_at, receiver.wake_at) for job, receiver in receivers), default=transfer.NEVER)
         return max(0.0, min(IDLE_S, mirror_due, wake - self._clock().mono))
 
     def close(self) -> None:
@@ -184,6 +193,7 @@ class Fetcher:
             if job.partial is not None:
                 job.partial.close()
         self._jobs.clear()
+        self.meter.close()
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -211,12 +221,13 @@ class Fetcher:
     def _advance(self, job: _Job) -> None:
         """Get the table first; then open the part and look at what it holds."""
         try:
-            pages = self._missing_pages(job)
+            pages, known = missing_pages(self._store, job.info)
+            job.table_pages = known or job.table_pages
             if pages:
                 self._want_pages(job, pages)
                 return
             job.pages = set()
-            job.table = self._load_table(job)
+            job.table = load_table(self._store, job.blob, job.info)
         except JetfleetError as error:
             self._fail(job, error)
             return
@@ -225,16 +236,6 @@ class Fetcher:
             self._step(job, transfer.Up(self._random.random()))
         self._submit(job, self._open)
 
-    def _missing_pages(self, job: _Job) -> list[TablePage]:
-        top = top_page(job.info)
-        if top is None:
-            return []
-        if not self._store.has(top.blob):
-            return [top]
-        lower = lower_pages(job.info, self._store.read(top.blob, PAGE_LIMIT))
-        job.table_pages = {page.blob for page in lower}
-        return [page for page in lower if not self._store.has(page.blob)]
-
     def _want_pages(self, job: _Job, pages: list[TablePage]) -> None:
         job.pages = {page.blob for page in pages}
         for page in pages:
@@ -242,17 +243,8 @@ class Fetcher:
             if known is not None:
                 known.parents.add(job.blob)
                 continue
-            self._jobs[page.blob] = _Job(page.blob, page.info, {job.blob})
+            self._jobs[page.blob] = _Job(page.blob, page.info, {job.blob}, job.root)
             self._advance(self._jobs[page.blob])
-
-    def _load_table(self, job: _Job) -> ChunkTable:
-        top = top_page(job.info)
-        if top is None:
-            return open_table(job.blob, job.info)
-        data = self._store.read(top.blob, PAGE_LIMIT)
-        lower = lower_pages(job.info, data)
-        pages = [self._store.read(page.blob, PAGE_LIMIT) for page in lower] if lower else [data]
-        return open_table(job.blob, job.info, pages)
 
     def _take(self, job: _Job, chunk: listening.Chunk) -> None:
         if job.partial is None or job.receiver is None or job.receiver.phase == "opening":
@@ -266,6 +258,8 @@ class Fetcher:
         except StorageError as error:
             self._break(job, error)
             return
+        if fits:
+            self.meter.useful(job.root, len(chunk.data))
         self._step(job, stored if fits else transfer.Spoiled(chunk.round, chunk.index))
         self._count_stored(job)
 
@@ -285,6 +279,23 @@ class Fetcher:
                 self._done(job)
             else:
                 self._fail(job, self._errors.pop(job.blob, _unverifiable(job, effect.code, self._store.folder)))
+        if isinstance(event, transfer.Stored) and job.receiver.phase == "held":
+            self._admit(job)  # what was allowed has come
+
+    def _admit(self, job: _Job) -> None:
+        """Let the receiver go on, or hold it, as the policy of its app says now."""
+        receiver = job.receiver
+        if receiver is None or receiver.phase not in (*_OPEN, "held"):
+            return
+        now = self._clock()
+        admission = self.meter.admit(job.root, job.blob, len(receiver.missing), job.info.chunk_size, now)
+        job.admit_at = now.mono + admission.wait_s
+        if not admission.free:
+            if self._mirror is not None:
+                self._mirror.forget(job.blob)
+            self._step(job, transfer.Hold())
+        elif receiver.phase == "held":
+            self._step(job, transfer.Release(self._random.random(), admission.allowed, admission.apart))
 
     def _ask(self, job: _Job, want: transfer.Want) -> None:
         """Publish a want, unless the mirror has its turn; that nothing is missing any more is always said."""
@@ -301,12 +312,16 @@ class Fetcher:
             if got.error is not None:
                 self._break(job, got.error)
             else:
+                size = job.info.chunk_size if got.index < job.count - 1 else job.info.size - got.index * job.info.chunk_size
+                self.meter.count(job.root, job.blob, size, "mirror", self._clock())
+                self.meter.useful(job.root, size)
                 self._step(job, transfer.Stored(job.receiver.round, got.index))
                 self._count_stored(job)
         for job in list(self._jobs.values()):
             if job.receiver is None or job.table is None or job.partial is None or job.receiver.phase not in _OPEN:
                 continue
-            ask_now = mirror.offer(job.blob, job.table, job.receiver.missing, job.partial.write)
+            allowed, missing = job.receiver.allowed, job.receiver.missing
+            ask_now = mirror.offer(job.blob, job.table, missing if allowed is None else missing.lowest(allowed), job.partial.write)
             if ask_now and self._link.connected:
                 self._step(job, transfer.Up(self._random.random()))
         return mirror.due_s()
@@ -368,7 +383,8 @@ class Fetcher:
         elif isinstance(outcome, Bitmap) and job.receiver is not None:
             draw = self._random.random()
             opening = job.receiver.phase == "opening"
-            self._step(job, transfer.Opened(outcome, draw) if opening else transfer.Unchecked(outcome, draw))
+            self._step(job, transfer.Opened(outcome, draw, held=True) if opening else transfer.Unchecked(outcome, draw))
+            self._admit(job)
 
     # --- ends -------------------------------------------------------------------------------------------------
 
@@ -416,6 +432,7 @@ class Fetcher:
         for topic in job.listening:
             self._link.unsubscribe(topic)
         job.listening = ()
+        self.meter.ended(job.blob)
         if self._mirror is not None:
             self._mirror.forget(job.blob)
         if job.partial is not None:
