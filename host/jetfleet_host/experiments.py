@@ -10,7 +10,7 @@ import logging
 from sqlalchemy.orm import Session
 
 from jetfleet_contract.cohorts import ARMS, Arm
-from jetfleet_contract.errors import OrderError
+from jetfleet_contract.errors import InputError, OrderError
 from jetfleet_contract.experiments import (
     LATENCIES,
     Abort,
@@ -48,6 +48,18 @@ _log = logging.getLogger(__name__)
 def rollout_id(experiment: str, part: str) -> str:
     """The rollout of an arm (`a`, `b`) or of the promotion (`win`)."""
     return f"{experiment}-{part}"
+
+
+def check_no_experiment(session: Session, plan: Plan) -> None:
+    """Both versions stay until the verdict: a rollout that is none of the experiment's own would spoil the comparison.
+
+    Raises:
+        InputError: `rollout.experiment`.
+    """
+    state = experiments.on_boards(session, plan.app, (device for wave in plan.waves for device in wave))
+    if state is not None and plan.id not in [rollout_id(state.plan.id, part) for part in ("a", "b", PROMOTION)]:
+        raise InputError("rollout.experiment", f"experiment {state.plan.id} compares versions of app {plan.app} on some of these boards",
+                         remedy=f"wait for its verdict, or: jetfleet experiment abort {state.plan.id}")
 
 
 class ExperimentDriver:

@@ -37,6 +37,7 @@ from jetfleet_contract.rollout_records import (
 from jetfleet_contract.rollout_rules import due_look
 
 from .deployments import Deployments, Outgoing, ReleaseOf, app_of, check_deployable, check_releases
+from .experiments import check_no_experiment
 from .store import accounting, evidence, journal, tags
 from .store.database import Transactions
 from .store.journal import ControlRequest, Request, StartRequest
@@ -132,6 +133,7 @@ class RolloutDriver:
             unknown = [d for d in _devices_of(plan) if session.get(Device, d) is None]
             if unknown:
                 raise InputError("rollout.unknown-device", f"no such board: {', '.join(unknown[:5])}", remedy="jetfleet devices lists them")
+            check_no_experiment(session, plan)
             for device in _devices_of(plan):
                 check_deployable(session, request, device)
             check_releases(session, request, self._release_of)

@@ -15,12 +15,14 @@ from sqlalchemy import event, select
 from jetfleet_contract import cohorts
 from jetfleet_contract import experiments as ex
 from jetfleet_contract.messages import AppSpec, Birth, Capability, Deployment, Instant, Report, Series, Source, Telemetry, decode, encode
+from jetfleet_contract.rollout_plan import Plan
 from jetfleet_contract.sketch import sketch_of
 from jetfleet_host.experiments import ExperimentDriver, rollout_id
 from jetfleet_host.rollouts import RolloutDriver
 from jetfleet_host.store import experiments as rows
 from jetfleet_host.store import fleet, journal
 from jetfleet_host.store.database import Database
+from jetfleet_host.store.journal import StartRequest
 from jetfleet_host.store.models import Device, Issued
 
 V1, V2 = "11" * 32, "22" * 32
@@ -187,6 +189,19 @@ def test_an_operator_aborts_and_promotes(world: World) -> None:
     world.turn()
     with world.database.reading() as session:
         assert (rows.answer_of(session, "exp") or "").startswith("experiment.order")
+
+
+def test_another_rollout_on_its_boards_waits_for_the_verdict(world: World) -> None:
+    world.begin()
+    world.go_until("running")
+    plan = Plan("other", "reader", V2, "ocr", "2", (("b03",),))
+    with world.database.session() as session:
+        number = journal.ask(session, plan.id, StartRequest(plan, AppSpec("reader", V2, "ocr", "2"), keep=True), world.now().wall)
+    world.turn()
+    with world.database.reading() as session:
+        answered = journal.answer_of(session, number)
+    assert answered is not None
+    assert answered[0] == "rollout.experiment"
 
 
 def test_a_kill_at_every_statement_begins_no_arm_twice(tmp_path: Path) -> None:
