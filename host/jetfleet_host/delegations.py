@@ -133,7 +133,7 @@ def accept(project: Project, device_class: str, data: bytes) -> int:
         UntrustedError: `trust.no-delegation`, `trust.signature`, `trust.rollback`, `trust.expired`, `trust.fork`.
         MalformedError: `message.large`, `trust.malformed`, `trust.target` (also for engines of another class). InputError `keys.*`.
     """
-    found = _read(device_class, data)
+    found = read_delegated(device_class, data)
     _check_signed(project, device_class, found)
     info = _publish_blob(project, data)
     with project.repository.locked():
@@ -154,7 +154,8 @@ def blobs_of_classes(snapshot: Snapshot) -> Iterator[DelegationBlob]:
                                   entry.unrecognized_fields.get(FIELD))
 
 
-def _read(device_class: str, data: bytes) -> Metadata[Targets]:
+def read_delegated(device_class: str, data: bytes) -> Metadata[Targets]:
+    """Decode what a builder signed and check its engines; signatures are not looked at. MalformedError as `accept`."""
     from tuf.api.exceptions import RepositoryError
     from tuf.api.metadata import Metadata, Targets
 
