@@ -115,7 +115,7 @@ class BadServer:
         else:
             shift = 1 if self.way == "other-range" else 0
             self._head(request, 206, len(body), **{"Content-Range": f"bytes {start + shift}-{end - 1 + shift}/{len(data)}"})
-        if self.way == "truncated":
+        if self.way == "truncated" and len(body) > 65536:
             body = body[: len(body) // 2]
             request.close_connection = True
         if self.way == "slow":

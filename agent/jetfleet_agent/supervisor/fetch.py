@@ -169,7 +169,6 @@ class Fetcher:
 
     def tick(self) -> float:
         """Let time pass and take up finished work; seconds until the next tick is due."""
-        mirror_due = self._take_mirrored(self._mirror) if self._mirror is not None else IDLE_S
         now = self._clock().mono
         for job in list(self._jobs.values()):
             if job.work is not None and job.work.done():
@@ -178,6 +177,7 @@ class Fetcher:
                 self._admit(job)
             elif job.receiver is not None and now >= job.receiver.wake_at:
                 self._step(job, transfer.Tick(self._random.random()))
+        mirror_due = self._take_mirrored(self._mirror) if self._mirror is not None else IDLE_S
         if any(job.work is not None for job in self._jobs.values()):
             return WORK_POLL_S
         receivers = [(job, job.receiver) for job in self._jobs.values() if job.receiver is not None]

@@ -158,6 +158,8 @@ class Mirror:
 
     def _task(self) -> tuple[str, ChunkTable, int, int, bool] | None:
         """The next range: blob, table, first chunk, count, and whether most of the blob is missing."""
+        if not self._health.usable(self._mono()):
+            return None
         for blob, wanted in self._wanted.items():
             left = wanted.missing.minus(wanted.bad)
             if not wanted.turn.mirror or not wanted.missing:
