@@ -20,6 +20,7 @@ import msgspec
 from jetfleet_agent.config import UploadConfig
 from jetfleet_contract import pacing, rounds, topics, transfer, uploads
 from jetfleet_contract.broker_limits import BrokerLimits
+from jetfleet_contract.charges import BUDGET_RENEW_S, Charge
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, chunk_count
 from jetfleet_contract.errors import JetfleetError, MalformedError, StorageError
 from jetfleet_contract.messages import Instant, encode
@@ -30,6 +31,7 @@ from .commands import Signer
 from .upload_store import Pending, UploadStore
 
 HOST = "host"
+MARK_EVERY = 4
 OFFER_BASE_S = 2.0
 OFFER_CAP_S = 120.0
 HEARD_S = 30.0
@@ -93,6 +95,7 @@ class Uploads:
         rate = settings.rate_kbit_s * 125.0 or UNPACED_BYTES_S
         self._pace = pacing.starting(rate, rate / 16, max(2.0 * PART_BYTES, rate / 4), clock().mono)
         self._senders: dict[str, rounds.Sender] = {}
+        self._spent: dict[str, Charge] = {}
         self._due: dict[int, _Due] = {offer: _Due() for offer in store.pending}
         self._copying: list[Future[Pending]] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="uploads")
@@ -209,10 +212,11 @@ class Uploads:
         self._forget(kept.offer)
 
     def _forget(self, offer: Offer) -> None:
-        self._due.pop(offer.id, None)
         self._store.drop(offer.id)
+        self._due.pop(offer.id, None)
         for blob in [blob for blob in self._senders if self._store.info(blob) is None]:
             del self._senders[blob]
+            self._spent.pop(blob, None)
 
     # --- chunks -----------------------------------------------------------------------------------------------
 
@@ -223,13 +227,25 @@ class Uploads:
         want = transfer.decode_want(payload, chunk_count(info.size, info.chunk_size))
         if want.chunk_size != info.chunk_size:
             raise MalformedError("want.bad", f"chunks of {want.chunk_size} bytes were asked for, {info.chunk_size} are offered")
-        if blob not in self._senders:
-            self._senders[blob] = rounds.sender(want.missing.count, 1 + secrets.randbelow(1 << 31))
+        if blob not in self._senders or self._senders[blob].phase == "idle":
+            self._senders[blob] = self._fresh_sender(blob, want.missing.count)
         heard = self._clock().mono + HEARD_S
         for kept in self._store.pending.values():
             if kept.offer.id in self._due and blob in (kept.offer.blob, *kept.pages):
                 self._due[kept.offer.id].at = max(self._due[kept.offer.id].at, heard)  # the host knows of it
         self._step(blob, rounds.Wanted(HOST, want))
+
+    def _fresh_sender(self, blob: str, count: int) -> rounds.Sender:
+        """Few chunks are under way at a time, so that little is in vain when the host has gone; and what was really sent before counts half
+        of the usual budget: it is the host that asks, and only a hostile broker could ask in its name."""
+        sender = rounds.sender(count, 1 + secrets.randbelow(1 << 31))
+        return msgspec.structs.replace(sender, mark_every=MARK_EVERY, charges={HOST: self._spent.get(blob, Charge(0.0, 0.0))})
+
+    def _spend(self, blob: str, payload: int, count: int) -> None:
+        now = self._clock().mono
+        self._pace = pacing.spend(self._pace, payload)
+        spent = self._spent.get(blob, Charge(0.0, now))
+        self._spent[blob] = Charge(max(0.0, spent.chunks - (now - spent.at) * count / BUDGET_RENEW_S) + 0.5, now)
 
     def _send_chunks(self, mono: float) -> float:
         active = [blob for blob, sender in self._senders.items() if sender.phase != "idle"]
@@ -253,7 +269,7 @@ class Uploads:
                 self._link.publish(topics.upload(self._device, blob), uploads.encode_part_mark(encode(effect.mark)), qos=0)
             elif isinstance(effect, rounds.Observe):
                 self._pace = pacing.observe(self._pace, effect.sent, effect.lost, now)
-            else:
+            elif isinstance(effect, rounds.Refuse):
                 _log.info("the host has asked for more of upload %s than its budget; it is served as that renews", blob)
 
     def _send(self, blob: str, send: rounds.Send) -> None:
@@ -266,7 +282,7 @@ class Uploads:
                 _log.error("upload %s: %s", blob, error.what)
                 return  # as if it were lost: the host asks again
             payload = uploads.encode_part(send.round, index, data)
-            self._pace = pacing.spend(self._pace, len(payload))
+            self._spend(blob, len(payload), self._senders[blob].count)
             if self._link.publish(topic, payload, qos=0):
                 self.sent_bytes += len(payload)
 
