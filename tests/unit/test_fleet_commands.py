@@ -160,8 +160,9 @@ def test_every_command_has_help_with_an_example() -> None:
     import typer.main
 
     group: Any = typer.main.get_command(cli.app)
-    ours = [group.commands[name] for name in ("devices", "top", "latency", "events", "serve")]
-    ours += [*group.commands["rollout"].commands.values(), *group.commands["device"].commands.values()]
+    ours = [group.commands[name] for name in ("devices", "top", "latency", "events", "serve", "mirror", "rollout", "device")]
+    while groups := [command for command in ours if hasattr(command, "commands")]:
+        ours = [command for command in ours if command not in groups] + [inner for each in groups for inner in each.commands.values()]
     for command in ours:
         assert "Example" in command.help
         assert any("--json" in option.opts for option in command.params)
