@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jetfleet_contract.delta_format import WIDTHS, Tensor
+from jetfleet_contract.delta_format import WIDTHS, Factors, Tensor
 from jetfleet_contract.errors import MalformedError
 
 if TYPE_CHECKING:
@@ -17,30 +17,39 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Bits = NDArray[np.unsignedinteger]
+    Matrix = NDArray[np.float32]
 
 _MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23}
 
 
-def restored(record: Tensor, base: bytes, parameters: bytes, streams: Sequence[bytes]) -> bytes:
+def unpacked_factors(record: Factors, rows: bytes) -> Matrix:
+    """The factors as float32 (rank, columns)."""
+    import numpy as np
+
+    return np.frombuffer(rows, np.int8).astype(np.float32).reshape(record.rank, record.columns)
+
+
+def restored(record: Tensor, base: bytes, parameters: bytes, factors: Matrix | None, streams: Sequence[bytes]) -> bytes:
     """The target's bytes of one piece.
 
     Args:
         base: the numbers that it is predicted from. parameters, streams: the record's, unpacked; their lengths were checked.
+        factors: those that a `shift` refers to.
 
     Raises:
         MalformedError: `delta.malformed` when escapes and their places do not match.
     """
     import numpy as np
 
-    predicted = _predicted(record, base, parameters)
+    predicted, keys = _predicted(record, base, parameters, factors)
     misses = _misses(record, streams)
     one = misses.dtype.type(1)
     signed = np.right_shift(misses, one)
     np.bitwise_and(misses, one, out=misses)
     np.negative(misses, out=misses)
     np.bitwise_xor(signed, misses, out=signed)
-    if record.order == "exponent":
-        order = np.argsort(_exponents(record, predicted), kind="stable")
+    if record.order == "context":
+        order = np.argsort(_exponents(record, predicted) if keys is None else keys, kind="stable")
         misses[order] = signed
         signed = misses
     if record.kind == "int8":
@@ -48,21 +57,38 @@ def restored(record: Tensor, base: bytes, parameters: bytes, streams: Sequence[b
     return _unmapped(_mapped(predicted) + signed).tobytes()
 
 
-def _predicted(record: Tensor, base: bytes, parameters: bytes) -> Bits:
-    """The prediction's bits as unsigned numbers of the target's width."""
+def _predicted(record: Tensor, base: bytes, parameters: bytes, factors: Matrix | None) -> tuple[Bits, NDArray[np.uint8] | None]:
+    """The prediction's bits as unsigned numbers of the target's width; and, for whole numbers, what they are sorted by."""
     import numpy as np
 
     wide = np.dtype(f"<u{WIDTHS[record.kind]}")
     if record.predict == "same":
-        return np.frombuffer(base, wide)
+        bits = np.frombuffer(base, wide)
+        return bits, np.full(len(bits), 16, np.uint8) if record.kind == "int8" else None
     values = _floats(record, base)
     with np.errstate(all="ignore"):
-        if record.predict == "gain":
-            steps = np.frombuffer(parameters, "<i2").astype(np.float32)
+        if record.predict in ("gain", "shift"):
+            steps = np.frombuffer(parameters[:2 * record.channels], "<i2").astype(np.float32)
             values = _by_channel(record, values, np.float32(1) + steps / np.float32(32768), np.multiply)
-        elif record.predict == "quantize":
+        if record.predict == "shift" and factors is not None:
+            values += _shift(record, parameters[2 * record.channels:], factors)
+        if record.predict == "quantize":
             values = _by_channel(record, values, np.frombuffer(parameters, "<f4"), np.divide)
-        return _rounded(record, values)
+        if record.kind == "int8":
+            return _whole(values)
+        return _rounded(record, values), None
+
+
+def _shift(record: Tensor, parameters: bytes, factors: Matrix) -> Matrix:
+    """The low-rank part: whole numbers, exact, times one float32 a channel."""
+    import numpy as np
+
+    scales = np.frombuffer(parameters[:4 * record.channels], "<f4").reshape(-1, 1)
+    rows = np.frombuffer(parameters[4 * record.channels:], np.int8).astype(np.float32).reshape(record.channels, -1)
+    moved = rows @ factors
+    np.multiply(moved, scales, out=moved)
+    shift = moved.reshape(-1)
+    return shift if len(shift) == record.count else np.tile(shift, record.count // len(shift))
 
 
 def _floats(record: Tensor, base: bytes) -> NDArray[np.float32]:
@@ -90,9 +116,19 @@ def _rounded(record: Tensor, values: NDArray[np.float32]) -> Bits:
     if record.kind == "bfloat16":
         bits = values.view("<u4")
         return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
-    np.rint(values, out=values)
-    np.clip(values, -127, 127, out=values)
-    return values.astype(np.int8).view(np.uint8)
+    raise MalformedError("delta.malformed", f"the delta cannot be used: {record.kind} is not rounded to")
+
+
+def _whole(values: NDArray[np.float32]) -> tuple[Bits, NDArray[np.uint8]]:
+    """int8 numbers, and the part that rounding took, in 32nds from -1/2."""
+    import numpy as np
+
+    whole = np.clip(np.rint(values), -127, 127)
+    np.subtract(values, whole, out=values)
+    np.multiply(values, np.float32(32), out=values)
+    np.add(values, np.float32(16), out=values)
+    np.clip(values, 0, 31, out=values)
+    return whole.astype(np.int8).view(np.uint8), values.astype(np.uint8)
 
 
 def _misses(record: Tensor, streams: Sequence[bytes]) -> Bits:

@@ -22,12 +22,15 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from jetfleet_contract.delta_format import Copy, Data, Header, Record, Stream, Tensor, read_header, read_records
+from jetfleet_contract.delta_format import Copy, Data, Factors, Header, Record, Stream, Tensor, read_header, read_records
 from jetfleet_contract.errors import JetfleetError, MalformedError, StorageError, UntrustedError
 
-from .patch_tensors import restored
+from .patch_tensors import restored, unpacked_factors
+
+if TYPE_CHECKING:
+    from .patch_tensors import Matrix
 
 READ_BYTES = 1 << 20
 FAILED = 3
@@ -99,6 +102,7 @@ def _check_base(base: BinaryIO, header: Header) -> None:
 def _pieces(records: Iterator[Record], base: int, threads: int) -> Iterator[bytes]:
     """The target's pieces in order, a few of them made at the same time."""
     pending: deque[Future[bytes]] = deque()
+    factors = None
     with ThreadPoolExecutor(threads) as workers:
         for record in records:
             if isinstance(record, Copy):
@@ -106,7 +110,10 @@ def _pieces(records: Iterator[Record], base: int, threads: int) -> Iterator[byte
                     yield pending.popleft().result()
                 yield from _copied(base, record)
                 continue
-            pending.append(workers.submit(_made, base, record))
+            if isinstance(record, Factors):
+                factors = unpacked_factors(record, _unpacked(record.rows))
+                continue
+            pending.append(workers.submit(_made, base, record, factors))
             if len(pending) > threads:
                 yield pending.popleft().result()
         while pending:
@@ -127,13 +134,13 @@ def _base_bytes(base: int, offset: int, length: int) -> bytes:
     return data
 
 
-def _made(base: int, record: Data | Tensor) -> bytes:
+def _made(base: int, record: Data | Tensor, factors: Matrix | None) -> bytes:
     if isinstance(record, Data):
         window = _base_bytes(base, record.window, record.window_length) if record.window_length else b""
         return _unpacked(Stream(record.length, record.packed), window)
     parameters = _unpacked(record.parameters) if record.parameters is not None else b""
     base_bytes = _base_bytes(base, record.offset, record.base_length)
-    return restored(record, base_bytes, parameters, [_unpacked(stream) for stream in record.streams])
+    return restored(record, base_bytes, parameters, factors, [_unpacked(stream) for stream in record.streams])
 
 
 def _unpacked(stream: Stream, window: bytes = b"") -> bytes:

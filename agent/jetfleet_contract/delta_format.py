@@ -7,12 +7,15 @@ piece, not for the file:
 
     copy      bytes of the base, as they are
     data      a zstd frame; `window_length` bytes of the base serve as its dictionary (raw content), so that it may refer to them
+    factors   `rank` rows of `columns` int8: the directions in which the following tensor pieces moved; makes no bytes itself
     tensor    numbers that are predicted from numbers of the base, and what the prediction missed
 
 A tensor piece is `count` numbers. The prediction from the base's numbers b, per channel parameter p, is
 
     same      b                                   gain      b * (1 + p / 32768), p int16: scales or batch norms that moved
     cast      b rounded to the target's type      quantize  b / p rounded to even, clipped to -127..127, p float32
+    shift     b * (1 + p / 32768) + s * (u @ V): what a fine-tune adds to a matrix has low rank. V are the factors, u a row of `rank` int8,
+              s a float32. u @ V are whole numbers below 2**24, exact in float32 in whatever order they are summed.
 
 and element i belongs to channel ``i // inner % channels``. What was missed is ``map(target) - map(prediction)`` modulo the width,
 zig-zagged so that small misses of both signs are small numbers; `map` turns the bits of a float into an integer of the same order (sign bit
@@ -22,9 +25,10 @@ set: all bits inverted; else sign bit set), so that neighbouring floats differ b
     nibbles   two to a byte, 15 means: read the next one from the escapes
     crumbs    four to a byte, 3 means: read the next one from the escapes
 
-and each stream is a zstd frame. Escapes are whole numbers, in planes again. With the order `exponent` the misses stand sorted by the
-exponent of their prediction (stable): a step of an optimiser moves all weights by about as much, so that what it is in units of the last
-place depends on the exponent alone, and each part gets an entropy code of its own.
+and each stream is a zstd frame. Escapes are whole numbers, in planes again. With the order `context` the misses stand sorted by what
+their prediction tells of them (stable), so that each part gets an entropy code of its own: floats by the exponent, for a step of an
+optimiser moves all weights by about as much, and what that is in units of the last place depends on the exponent alone; int8 by the part
+that rounding took from the prediction, in 32nds, for the nearer that is to a half, the likelier is a miss by one.
 """
 
 from __future__ import annotations
@@ -46,17 +50,19 @@ MAX_PIECE = 4 << 20
 MAX_WINDOW = 16 << 20
 MAX_FILE = 4 << 30
 MAX_STREAMS = 9
+MAX_RANK = 64
 
 WIDTHS = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 Kind = Literal["int8", "float16", "bfloat16", "float32"]
-Predict = Literal["same", "gain", "cast", "quantize"]
+Predict = Literal["same", "gain", "cast", "quantize", "shift"]
 Layout = Literal["planes", "nibbles", "crumbs"]
-Order = Literal["plain", "exponent"]
+Order = Literal["plain", "context"]
 _TYPES: tuple[Kind, ...] = ("int8", "float16", "bfloat16", "float32")
-_PREDICTS: tuple[Predict, ...] = ("same", "gain", "cast", "quantize")
+_PREDICTS: tuple[Predict, ...] = ("same", "gain", "cast", "quantize", "shift")
 _LAYOUTS: tuple[Layout, ...] = ("planes", "nibbles", "crumbs")
-_ORDERS: tuple[Order, ...] = ("plain", "exponent")
-PARAMETER_BYTES = {"same": 0, "gain": 2, "cast": 0, "quantize": 4}
+_ORDERS: tuple[Order, ...] = ("plain", "context")
+PARAMETER_BYTES = {"same": 0, "gain": 2, "cast": 0, "quantize": 4, "shift": 6}
+"""Of each channel, a row of factors besides for `shift`: all gains, then all scales, then all rows."""
 _PER_BYTE = {"nibbles": 2, "crumbs": 4}
 
 _COPY = struct.Struct("<QQ")
@@ -64,6 +70,7 @@ _DATA = struct.Struct("<IQII")
 _TENSOR = struct.Struct("<BBBBBBQIIII")
 _STREAM = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
+_FACTORS = struct.Struct("<BII")
 
 
 class Header(Message, frozen=True):
@@ -97,6 +104,18 @@ class Stream(msgspec.Struct, frozen=True):
     packed: bytes
 
 
+class Factors(msgspec.Struct, frozen=True):
+    """`rank` rows of `columns` int8, for the `shift` pieces that follow until the next factors."""
+
+    rank: int
+    columns: int
+    rows: Stream
+
+    @property
+    def length(self) -> int:
+        return 0
+
+
 class Tensor(msgspec.Struct, frozen=True):
     """See the module. `offset` is the base's first byte; `parameters` are those of `channels` channels."""
 
@@ -123,7 +142,7 @@ class Tensor(msgspec.Struct, frozen=True):
         return self.count * WIDTHS[self.base_kind]
 
 
-Record = Union[Copy, Data, Tensor]
+Record = Union[Copy, Data, Factors, Tensor]
 Read = Callable[[int], bytes]
 """Gives exactly that many bytes, or fewer at the end of the file."""
 
@@ -139,6 +158,8 @@ def write_record(record: Record) -> bytes:
         return b"\x01" + _COPY.pack(record.offset, record.length)
     if isinstance(record, Data):
         return b"\x02" + _DATA.pack(record.length, record.window, record.window_length, len(record.packed)) + record.packed
+    if isinstance(record, Factors):
+        return b"\x04" + _FACTORS.pack(record.rank, record.columns, len(record.rows.packed)) + record.rows.packed
     head = _TENSOR.pack(_TYPES.index(record.kind), _TYPES.index(record.base_kind), _PREDICTS.index(record.predict),
                         _LAYOUTS.index(record.layout), _ORDERS.index(record.order), len(record.streams), record.offset, record.count,
                         record.channels, record.inner, len(record.parameters.packed) if record.parameters else 0)
@@ -172,9 +193,10 @@ def read_records(header: Header, read: Read) -> Iterator[Record]:
     Raises:
         MalformedError: `delta.malformed`.
     """
-    made = 0
+    made, factors = 0, None
     while made < header.target_size:
-        record = _record(header, read)
+        record = _record(header, read, factors)
+        factors = record if isinstance(record, Factors) else factors
         made += record.length
         if made > header.target_size:
             raise _malformed("its records make more than the target")
@@ -183,14 +205,16 @@ def read_records(header: Header, read: Read) -> Iterator[Record]:
         raise _malformed("something follows its last record")
 
 
-def _record(header: Header, read: Read) -> Record:
+def _record(header: Header, read: Read, factors: Factors | None) -> Record:
     mark = _exactly(read, 1)
     if mark == b"\x01":
         return _copy(header, read)
     if mark == b"\x02":
         return _data(header, read)
     if mark == b"\x03":
-        return _tensor(header, read)
+        return _tensor(header, read, factors)
+    if mark == b"\x04":
+        return _factors(read)
     raise _malformed(f"it has a record of the unknown kind {mark[0]}")
 
 
@@ -210,24 +234,37 @@ def _data(header: Header, read: Read) -> Data:
     return Data(length, window, window_length, _packed(read, packed, length))
 
 
-def _tensor(header: Header, read: Read) -> Tensor:
+def _factors(read: Read) -> Factors:
+    rank, columns, packed = _FACTORS.unpack(_exactly(read, _FACTORS.size))
+    if not 0 < rank <= MAX_RANK or not 0 < columns <= MAX_PIECE // rank:
+        raise _malformed(f"{rank} factors of {columns} numbers are out of bounds")
+    return Factors(rank, columns, Stream(rank * columns, _packed(read, packed, rank * columns)))
+
+
+def _tensor(header: Header, read: Read, factors: Factors | None) -> Tensor:
     kinds, streams, offset, count, channels, inner, packed = _tensor_head(read)
     name, base_name, way, form, order = kinds
     if not 0 < count <= MAX_PIECE // WIDTHS[name]:
         raise _malformed(f"a tensor piece of {count} numbers is out of bounds")
     _check_base(header, offset, count * WIDTHS[base_name])
     _check_prediction(name, base_name, way)
-    if order == "exponent" and name == "int8":
-        raise _malformed("whole numbers have no exponents to be sorted by")
     if channels < 1 or inner < 1 or count % (channels * inner):
         raise _malformed(f"{count} numbers are not {channels} channels of {inner}")
-    wanted = channels * PARAMETER_BYTES[way]
+    wanted = channels * _parameter_bytes(way, inner, factors)
     parameters = Stream(wanted, _packed(read, packed, wanted)) if wanted else None
     if packed and not wanted:
         raise _malformed("parameters for a prediction that has none")
     parts = tuple(_stream(read, count * WIDTHS[name]) for _ in range(streams))
     _check_streams(parts, form, count, WIDTHS[name])
     return Tensor(name, base_name, way, form, order, offset, count, channels, inner, parameters, parts)
+
+
+def _parameter_bytes(way: Predict, inner: int, factors: Factors | None) -> int:
+    if way != "shift":
+        return PARAMETER_BYTES[way]
+    if factors is None or factors.columns != inner:
+        raise _malformed("a tensor is predicted from factors that are not there")
+    return PARAMETER_BYTES[way] + factors.rank
 
 
 def _tensor_head(read: Read) -> tuple[tuple[Kind, Kind, Predict, Layout, Order], int, int, int, int, int, int]:

@@ -11,8 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jetfleet_contract.delta_format import MAX_PIECE, WIDTHS, Copy, Data, Layout, Order, Predict, Record, Stream, Tensor, write_record
+from jetfleet_contract.delta_format import (
+    MAX_PIECE,
+    WIDTHS,
+    Copy,
+    Data,
+    Factors,
+    Layout,
+    Order,
+    Predict,
+    Record,
+    Stream,
+    Tensor,
+    write_record,
+)
 
+from .low_rank import Shift, factors_of, shift
 from .matching import Bytes, packed
 from .regions import Region
 
@@ -21,6 +35,7 @@ _THOROUGH_SHARE = 0.4
 _MIN_PART = 2048
 _GAIN_STEP = 32768.0
 _FINE = 1e-12
+_LEAST_SIDE = 32
 _MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23}
 
 Bits = NDArray[np.unsignedinteger]
@@ -34,12 +49,15 @@ class Prediction:
     bits: Bits
     channels: int = 1
     inner: int = 1
-    parameters: NDArray[np.generic] | None = None
+    parameters: tuple[NDArray[np.generic], ...] = ()
+    factors: NDArray[np.int8] | None = None
+    keys: NDArray[np.uint8] | None = None
 
     @property
     def cost(self) -> int:
-        """Bytes of the parameters."""
-        return 0 if self.parameters is None else self.parameters.nbytes
+        """About the bytes of the parameters, which pack a little."""
+        own = sum(part.nbytes for part in self.parameters)
+        return own if self.factors is None else int(0.85 * (own + self.factors.nbytes))
 
 
 def tensor_records(target: Bytes, region: Region, base: Bytes, origin: Region, scales: NDArray[np.float32] | None = None) -> list[Record]:
@@ -51,6 +69,9 @@ def tensor_records(target: Bytes, region: Region, base: Bytes, origin: Region, s
     wanted = _bits(target, region)
     prediction = _best(wanted, region, _bits(base, origin), origin, scales)
     records: list[Record] = []
+    if prediction.factors is not None:
+        rank, columns = prediction.factors.shape
+        records.append(Factors(rank, columns, Stream(rank * columns, packed(prediction.factors.tobytes(), level=9))))
     for start, stop in _pieces(region, prediction):
         records.append(_piece(target, region, wanted, prediction, origin, start, stop))
     return _merged(records)
@@ -80,7 +101,12 @@ def _predictions(wanted: Bits, region: Region, old: Bits, origin: Region, scales
     if not (np.isfinite(new).all() and np.isfinite(before).all()):
         return
     for channels, inner in _channelings(region):
-        yield _gained(region, new, before, channels, inner)
+        gained = _gained(region, new, before, channels, inner)
+        yield gained
+        if channels * inner == region.count and min(channels, inner) >= _LEAST_SIDE:
+            shifted = shift(new, before, channels, inner, gained.parameters[0])
+            if shifted is not None:
+                yield _shifted(region, before, shifted)
 
 
 def _channelings(region: Region) -> Iterator[tuple[int, int]]:
@@ -99,9 +125,26 @@ def _gained(region: Region, new: NDArray[np.float32], old: NDArray[np.float32], 
     under = np.einsum("kci,kci->c", a, a, dtype=np.float64)
     factors = np.where(under > _FINE, over / np.maximum(under, _FINE), 1.0)
     steps = np.clip(np.rint((factors - 1.0) * _GAIN_STEP), -32768, 32767).astype("<i2")
-    exact = np.float32(1) + steps.astype(np.float32) / np.float32(_GAIN_STEP)
+    exact = factors_of(steps)
     values: NDArray[np.float32] = np.asarray(a * exact.reshape(1, -1, 1), np.float32).reshape(-1)
-    return Prediction("gain", _rounded(values, region), channels, inner, steps)
+    return _of_values("gain", region, values, channels, inner, (steps,))
+
+
+def _shifted(region: Region, old: NDArray[np.float32], found: Shift) -> Prediction:
+    channels, inner = found.rows.shape[0], found.factors.shape[1]
+    values = old.reshape(channels, inner) * factors_of(found.steps).reshape(-1, 1)
+    moved = found.rows.astype(np.float32) @ found.factors.astype(np.float32)
+    values = np.asarray(values + moved * found.scales.reshape(-1, 1), np.float32).reshape(-1)
+    return _of_values("shift", region, values, channels, inner, (found.steps, found.scales, found.rows), found.factors)
+
+
+def _of_values(predict: Predict, region: Region, values: NDArray[np.float32], channels: int, inner: int,
+               parameters: tuple[NDArray[np.generic], ...], factors: NDArray[np.int8] | None = None) -> Prediction:
+    bits = _rounded(values, region)
+    keys = None
+    if region.kind == "int8":
+        keys = np.clip((values - bits.view(np.int8).astype(np.float32)) * np.float32(32) + np.float32(16), 0, 31).astype(np.uint8)
+    return Prediction(predict, bits, channels, inner, parameters, factors, keys)
 
 
 def _quantized(region: Region, old: Bits, scales: NDArray[np.float32]) -> Prediction:
@@ -109,7 +152,7 @@ def _quantized(region: Region, old: Bits, scales: NDArray[np.float32]) -> Predic
     inner = region.count // channels if channels == region.dims[0] else 1
     with np.errstate(all="ignore"):
         values: NDArray[np.float32] = np.divide(old.view("<f4").reshape(-1, channels, inner), scales.reshape(1, -1, 1), dtype=np.float32)
-    return Prediction("quantize", _rounded(values.reshape(-1), region), channels, inner, scales.astype("<f4"))
+    return _of_values("quantize", region, values.reshape(-1), channels, inner, (scales.astype("<f4"),))
 
 
 def _floats(bits: Bits, region: Region) -> NDArray[np.float32]:
@@ -169,7 +212,7 @@ def _exponents(bits: Bits, region: Region) -> NDArray[np.uint8]:
 def _pieces(region: Region, prediction: Prediction) -> Iterator[tuple[int, int]]:
     """Ranges of numbers, each a whole number of channels where the prediction has some."""
     room = PIECE // WIDTHS[region.kind]
-    step = room if prediction.parameters is None else max(1, room // _row(prediction)) * _row(prediction)
+    step = room if not prediction.parameters else max(1, room // _row(prediction)) * _row(prediction)
     for start in range(0, region.count, step):
         yield start, min(start + step, region.count)
 
@@ -186,7 +229,8 @@ def _piece(target: Bytes, region: Region, wanted: Bits, prediction: Prediction, 
         return Copy(offset, (stop - start) * WIDTHS[region.kind])
     channels, inner, parameters = _share(prediction, start, stop)
     misses = _zigzag(wanted[here], prediction.bits[here], region)
-    layout, order, streams = _least(misses, prediction.bits[here], region)
+    keys = _keys(prediction, here, region)
+    layout, order, streams = _least(misses, keys)
     made = Tensor(region.kind, origin.kind, prediction.predict, layout, order, offset, stop - start, channels, inner, parameters, streams)
     first = region.offset + start * WIDTHS[region.kind]
     plain = target[first:first + made.length].tobytes()
@@ -196,34 +240,44 @@ def _piece(target: Bytes, region: Region, wanted: Bits, prediction: Prediction, 
 
 def _share(prediction: Prediction, start: int, stop: int) -> tuple[int, int, Stream | None]:
     """Channels, run length and parameters of one piece."""
-    if prediction.parameters is None:
+    if not prediction.parameters:
         return 1, stop - start, None
     parameters, channels = prediction.parameters, prediction.channels
     if channels * prediction.inner == len(prediction.bits):
-        parameters = parameters[start // prediction.inner:stop // prediction.inner]
-        channels = len(parameters)
-    raw = parameters.tobytes()
+        parameters = tuple(part[start // prediction.inner:stop // prediction.inner] for part in parameters)
+        channels = len(parameters[0])
+    raw = b"".join(part.tobytes() for part in parameters)
     return channels, prediction.inner, Stream(len(raw), packed(raw, level=9))
 
 
-def _least(misses: Bits, predicted: Bits, region: Region) -> tuple[Layout, Order, tuple[Stream, ...]]:
+def _keys(prediction: Prediction, here: slice, region: Region) -> NDArray[np.uint8] | None:
+    """What the misses of a piece may be sorted by."""
+    if region.kind != "int8":
+        return _exponents(prediction.bits[here], region)
+    return None if prediction.keys is None else prediction.keys[here]
+
+
+def _least(misses: Bits, keys: NDArray[np.uint8] | None) -> tuple[Layout, Order, tuple[Stream, ...]]:
     """The layout and order that pack best, tried quickly; what is sparse is then packed again with more effort."""
-    ways: list[tuple[Layout, Order, list[bytes], list[int]]] = [("planes", "plain", _planes(misses), [])]
-    largest = int(misses.max())
-    small = np.count_nonzero(misses < 15) > 0.9 * len(misses) or largest < 15
-    if small:
-        ways.append(("nibbles", "plain", _nested(misses, 4), []))
-        if np.count_nonzero(misses < 3) > 0.6 * len(misses):
-            ways.append(("crumbs", "plain", _nested(misses, 2), []))
-    if region.kind != "int8" and largest:
-        keys = _exponents(predicted, region)
-        ways.append(("planes", "exponent", _planes(misses[np.argsort(keys, kind="stable")]), _parts(keys)))
+    ways = _layouts(misses, "plain", [])
+    if keys is not None and misses.any():
+        ways += _layouts(misses[np.argsort(keys, kind="stable")], "context", _parts(keys))
     tried = [(sum(len(_frame(raw, 1, parts)) for raw in raws), layout, order, raws, parts) for layout, order, raws, parts in ways]
     size, layout, order, raws, parts = min(tried, key=lambda entry: entry[0])
     frames = [_frame(raw, 1, parts) for raw in raws]
     if size < _THOROUGH_SHARE * misses.nbytes:
         frames = [min(frame, _frame(raw, 19, ()), key=len) for frame, raw in zip(frames, raws, strict=True)]
     return layout, order, tuple(Stream(len(raw), frame) for raw, frame in zip(raws, frames, strict=True))
+
+
+def _layouts(misses: Bits, order: Order, parts: list[int]) -> list[tuple[Layout, Order, list[bytes], list[int]]]:
+    """The layouts that may pay, with where new parts begin in their streams."""
+    ways: list[tuple[Layout, Order, list[bytes], list[int]]] = [("planes", order, _planes(misses), parts)]
+    if np.count_nonzero(misses < 15) > 0.9 * len(misses):
+        ways.append(("nibbles", order, _nested(misses, 4), [part // 2 for part in parts]))
+    if np.count_nonzero(misses < 3) > 0.6 * len(misses):
+        ways.append(("crumbs", order, _nested(misses, 2), [part // 4 for part in parts]))
+    return ways
 
 
 def _planes(values: Bits) -> list[bytes]:
@@ -263,6 +317,7 @@ def _frame(raw: bytes, level: int, parts: Sequence[int]) -> bytes:
     """One zstd frame; a new block, and so a new entropy code, begins at each of `parts`."""
     if not raw:
         return b""
+    parts = [part for part in parts if part < len(raw)]
     if not parts:
         return packed(raw, level=level)
     import zstandard
