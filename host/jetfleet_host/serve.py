@@ -44,7 +44,8 @@ from .uploads import Uploads
 from .writer import Writer
 
 QUEUE_MESSAGES = 20_000
-BATCH = 1000
+BATCH = 250
+"""Messages a turn. Chunks are paced between turns, so a long one makes every device of a round wait."""
 POLL_S = 0.25
 STALL_S = 5.0
 RETRY_S = 1.0

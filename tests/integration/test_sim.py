@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from brokers import mosquitto, until
+from bundle_maker import make_bundle
 
 FAULTS = """
 [chunks]
@@ -104,14 +105,15 @@ def test_a_broker_in_use_is_left_alone() -> None:
     assert outcome["error"]["code"] == "sim.broker-used"
 
 
-def test_ctrl_c_leaves_no_process_and_no_folder() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_leaves_no_process_and_no_folder(number: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         child = subprocess.Popen([sys.executable, "-m", "jetfleet_host", "sim", "--devices", "10"], stdout=subprocess.DEVNULL,
                                  stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": scratch}, start_new_session=True)
         me = psutil.Process(child.pid)
         until(lambda: len(me.children()) >= 2 or child.poll() is not None, "broker and host", 60)
         family = me.children(recursive=True)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         assert child.wait(60) == 130
         _, alive = psutil.wait_procs(family, timeout=20)
         assert alive == []
@@ -131,3 +133,13 @@ def test_the_example_can_be_given_back(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_three_hundred_devices_with_the_default_faults() -> None:
     nothing_lost(sim("--devices", "300", "--mosquitto", timeout=880))
+
+
+@pytest.mark.slow
+def test_real_bundles_are_rehearsed_with(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        make_bundle(tmp_path / f"{version}.bundle", version=version, seed=int(version))
+    outcome = sim("--devices", "8", "--calm", "--hold", "0.5", "--window", "0.5", "--bundle", str(tmp_path / "1.bundle"), "--bundle",
+                  str(tmp_path / "2.bundle"))
+    nothing_lost(outcome)
+    assert outcome["outcomes"] == {"committed": 16}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,11 +15,15 @@ from jetfleet_contract import topics, transfer
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, open_table, table_of
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Report
-from jetfleet_contract.slot_records import Progress
+from jetfleet_contract.policy import worth_measuring
+from jetfleet_contract.slot_records import Progress, Slot
+from jetfleet_host.bundles import open_bundle
 from jetfleet_host.sim.chunk_port import ChunkPort, PortCounts, flipped
 from jetfleet_host.sim.disk import Cut, Disk
 from jetfleet_host.sim.faults import ChunkFaults
+from jetfleet_host.sim.inference import CLASSES, ModelTraits, trial_numbers, window_series
 from jetfleet_host.sim.outbox import Outbox
+from jetfleet_host.sim.rehearsal_bundles import make_bundle
 from jetfleet_host.sim.transfers import SharedBytes, TransferCounts, Transfers
 
 DEVICE = "sim-0001"
@@ -244,3 +249,30 @@ def test_a_kill_at_the_write_leaves_it_told_or_untold_never_half() -> None:
         assert born == []
         assert len(outbox(disk, 2, born)) == kept
         assert len(born) == kept
+
+
+# --- boards and bundles ---------------------------------------------------------------------------------------
+
+
+def test_a_board_fetches_one_variant_of_a_made_up_bundle(tmp_path: Path) -> None:
+    bundle = open_bundle(make_bundle(tmp_path, "1", 5000, 7))
+    for board in CLASSES:
+        able = worth_measuring(bundle.spec, bundle.evaluation, board.capability)
+        assert [one.backend for one in able] == [board.backend]
+    assert {variant.size for variant in bundle.spec.variants} == {5000}
+
+
+def test_made_up_bundles_follow_from_the_seed(tmp_path: Path) -> None:
+    digests = [open_bundle(make_bundle(tmp_path / str(number), "1", 5000, seed)).manifest_digest for number, seed in enumerate((7, 7, 8))]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_slower_version_is_seen_by_the_trial_and_in_the_windows() -> None:
+    draws, board = random.Random(1), CLASSES[0]
+    numbers = trial_numbers(board, ModelTraits(), ModelTraits(latency=3.0), 200, draws)
+    assert numbers.challenger_p99_ms / numbers.champion_p99_ms == pytest.approx(3.0, rel=0.2)
+    old, new = (window_series(board, traits, "camera", Slot("b" * 64), 30.0, 10.0, draws) for traits in (ModelTraits(), ModelTraits(3.0)))
+    assert new.stages["total"].quantile(0.5) / old.stages["total"].quantile(0.5) == pytest.approx(3.0, rel=0.2)
+    for series in (old, new):
+        assert series.seen == series.done + sum(series.dropped.values())
+        assert all(sketch.is_consistent() for sketch in series.stages.values())

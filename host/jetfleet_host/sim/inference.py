@@ -18,6 +18,8 @@ from jetfleet_contract.slot_records import Slot
 
 FRAMES_A_WINDOW = 24
 PRE_SHARE = 0.15
+_PRECISIONS = {"tensorrt": ("fp32", "fp16", "int8"), "onnxruntime": ("fp32", "int8")}
+_SPEED = {"fp32": 1.0, "fp16": 0.7, "int8": 0.5}
 
 
 class BoardClass(msgspec.Struct, frozen=True):
@@ -27,22 +29,21 @@ class BoardClass(msgspec.Struct, frozen=True):
     share: float
     arch: str
     backend: str
-    precision: str
     median_ms: float
     sigma: float
 
     @property
     def capability(self) -> Capability:
-        backend = BackendInfo(self.backend, "simulated", precisions=(self.precision,))
+        backend = BackendInfo(self.backend, "simulated", precisions=_PRECISIONS[self.backend])
         return Capability(self.name, self.name, self.arch, memory_mb=8192, cores=6, backends=(backend,), simulated=True)
 
 
 CLASSES = (
-    BoardClass("orin-nano", 0.45, "aarch64", "tensorrt", "fp16", 8.0, 0.10),
-    BoardClass("orin-nx", 0.25, "aarch64", "tensorrt", "fp16", 5.0, 0.10),
-    BoardClass("xavier-nx", 0.15, "aarch64", "tensorrt", "fp16", 14.0, 0.15),
-    BoardClass("cpu-x86", 0.10, "x86_64", "onnxruntime", "fp32", 26.0, 0.20),
-    BoardClass("cpu-arm64", 0.05, "aarch64", "onnxruntime", "fp32", 60.0, 0.20),
+    BoardClass("orin-nano", 0.45, "aarch64", "tensorrt", 8.0, 0.10),
+    BoardClass("orin-nx", 0.25, "aarch64", "tensorrt", 5.0, 0.10),
+    BoardClass("xavier-nx", 0.15, "aarch64", "tensorrt", 14.0, 0.15),
+    BoardClass("cpu-x86", 0.10, "x86_64", "onnxruntime", 26.0, 0.20),
+    BoardClass("cpu-arm64", 0.05, "aarch64", "onnxruntime", 60.0, 0.20),
 )
 
 
@@ -60,7 +61,7 @@ def class_of(draws: random.Random) -> BoardClass:
 
 def measured(board: BoardClass, traits: ModelTraits, candidate: Candidate, draws: random.Random) -> Measurement:
     """What this board measures of a candidate."""
-    factor = {"fp32": 1.0, "fp16": 1.0, "int8": 0.8}.get(candidate.precision, 1.0) * traits.latency
+    factor = _SPEED.get(candidate.precision, 1.0) * traits.latency
     p50 = board.median_ms * factor * draws.lognormvariate(0.0, 0.03)
     return Measurement(p50, p50 * math.exp(2.3 * board.sigma), 200.0, best_ms=p50 * 0.9)
 
