@@ -58,7 +58,7 @@ def sim(
     bundle: list[Path] = _BUNDLE,
     broker: str = typer.Option("", "--broker", metavar="HOST:PORT", help="An empty broker that runs already; it is not restarted."),
     mosquitto: bool = typer.Option(False, "--mosquitto", help="Start mosquitto in place of the embedded broker."),
-    canary: int = typer.Option(0, "--canary", min=0, help="Devices in the first wave; 0: one in 25."),
+    canary: int = typer.Option(0, "--canary", min=0, help="Devices in the first wave; 0: one in 25, at least 6."),
     wave: int = typer.Option(0, "--wave", min=0, help="Devices in each later wave; 0: three waves."),
     hold: float = typer.Option(2.0, "--hold", min=0.0, help="Seconds to watch a wave before the next."),
     window: float = typer.Option(0.0, "--window", min=0.0, max=60.0, help="Seconds of a telemetry window; 0: by the number of devices."),

@@ -226,8 +226,9 @@ def _waves(facts: Facts) -> Iterable[str]:
         for before, after in pairwise(order):
             if max(began[before]) > min(began[after]):
                 yield f"{state.plan.id}: wave {after + 1} began before wave {before + 1} was whole"
-            if sum(verdict.wave == before and verdict.passed for verdict in state.verdicts) != 2:
-                yield f"{state.plan.id}: wave {after + 1} began without both verdicts of wave {before + 1}, once each"
+            passed = sorted(verdict.gate for verdict in state.verdicts if verdict.wave == before and verdict.passed)
+            if len(passed) != len(set(passed)) or not {"install", "latency"} <= set(passed):
+                yield f"{state.plan.id}: wave {after + 1} began with wave {before + 1} judged by {passed or 'nothing'}"
 
 
 def _phase(facts: Facts) -> Iterable[str]:

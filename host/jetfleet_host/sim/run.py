@@ -52,6 +52,7 @@ POLL_S = 0.25
 SAMPLE_S = 0.5
 MIN_SETTLE_S = 60.0
 MOMENT_S = 0.05
+MIN_CANARIES = 6  # the gates compare board by board from five on, and one may be down
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def canaries(self) -> int:
-        return self.canary or min(self.devices, max(3, self.devices // 25))
+        return self.canary or min(self.devices, max(MIN_CANARIES, self.devices // 25))
 
     @property
     def wave_size(self) -> int:
@@ -89,11 +90,24 @@ class Settings(msgspec.Struct, frozen=True):
         return self.window_s or min(10.0, max(1.0, self.devices / 100))
 
     @property
+    def evidence_s(self) -> float:
+        """How long the gates may look at a wave: boards speak once a window."""
+        return max(EVIDENCE_S, 3 * self.window)
+
+    @property
     def traits(self) -> ModelTraits:
         """Of the version that is rolled out."""
         model = self.faults.model
         planted = self.scenario == "bad-model" and model.latency == 1.0 and not model.bad_share
         return ModelTraits(PLANTED_LATENCY if planted else model.latency, model.bad_share)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Of `rollout start` for the version that is rolled out. A device that is killed too often in one update may give it up."""
+        bad = 0 if self.scenario == "bad-model" else max(1, self.devices // 50)
+        given = {"--canary": self.canaries, "--wave": self.wave_size, "--hold": self.hold_s, "--max-latency-ratio": LATENCY_LIMIT,
+                 "--max-bad": bad, "--min-success": 0.6, "--evidence": self.evidence_s}
+        return (*(part for name, value in given.items() for part in (name, f"{value:g}")), "--on-undecided", "pass")
 
     @property
     def expected(self) -> str:
@@ -161,12 +175,8 @@ class Simulation:
         self._world.learn(new.manifest, settings.traits)
         upsets = asyncio.create_task(self._upset(fleet, new.manifest))
         started = time.monotonic()
-        bad = str(max(1, count // 50))
         try:
-            await self._rollout(fleet, new, "--canary", str(settings.canaries), "--wave", str(settings.wave_size), "--hold",
-                                f"{settings.hold_s:g}", "--max-latency-ratio", f"{LATENCY_LIMIT:g}", "--max-bad",
-                                "0" if settings.scenario == "bad-model" else bad, "--min-success", "0.6", "--evidence", f"{EVIDENCE_S:g}",
-                                "--on-undecided", "pass")
+            await self._rollout(fleet, new, *settings.options)
             await self._finish_upsets(upsets, fleet, new.manifest)
         finally:
             upsets.cancel()
