@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from signed_repository import NOW, SignedRepository
 from supervised_lives import APP, DiesAt, Life, Shelf
+from tuf.api.metadata import TargetFile
 
 from jetfleet_agent.supervisor.bundle_reader import BundleReader
 from jetfleet_agent.supervisor.core import begin_session
@@ -21,19 +22,22 @@ from jetfleet_agent.supervisor.upload_store import UploadStore
 from jetfleet_contract.bundle import SPEC
 from jetfleet_contract.messages import Deployment, Envelope, Instant, Report, signed_bytes
 from jetfleet_contract.messages import decode as decode_message
-from jetfleet_contract.trust import message_digest
+from jetfleet_contract.trust import message_digest, target_field
 
 CLOCK = Instant(50.0, "boot", NOW + 50.0, wall_trusted=True)
 
 
 class Site:
-    """What the boards of one project see from outside: a shelf of bundles, and metadata that vouches for them."""
+    """What the boards of one project see from outside: a shelf of bundles, and metadata that vouches for them and for deltas."""
 
-    def __init__(self, folder: Path, versions: tuple[str, ...]) -> None:
-        self.shelf = Shelf(folder, versions)
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
         self.repository = SignedRepository()
-        for release, version in enumerate(versions, 1):
+        for release, version in enumerate(shelf.bundles, 1):
             self._vouch(version, release)
+        for index in shelf.indexes.values():
+            path, custom = f"delta/{index.name}/{index.version}", {"custom": target_field(index.info, {})}
+            self.repository.targets.targets[path] = TargetFile(index.info.size, {"sha256": index.index}, path, custom)
         self.repository.commit()
         self.packages = [self.repository.package()]
         self.repository.commit()

@@ -50,8 +50,7 @@ class DiskTap:
                      "mkdir"):
             self._real[name] = getattr(os, name)
             setattr(os, name, getattr(self, f"_{name}"))
-        if self._reads:
-            io.open = self._read  # type: ignore[assignment]
+        io.open = self._file  # type: ignore[assignment]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -81,10 +80,18 @@ class DiskTap:
 
     # --- the calls --------------------------------------------------------------------------------------------
 
-    def _read(self, path: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
-        inside = self._inside(path) if isinstance(path, (str, os.PathLike)) and "r" in mode and "+" not in mode else None
-        there = inside is not None and os.path.lexists(path)
-        return self._done(Op("read", inside or "") if there else None, lambda: self._io_open(path, mode, *rest, **more))
+    def _file(self, path: Any, mode: str = "r", buffering: int = -1, *rest: Any, **more: Any) -> Any:
+        """Python's own files: their writes go through the tap too."""
+        inside = self._of(path) if isinstance(path, int) else self._inside(path)
+        if inside is None or "b" not in mode or not set(mode) & set("wxa+"):
+            reads = inside is not None and self._reads and not isinstance(path, int) and os.path.lexists(path)
+            return self._done(Op("read", inside or "") if reads else None, lambda: self._io_open(path, mode, buffering, *rest, **more))
+        there = isinstance(path, int) or os.path.lexists(path)
+        op = Op("create", inside) if not there else Op("resize", inside) if "w" in mode and not isinstance(path, int) else None
+        raw = self._done(op, lambda: _TappedFile(self, path, mode.replace("b", "")))
+        if buffering == 0:
+            return raw
+        return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
 
     def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         inside = self._inside(path) if dir_fd is None else None
@@ -156,6 +163,22 @@ class DiskTap:
         inside = self._inside(path) if dir_fd is None else None
         new = inside is not None and not os.path.lexists(path)
         self._done(Op("mkdir", inside or "") if new else None, lambda: self._real["mkdir"](path, mode, dir_fd=dir_fd))
+
+
+class _TappedFile(io.FileIO):
+    """An unbuffered file whose changes a tap sees."""
+
+    def __init__(self, tap: DiskTap, path: Any, mode: str) -> None:
+        super().__init__(path, mode)
+        self._tap = tap
+
+    def write(self, data: Any) -> int:
+        return self._tap._write(self.fileno(), data)
+
+    def truncate(self, size: int | None = None) -> int:
+        length = self.tell() if size is None else size
+        self._tap._ftruncate(self.fileno(), length)
+        return length
 
 
 class Fault:

@@ -266,6 +266,7 @@ class Life:
 
     def want_by_delta(self, blob: str, info: BlobInfo, source: DeltaSource) -> None:
         def arrive() -> None:
+            self.point.phase = "delta"
             self.by_delta.append(blob)
             try:
                 delta = self.store.put_bytes(source.delta, self.shelf.paths[source.delta].read_bytes())

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from board_lives import Board, Site
+from delta_shelves import DeltaShelf
 from disk_taps import DiskTap
-from supervised_lives import APP, DiesAt
+from supervised_lives import APP, DiesAt, Shelf
 
 MAX_STARTS = 16
 VERSIONS = ("1", "2", "3")
@@ -41,6 +42,7 @@ class Scenario(NamedTuple):
     crashing: tuple[str, ...] = ()
     good: bool = True
     before: Callable[[Path, Site], None] = lambda _folder, _site: None
+    shelf: Callable[[Path], Shelf] = lambda folder: Shelf(folder, VERSIONS)
 
 
 def _update(board: Board, site: Site) -> None:
@@ -96,6 +98,16 @@ def _rotten(folder: Path, site: Site) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
 
+def _by_delta(board: Board, site: Site) -> None:
+    board.follow(((site.deployment(1, "1"), "idle"), (site.deployment(2, "2"), "idle")))
+    board.acknowledge()
+
+
+def _delta_shelf(folder: Path) -> Shelf:
+    folder.mkdir()
+    return DeltaShelf(folder)
+
+
 def _all(*ends: tuple[str, str]) -> frozenset[tuple[str, str]]:
     return frozenset(ends)
 
@@ -109,6 +121,8 @@ SCENARIOS: dict[str, Scenario] = {
                                                                       ("2", "rolled_back"), ("1", "rolled_back"))),
     "downgrade": Scenario(_downgrade, _all(("1", "committed")), _all(("1", "committed"), ("2", "failed"), ("2", "rolled_back"))),
     "undeploy": Scenario(_undeploy, _all(("", "committed"), ("", "failed")), _all(("", "committed"), ("", "failed"), ("", "rolled_back"))),
+    "delta": Scenario(_by_delta, _all(("2", "committed")), _all(("2", "committed"), ("1", "failed"), ("1", "rolled_back")),
+                      shelf=_delta_shelf),
     "repair": Scenario(_repair, _all(("1", "committed")), _all(("1", "committed")), before=_rotten),
 }
 
@@ -189,7 +203,7 @@ def cases(root: Path, site: Site, name: str, once: int, again: int) -> Iterator[
 def main(name: str, once: int = 1, again: int = 1) -> None:
     memory = Path("/dev/shm")  # a killed process, unlike a power cut, loses nothing that fsync would have saved
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        site = Site(Path(folder) / "shelf", VERSIONS)
+        site = Site(SCENARIOS[name].shelf(Path(folder) / "shelf"))
         for row in cases(Path(folder), site, name, once, again):
             after = row["after"]
             if row["case"] != "whole":

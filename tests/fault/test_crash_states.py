@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 from board_lives import Board, Site
+from delta_shelves import DeltaShelf
 from disk_taps import DiskTap, Op
 from fault.crash_states import PowerCut, Recorder, State, digest, materialise
-from supervised_lives import APP
+from supervised_lives import APP, Shelf
 
 from jetfleet_agent.supervisor.identity import Identity
 from jetfleet_agent.supervisor.journal import BoardRecord, Journal
@@ -83,6 +84,7 @@ def rollback(board: Board, site: Site) -> None:
 
 
 LIVES: dict[str, tuple[Script, str, set[str]]] = {
+    "delta": (update, "2", {"committed"}),
     "update": (update, "2", {"committed"}),
     "rollback": (rollback, "1", {"rolled_back", "refused"}),
 }
@@ -95,8 +97,16 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def site(memory: Path) -> Site:
-    return Site(memory / "shelf", ("1", "2"))
+def sites(memory: Path) -> dict[str, Site]:
+    """One where version 2 comes as a delta, and one for the rest."""
+    (memory / "deltas").mkdir()
+    plain = Site(Shelf(memory / "shelf", ("1", "2")))
+    return {"delta": Site(DeltaShelf(memory / "deltas")), "update": plain, "rollback": plain}
+
+
+@pytest.fixture(scope="module")
+def site(sites: dict[str, Site]) -> Site:
+    return sites["update"]
 
 
 def record(memory: Path, site: Site, script: Script) -> tuple[list[Op], Promises]:
@@ -176,17 +186,17 @@ def cut_power(memory: Path, site: Site, life: str, stride: int) -> tuple[int, in
 
 
 @pytest.mark.parametrize("life", sorted(LIVES))
-def test_a_power_cut_here_and_there_loses_nothing_that_was_promised(memory: Path, site: Site, life: str) -> None:
-    _, states, _ = cut_power(memory, site, life, 11)
+def test_a_power_cut_here_and_there_loses_nothing_that_was_promised(memory: Path, sites: dict[str, Site], life: str) -> None:
+    _, states, _ = cut_power(memory, sites[life], life, 11)
     assert states > 40
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("life", sorted(LIVES))
-def test_a_power_cut_at_any_change_loses_nothing_that_was_promised(memory: Path, site: Site, life: str,
+def test_a_power_cut_at_any_change_loses_nothing_that_was_promised(memory: Path, sites: dict[str, Site], life: str,
                                                                    capsys: pytest.CaptureFixture[str]) -> None:
-    changes, states, ends = cut_power(memory, site, life, 1)
+    changes, states, ends = cut_power(memory, sites[life], life, 1)
     with capsys.disabled():
         print(f"\npower cuts, {life}: {changes} changes of the disk, {states} distinct states after a cut, 0 boards lost; "
               f"ended {dict(ends)}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from board_lives import Board, Site
 from disk_taps import DiskTap, Fault
-from supervised_lives import APP
+from supervised_lives import APP, Shelf
 
 from jetfleet_contract.errors import JetfleetError, StorageError
 
@@ -34,7 +34,7 @@ def memory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def site(memory: Path) -> Site:
-    return Site(memory / "shelf", ("1", "2", "3"))
+    return Site(Shelf(memory / "shelf", ("1", "2", "3")))
 
 
 class Trouble:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from board_lives import Board, Site
-from supervised_lives import APP
+from supervised_lives import APP, Shelf
 
 from jetfleet_contract.errors import StorageError
 
@@ -39,7 +39,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "shelf", ("1", "2", "3"))
+    return Site(Shelf(tmp_path / "shelf", ("1", "2", "3")))
 
 
 def installed(disk: Path, site: Site) -> Board:

@@ -129,6 +129,20 @@ class Board(RuleBasedStateMachine):
         self.clock += seconds
         self.world.send(r.Tick(), die_after=die)
 
+    @rule(letter=LETTERS, known=st.booleans(), approved=st.booleans())
+    def rolls_out(self, letter: str, known: bool, approved: bool) -> None:
+        self.deploy(letter, 1, known, approved, None)
+        self.goes_well(12)
+
+    @precondition(lambda self: self.world.state.challenger is not None)
+    @rule(steps=st.integers(1, 8))
+    def goes_well(self, steps: int) -> None:
+        """Most updates do: without this, few would ever be committed and stand in the way of an older one."""
+        bundle = self.under_way
+        for _ in range(steps):
+            if bundle and self.under_way == bundle:
+                self.one_good_step(bundle)
+
     @rule(reboot=st.booleans())
     def power_cut(self, reboot: bool) -> None:
         self.world.restart(reboot=reboot)
@@ -198,13 +212,19 @@ class Board(RuleBasedStateMachine):
         elif phase == "choosing":
             world.send(r.Chosen(bundle, CANDIDATE, weights_of(bundle)))
         elif phase == "probing":
+            self.passed("probe set")
             world.send(r.Probed(bundle, 1.0))
         elif phase == "trial" and not world.state.alone:
+            self.passed("comparison")
             world.send(r.Compared(bundle, TrialNumbers(live_frames=30, live_agreement=1.0, champion_p99_ms=10.0, challenger_p99_ms=9.0)))
         elif phase in ("trial", "keeping") and not world.state.switched:
+            if world.state.alone:
+                self.passed("comparison")
+            self.passed("switch")
             world.send(r.Ran(bundle))
         else:
             world.mono += 31.0
+            self.clock += 31.0
             world.send(r.Tick())
 
 
