@@ -78,7 +78,7 @@ def ready_then_go() -> None:
 
 
 def receive_jetfleet(job: dict[str, Any]) -> dict[str, float]:
-    """`loss` of chunks is dropped before the agent sees them; `slow_s` is slept for each message in the link's thread."""
+    """`loss` of chunks is dropped, by `seed`, before the agent sees them; `slow_s` is slept for each in the link's thread."""
     import msgspec
 
     from jetfleet_agent.supervisor.fetch import Fetcher
@@ -87,7 +87,7 @@ def receive_jetfleet(job: dict[str, Any]) -> dict[str, float]:
     from jetfleet_contract.chunks import BlobInfo
     from jetfleet_contract.messages import Instant
 
-    draw, loss, slow_s = random.Random(job["name"]), float(job.get("loss", 0.0)), float(job.get("slow_s", 0.0))
+    draw, loss, slow_s = random.Random(job.get("seed", "")), float(job.get("loss", 0.0)), float(job.get("slow_s", 0.0))
     posted: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
     up = threading.Event()
     done: list[str] = []

@@ -50,6 +50,7 @@ class FakeLink:
     def __init__(self) -> None:
         self.connected = False
         self.limits = BrokerLimits()
+        self.refused: dict[str, int] = {}
         self.backlog = 0
         self.limits = BrokerLimits()
         self.subscribed: dict[str, int] = {}

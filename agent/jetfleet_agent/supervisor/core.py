@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -78,6 +78,8 @@ class Link(Protocol):
     def connected(self) -> bool: ...
     @property
     def limits(self) -> BrokerLimits: ...
+    @property
+    def refused(self) -> Mapping[str, int]: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def subscribe(self, topic: str, qos: int) -> None: ...
@@ -436,7 +438,7 @@ class Supervisor:
                     "reports_waiting": len(self._outbox), "uploads_waiting": self._uploads.waiting,
                     "upload_bytes": self._uploads.sent_bytes}
         crashes = {f"{app}.crashes": float(count) for app, count in self._pipelines.crashes().items()}
-        refused = {f"refused.{code}": float(count) for code, count in self._refused.items()}
+        refused = {f"refused.{code}": float(count) for code, count in {**self._link.refused, **self._refused}.items()}
         return {**self._gauges.read(), **{name: float(value) for name, value in counters.items()}, **self._fetcher.gauges, **crashes,
                 **refused}
 

@@ -26,17 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jetfleet_contract.broker_limits import (
-    CONNACK_PROPERTIES,
-    OBJECTIONS,
-    PUBACK_CODES,
-    BrokerLimits,
-    PublishRate,
-    announced,
-    refusal,
-    tightest,
-    without,
-)
+from jetfleet_contract import broker_limits
+from jetfleet_contract.broker_limits import BrokerLimits, PublishRate, refusal, tightest
 from jetfleet_contract.errors import InputError, TransportError
 
 if TYPE_CHECKING:
@@ -112,7 +103,7 @@ class MqttLink:
         self._learned = BrokerLimits()
         self._rate = PublishRate(settings.limits.max_publishes_s)
         self._largest = self._proven = 0
-        self.refused: collections.Counter[str] = collections.Counter()
+        self._refused: collections.Counter[str] = collections.Counter()
         self._warned: set[tuple[str, str]] = set()
         self._client = self._make_client()
         self._lock = threading.Lock()
@@ -153,6 +144,12 @@ class MqttLink:
     def limits(self) -> BrokerLimits:
         """What the broker takes: what is configured, and what it said when the link last came up."""
         return self._limits
+
+    @property
+    def refused(self) -> collections.Counter[str]:
+        """How often what was refused, by stable code."""
+        with self._lock:
+            return self._refused.copy()
 
     def refuses(self, topic: str, payload: bytes, *, qos: int = 1, expiry_s: int = 0) -> TransportError | None:
         """Why `publish` would not send this, now or later: `broker.packet-size`, `broker.topic`; None when it would."""
@@ -203,9 +200,12 @@ class MqttLink:
 
     def _refuse(self, error: TransportError) -> None:
         """Count it, and say it once for each topic."""
-        self.refused[error.code] += 1
-        if (error.code, error.where) not in self._warned and len(self._warned) < MAX_WARNED:
-            self._warned.add((error.code, error.where))
+        with self._lock:
+            self._refused[error.code] += 1
+            fresh = (error.code, error.where) not in self._warned and len(self._warned) < MAX_WARNED
+            if fresh:
+                self._warned.add((error.code, error.where))
+        if fresh:
             _log.warning("broker %s:%d: %s", self._settings.host, self._settings.port, error.diagnostics())
 
     # --- the link's thread ------------------------------------------------------------------------------------
@@ -358,10 +358,11 @@ class MqttLink:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _connected(self, client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
-        said = announced({name: getattr(properties, name) for name in CONNACK_PROPERTIES if hasattr(properties, name)})
+        names = [name for name in broker_limits.CONNACK_PROPERTIES if hasattr(properties, name)]
+        said = broker_limits.announced({name: getattr(properties, name) for name in names})
         if reason.is_failure:
             self._lost = f"the broker refused the connection: {reason}"
-            self._limits = without(tightest(self._limits, said), reason.value)  # it may be our will that it does not take
+            self._limits = broker_limits.without(tightest(self._limits, said), reason.value)  # it may be our will that it does not take
             return
         if said.max_packet_bytes:
             self._learned = BrokerLimits()
@@ -386,7 +387,7 @@ class MqttLink:
     def _disconnected(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self._up = False
         self._lost = self._lost or f"the connection was lost: {reason}"
-        if reason.value in OBJECTIONS and self._largest > self._proven:
+        if reason.value in broker_limits.OBJECTIONS and self._largest > self._proven:
             self._learned = BrokerLimits(max_payload_bytes=self._largest - 1)  # a limit that it did not announce: not a second time
 
     def _acknowledged(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
@@ -395,8 +396,9 @@ class MqttLink:
             return
         self._proven = max(self._proven, largest)
         if reason.is_failure:
-            self._refuse(TransportError(PUBACK_CODES.get(reason.value, "broker.refused"), f"the broker did not take a message: {reason}",
-                                        where=item.topic, remedy="check the broker's ACL, its quotas and its limit of message sizes"))
+            code = broker_limits.PUBACK_CODES.get(reason.value, "broker.refused")
+            self._refuse(TransportError(code, f"the broker did not take a message: {reason}", where=item.topic,
+                                        remedy="check the broker's ACL, its quotas and its limit of message sizes"))
 
     def _subscribed(self, _client: Any, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
         for reason in reasons:
