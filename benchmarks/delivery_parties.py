@@ -94,7 +94,7 @@ def receive_jetfleet(job: dict[str, Any]) -> dict[str, float]:
     failed: list[str] = []
 
     def heard(topic: str, data: bytes) -> None:
-        bulk = topic.endswith("/c") or "/u/" in topic
+        bulk = topic.split("/")[4] in ("c", "u")
         if bulk and slow_s:
             time.sleep(slow_s)
         if not bulk or not loss or draw.random() >= loss:

@@ -42,7 +42,7 @@ class Onlooker:
     def _heard(self, topic: str, payload: bytes) -> None:
         if "/want/" in topic:
             self.wanted.append(len(transfer.decode_want(payload, self._count).missing))
-        elif topic == topics.chunk(self.blob) or "/u/" in topic:
+        elif topic.split("/")[4] in ("c", "u"):
             self.chunk_bytes += len(payload)
 
     @property

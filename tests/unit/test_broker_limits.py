@@ -39,7 +39,7 @@ BUILDERS = [function for name, function in inspect.getmembers(topics, inspect.is
 
 
 def built(function: object, device: str, seq: int) -> str:
-    values = {"device": device, "blob": BLOB, "seq": seq}
+    values = {"device": device, "blob": BLOB, "seq": seq, "lane": seq % 256}
     return str(function(*(values[name] for name in inspect.signature(function).parameters)))  # type: ignore[operator,arg-type]
 
 
