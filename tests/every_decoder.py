@@ -8,6 +8,7 @@ A decoder gives a value or one of the errors that it is allowed, in bounded time
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import random
@@ -32,11 +33,13 @@ from jetfleet_contract.delegations import read_engine
 from jetfleet_contract.delta_format import Copy, Data, Header, read_header, read_records, write_header, write_record
 from jetfleet_contract.deltas import decode_index
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, UntrustedError
+from jetfleet_contract.policy import Candidate, Choice, ChoiceRow, Explanation
 from jetfleet_contract.sealing import Sealed, box_from, box_text
 from jetfleet_contract.trust import BundleTarget, decode_package, unseal
 from jetfleet_host import intake
 from jetfleet_host.ceremony import read_draft
 from jetfleet_host.certificates import CertificateAuthority
+from jetfleet_host.commands.device import unpacked
 from jetfleet_host.signing import verify_device
 
 REFUSALS = (MalformedError, UntrustedError)
@@ -81,6 +84,11 @@ def mutants(good: bytes, chance: random.Random) -> Iterator[bytes]:
         yield bytes(data) if chance.randrange(20) else chance.randbytes(chance.randrange(300))
 
 
+OFFER = uploads.Offer("cam-01", 7, "ab" * 32, "engine", "resnet.plan", BlobInfo(70_000, table="cd" * 32), 1790000000.0, 4)
+EXPLANATION = Explanation({"text": messages.AppState("text", "ab" * 32, "ppocr", "2")},
+                          {"text": Choice((ChoiceRow(Candidate("fp32", "openvino", "bf16"), "chosen", "fastest"),), None)})
+
+
 def decoders(folder: Path) -> list[Decoder]:
     """All of them. `folder` is scratch."""
     repo = SignedRepository()
@@ -98,9 +106,10 @@ def decoders(folder: Path) -> list[Decoder]:
     target = BundleTarget("toy", "1", "ab" * 32, BlobInfo(100), {})
     plain = [Decoder(f"message {name}", _plain(type(sample)), messages.encode(sample))
              for name, sample in samples().items() if name != "manifest"]
-    said = {**samples(), "birth": msgspec.structs.replace(samples()["birth"], key=identity.public_hex)}
+    said = {**samples(), "birth": msgspec.structs.replace(samples()["birth"], key=identity.public_hex), "offer": OFFER,
+            "response": messages.Response("cam-01", 4, 1790000000.0, "", "done", "{}")}
     signed = [Decoder(f"host reads {kind}", _signed(kind, identity), identity.sign(kind, said[kind]), 0.2)
-              for kind in ("birth", "report", "telemetry")]
+              for kind in ("birth", "report", "telemetry", "offer", "response")]
     delta = write_header(Header("ab" * 32, 5000, "cd" * 32, 900, "tensor")) + write_record(Copy(0, 400)) + write_record(
         Data(500, 0, 100, b"x" * 90))
     return [
@@ -118,7 +127,12 @@ def decoders(folder: Path) -> list[Decoder]:
         Decoder("bitmap", lambda data: Bitmap.decode(data, 1000), Bitmap.of(1000, [0, 1, 2, 500, 999]).encode()),
         Decoder("chunk table", lambda data: open_table(tabled.blob, tabled.info, [data]), tabled.pages[0][1]),
         Decoder("root page", lambda data: lower_pages(BlobInfo(1 << 30, table="ab" * 32), data), bytes(32 * 8)),
-        Decoder("upload part", uploads.decode_part, transfer.encode_chunk(1, 2, b"data" * 9)),
+        Decoder("upload part", uploads.decode_part, uploads.encode_part(1, 2, b"data" * 9)),
+        Decoder("upload mark", uploads.decode_part, uploads.encode_part_mark(b'{"round":1,"mark":0,"kind":"begin","chunks":1}')),
+        Decoder("offer", lambda data: uploads.check_offer(messages.decode(data, uploads.Offer), "cam-01"), messages.encode(OFFER)),
+        Decoder("verdict", _plain(uploads.Verdict), messages.encode(uploads.Verdict("cam-01", 7, "ab" * 32, "upload.large", "no"))),
+        Decoder("explanation", _plain(Explanation), messages.encode(EXPLANATION)),
+        Decoder("board's log", unpacked, gzip.compress(b"a line of the log\n" * 30, mtime=0)),
         Decoder("delta index", lambda data: decode_index(data, target), b'{"manifest":"%s","targets":{}}' % (b"ab" * 32)),
         Decoder("delta", _delta, delta),
         Decoder("engine", _engine, b'{"size":1000,"subject":"%s","chunk_size":65536}' % (b"5b" * 32)),
@@ -139,8 +153,10 @@ def _plain(kind: type[msgspec.Struct]) -> Callable[[bytes], object]:
 
 
 def _signed(kind: str, identity: Identity) -> Callable[[bytes], object]:
-    readers: dict[str, Any] = {"birth": intake.birth_from, "report": intake.report_from, "telemetry": intake.telemetry_from}
-    return lambda data: readers[kind](f"jf/1/d/cam-01/{kind}", data, identity.public_hex, verify_device)
+    readers: dict[str, Any] = {"birth": intake.birth_from, "report": intake.report_from, "telemetry": intake.telemetry_from,
+                               "offer": intake.offer_from, "response": intake.response_from}
+    topic = topics.response("cam-01", 4) if kind == "response" else f"{topics.PREFIX}/d/cam-01/{kind}"
+    return lambda data: readers[kind](topic, data, identity.public_hex, verify_device)
 
 
 def _delta(data: bytes) -> object:

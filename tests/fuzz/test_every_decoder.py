@@ -9,7 +9,8 @@ NAMES = (
     "message deployment", "message command", "message birth", "message state", "message report", "message ack", "message telemetry",
     "message result", "host reads birth", "host reads report", "host reads telemetry", "envelope", "board reads package",
     "board verifies package", "board opens deployment", "board opens command", "bundle manifest", "want", "chunk", "round mark",
-    "mark to one board", "bitmap", "chunk table", "root page", "upload part", "delta index", "delta", "engine", "sealed box", "root draft",
+    "mark to one board", "bitmap", "chunk table", "root page", "upload part", "upload mark", "offer", "verdict",
+    "explanation", "board's log", "host reads offer", "host reads response", "delta index", "delta", "engine", "sealed box", "root draft",
     "builder's metadata", "signing request", "pipeline event", "pipeline order", "claimed key", "online mark", "result",
 )
 

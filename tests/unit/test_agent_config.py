@@ -117,3 +117,18 @@ def test_a_whole_config_loads(tmp_path: Path) -> None:
     (tmp_path / "root.json").write_text("{}")
     (tmp_path / "agent.toml").write_text(LEAST)
     assert load(tmp_path / "agent.toml").device == "gate-7"
+
+
+@pytest.mark.parametrize("url", ["ftp://h/", "//h/blobs", "https://", "https://user:pass@h/blobs", "http://h:99999/", "https://h/x?token=1",
+                                 "https://h/a b", "h/blobs", "https://h/#x"])
+def test_a_mirror_is_an_address_without_credentials(url: str) -> None:
+    error = error_of(LEAST + f'[mirror]\nurl = "{url}"\n')
+    assert error.code == "config.bad"
+    assert "pass" not in error.what.replace("password", "")
+
+
+def test_a_mirror_with_its_files() -> None:
+    text = LEAST + '[mirror]\nurl = "https://mirror.example.org:8443/blobs/"\nmode = "prefer"\nca = "ca.pem"\n'
+    config = parse(text, Path("/etc/x/a.toml"))
+    assert (config.mirror.mode, config.mirror.ca, config.mirror.cert) == ("prefer", "/etc/x/ca.pem", "")
+    assert error_of(LEAST + '[mirror]\nmode = "sometimes"\n').code == "config.bad"
