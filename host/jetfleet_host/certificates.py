@@ -217,6 +217,7 @@ def _row(certificate: x509.Certificate, gone: frozenset[int]) -> CertificateRow:
 def _requested_key(csr: bytes, name: str) -> object:
     """The public key of a signing request that proves possession of its private half. Nothing else in it counts."""
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.x509.oid import NameOID
 
@@ -225,7 +226,7 @@ def _requested_key(csr: bytes, name: str) -> object:
         request = x509.load_pem_x509_csr(csr[:MAX_CSR_BYTES])
         named = [str(attribute.value) for attribute in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         key, proven = request.public_key(), request.is_signature_valid
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError("ca.csr", f"this is no certificate signing request ({type(error).__name__})", remedy=remedy) from None
     if not proven:
         raise InputError("ca.csr", "the signing request is not signed by its own key", remedy=remedy)

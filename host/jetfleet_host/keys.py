@@ -118,6 +118,7 @@ def read_private(path: Path, passphrase: bytes | None, what: str) -> PrivateKeyT
     Raises:
         InputError: `keys.missing`, `keys.mode` (others may read it), `keys.passphrase` (missing or wrong), `keys.bad`.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     remedy = "restore the file from a backup"
@@ -135,7 +136,7 @@ def read_private(path: Path, passphrase: bytes | None, what: str) -> PrivateKeyT
         raise InputError("keys.passphrase", f"{what} is encrypted", where=str(path), remedy="give its passphrase: --passphrase-file FILE")
     try:
         return load_pem_private_key(data, passphrase if encrypted else None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         if encrypted:
             raise InputError("keys.passphrase", f"the passphrase of {what} is wrong", where=str(path), remedy="try again") from None
         raise InputError("keys.bad", f"{what} cannot be read ({type(error).__name__})", where=str(path), remedy=remedy) from None

@@ -54,6 +54,7 @@ class Identity:
 
 
 def _load(path: Path) -> Ed25519PrivateKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -62,7 +63,7 @@ def _load(path: Path) -> Ed25519PrivateKey:
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
         key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise StorageError("identity.unreadable", f"the board's key cannot be read ({type(error).__name__})", where=str(path),
                            remedy=remedy) from None
     if not isinstance(key, Ed25519PrivateKey):

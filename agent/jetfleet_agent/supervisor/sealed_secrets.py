@@ -127,6 +127,7 @@ class NoSecrets:
 
 
 def _load_or_create(path: Path) -> X25519PrivateKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
@@ -139,7 +140,7 @@ def _load_or_create(path: Path) -> X25519PrivateKey:
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
         key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise StorageError("identity.unreadable", f"the board's sealing key cannot be read ({type(error).__name__})", where=str(path),
                            remedy=remedy) from None
     if not isinstance(key, X25519PrivateKey):
