@@ -2,8 +2,9 @@
 
 A message that is malformed, forged or of an unknown board is counted, its beginning kept (bounded), and never stops
 the rest of its batch. A board's key is trusted at its first birth and pinned; another key later is refused and raises
-the alarm `device.key-changed`. Two boards with one key raise `device.cloned`: their sessions go back and forth, or one session
-number has two instances. An acknowledgement is given only for what is committed to the database.
+the alarm `device.key-changed`. Two boards with one key raise `device.cloned`: their sessions go back and forth, or one
+session number has two instances. A board that was shown two deployments of one number raises `trust.seq-fork`. An
+acknowledgement is given only for what is committed to the database.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jetfleet_contract import topics
 from jetfleet_contract.errors import JetfleetError, MalformedError, UntrustedError
-from jetfleet_contract.messages import Birth, Report
+from jetfleet_contract.messages import Birth, Report, Telemetry
 
 from . import intake
 from .intake import VerifyDevice
@@ -24,6 +25,7 @@ from .store.database import Database
 from .store.models import Device
 
 TRIM_EVERY = 2000
+FORKS = ("trust.seq-fork", "trust.fork")
 
 
 class Incoming(msgspec.Struct, frozen=True):
@@ -124,7 +126,9 @@ class Collector:
     def _telemetry(self, session: Session, message: Incoming, _outcome: Ingested) -> None:
         device = _pinned(session, topics.device_of(message.topic))
         window = intake.telemetry_from(message.topic, message.payload, device.key, self._verify)
-        fleet.save_window(session, device, window, message.at)
+        before = device.gauges
+        if fleet.save_window(session, device, window, message.at):
+            _tell_forks(session, before, window, message.at)
 
     def _result(self, session: Session, message: Incoming, _outcome: Ingested) -> None:
         device = _pinned(session, topics.device_of(message.topic))
@@ -146,6 +150,17 @@ def _pinned(session: Session, name: str) -> Device:
         raise UntrustedError("device.unknown", f"board {name} has not introduced itself by a birth",
                              remedy="it is stored once the board's signed birth has come")
     return device
+
+
+def _tell_forks(session: Session, before: str, window: Telemetry, now: float) -> None:
+    """A board that was shown two signed bodies under one number says so in its counters: somebody else holds our keys, or an old copy of us."""
+    known = msgspec.json.decode(before, type=dict[str, float])
+    for code in FORKS:
+        gauge = f"refused.{code}"
+        if window.gauges.get(gauge, 0.0) > known.get(gauge, 0.0):
+            what = f"board {window.device} was shown two different signed messages of one number"
+            why = "somebody else signs for it, or the project was restored from an old copy"
+            fleet.raise_alarm(session, window.device, code, f"{what}: {why}", now)
 
 
 def _watch_for_clones(session: Session, known: Device, birth: Birth, now: float) -> None:

@@ -207,6 +207,7 @@ def test_a_rollout_over_mutual_tls(broker: SecuredBroker, tmp_path: Path) -> Non
             rollout = fleet.begin("toy:1", "--devices", "dock-1")
             until(lambda: fleet.phase(rollout) == "done", "the rollout to end", 60)
             assert board.numbers == [1]
+        assert "keys.online-root" in fleet.log.read_text(), "serve says what a thief of this machine would get"
         with ContractDevice(tmp_path / "dock", fleet.root, broker.port, "dock-1", session=1, tls=broker.device_files("dock-1")):
             until(lambda: any("device.cloned" in str(event) for event in fleet.events()), "the alarm", 60)
     finally:
