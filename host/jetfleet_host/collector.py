@@ -153,7 +153,7 @@ def _pinned(session: Session, name: str) -> Device:
 
 
 def _tell_forks(session: Session, before: str, window: Telemetry, now: float) -> None:
-    """A board that was shown two signed bodies under one number says so in its counters: somebody else holds our keys, or an old copy of us."""
+    """A board that was shown two signed bodies of one number says so in its counters."""
     known = msgspec.json.decode(before, type=dict[str, float])
     for code in FORKS:
         gauge = f"refused.{code}"

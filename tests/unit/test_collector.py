@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -138,7 +139,7 @@ def test_telemetry_that_the_board_did_not_sign_counts_for_nothing(database: Data
 
 
 def test_a_board_that_was_shown_two_bodies_of_one_number_raises_the_alarm(database: Database, board: Board) -> None:
-    fork = {"gauges": {"refused.trust.seq-fork": 1.0, "refused.message.bad": 5.0}}
+    fork: dict[str, Any] = {"gauges": {"refused.trust.seq-fork": 1.0, "refused.message.bad": 5.0}}
     ingest(database, board.birth(), board.telemetry(1), board.telemetry(2, **fork), board.telemetry(3, **fork), board.telemetry(3, **fork))
     with database.reading() as session:
         assert [(alarm.code, alarm.count) for alarm in session.scalars(select(Alarm))] == [("trust.seq-fork", 1)]
