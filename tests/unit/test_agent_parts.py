@@ -21,6 +21,7 @@ from jetfleet_agent.clocks import BoardClock, boot_id, kernel_is_synchronized
 from jetfleet_agent.config import AgentConfig
 from jetfleet_agent.daemon import COMMANDS
 from jetfleet_agent.systemd_notify import Heartbeat, ServiceManager
+from jetfleet_contract.broker_limits import BrokerLimits
 from jetfleet_contract.errors import IncompatibleError, StorageError
 from jetfleet_contract.messages import BackendInfo, Capability
 
@@ -166,6 +167,18 @@ def test_a_config_that_cannot_be_loaded_is_the_only_finding(config_file: Path) -
 
 def test_a_broker_that_refuses_fails_with_its_reason(config_file: Path) -> None:
     assert "connection refused" in examine(config_file, broker="connection refused")["broker"].finding
+
+
+@pytest.mark.parametrize(("limits", "verdict", "code"), [
+    (BrokerLimits(retain=False), "failed", "broker.retain"),
+    (BrokerLimits(max_qos=0), "warning", "broker.qos"),
+])
+def test_a_broker_that_lacks_something_is_judged_by_what_it_takes(config_file: Path, limits: BrokerLimits, verdict: str, code: str) -> None:
+    checks = doctor.examine(config_file, lambda _config: capability_of(), lambda _config: doctor.Tried(limits=limits))
+    (check,) = (check for check in checks if check.name == "broker")
+    assert check.verdict == verdict
+    assert code in check.finding
+    assert check.remedy
 
 
 @pytest.mark.parametrize(("content", "verdict", "words"), [
