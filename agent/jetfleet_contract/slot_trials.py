@@ -77,8 +77,8 @@ def compared(state: AppSlots, event: Compared, now: Instant) -> Step:
         return lost(state, now, event.code, event.detail, model=not event.code.startswith("source."))
     policy = policy_of(state)
     passed, code, sentence = judge_trial(policy, numbers)
-    if not passed and 0 < numbers.live_frames < policy.frames:
-        return before, work(before)  # the frames ran out: too few to convict, so try again until the lease ends
+    if numbers.live_frames < policy.frames and not (passed and numbers.live_frames):
+        return before, work(before)  # no frames, or too few to convict: that gate is not passed, so try again until the lease ends
     if not passed:
         return lost(state, now, code, sentence, model=True)
     after = enter(state, "keeping", now)

@@ -157,8 +157,10 @@ def _deploy(state: AppSlots, event: Deploy, now: Instant) -> Step:
     if target.seq == state.seq:
         return state, ()
     stays = state.champion is not None and state.champion.bundle == target.spec.bundle
+    known = state.challenger if state.challenger and state.challenger.bundle == target.spec.bundle else None
+    target = replaced(target, release=target.release or (known.release if known else 0))
     older = not stays and is_downgrade(state.champion, target)
-    if state.challenger is not None and state.challenger.bundle == target.spec.bundle and not older:
+    if known is not None and not older:
         return _carry_on(state, target)
     state, effects = give_up(state, now, "failed", "slots.superseded", f"deployment {target.seq} took its place")
     if stays:
@@ -192,7 +194,6 @@ def _older(target: Target, champion: Slot) -> str:
 def _carry_on(state: AppSlots, target: Target) -> Step:
     """The same bundle under a new number: go on, with the new setup and policy."""
     known = challenger_of(state)
-    target = replaced(target, release=target.release or known.release)
     challenger = replaced(known, setup=target.setup, release=target.release)
     after = replaced(state, seq=target.seq, target=target, challenger=challenger, stores=0)
     live = state.switched or (state.phase == "trial" and state.alone)

@@ -267,6 +267,18 @@ def test_too_few_frames_try_again_until_the_lease_ends() -> None:
     assert (world.reports[-1].outcome, world.reports[-1].code, world.running) == ("failed", "trial.lease", A)
 
 
+def test_a_trial_that_sees_no_frames_has_not_passed() -> None:
+    world = updating("trial")
+    blind = TrialNumbers(live_frames=0, live_agreement=0.0, champion_p99_ms=0.0, challenger_p99_ms=0.0)
+    assert [type(e) for e in world.send(r.Compared(B, blind))] == [r.Try]
+    world.mono += POLICY.lease_s
+    world.send(r.Tick())
+    assert (world.reports[-1].outcome, world.reports[-1].code, world.running) == ("failed", "trial.lease", A)
+    unwatched = World().install().go("trial", 2, "b", policy=TrialPolicy(frames=0))
+    unwatched.send(r.Compared(B, blind))
+    assert unwatched.state.phase == "keeping", "a deployment may do without live frames"
+
+
 def test_a_champion_that_cannot_stay_up_does_not_keep_its_successor_out() -> None:
     world = updating("trial")
     for _ in range(MAX_ATTEMPTS):
@@ -421,6 +433,14 @@ def test_a_downgrade_whose_approval_is_taken_back_ends(phase: str) -> None:
     world.check()
     assert (world.state.phase, world.running) == ("idle", B)
     assert [report.code for report in world.reports[-2:]] == ["slots.superseded", "slots.downgrade"]
+
+
+def test_a_downgrade_goes_on_being_one_when_the_metadata_is_not_at_hand_for_a_moment() -> None:
+    world = World().install("b", release=2)
+    world.releases[A] = 1
+    world.go("trial", 2, "a", downgrade=True)
+    world.send(r.Deploy(target(3, "a")))
+    assert refusal(world) == ("refused", "slots.downgrade", "a")
 
 
 def test_a_release_learned_late_stays_with_the_model() -> None:

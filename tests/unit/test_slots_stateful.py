@@ -89,7 +89,7 @@ class Board(RuleBasedStateMachine):
     @rule(agreement=st.sampled_from([0.2, 0.95, 0.95]), frames=st.sampled_from([0, 3, 30, 30]), die=DEATHS)
     def compared(self, agreement: float, frames: int, die: int | None) -> None:
         numbers = TrialNumbers(live_frames=frames, live_agreement=agreement, champion_p99_ms=10.0, challenger_p99_ms=11.0)
-        if agreement > 0.9 and frames == 30:
+        if agreement > 0.9 and frames:
             self.passed("comparison")
         self.world.send(r.Compared(self.under_way, numbers), die_after=die)
 
