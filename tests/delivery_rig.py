@@ -20,6 +20,7 @@ from jetfleet_agent.supervisor.fetch import Fetcher
 from jetfleet_agent.supervisor.mqtt import BrokerSettings, MqttLink
 from jetfleet_agent.supervisor.store import BlobStore
 from jetfleet_contract import topics
+from jetfleet_contract.broker_limits import BrokerLimits
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, table_of
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Instant
@@ -149,12 +150,13 @@ class Board(_Loop):
 
 
 class Host(_Loop):
-    """The host: link and distributor."""
+    """The host: link and distributor. `limits`: what is known of the broker beforehand."""
 
-    def __init__(self, port: int, blobs: MemoryBlobs, settings: DeliverySettings | None = None) -> None:
+    def __init__(self, port: int, blobs: MemoryBlobs, settings: DeliverySettings | None = None,
+                 limits: BrokerLimits | None = None) -> None:
         super().__init__("host")
         self.link = host_mqtt.MqttLink(
-            host_mqtt.BrokerSettings("127.0.0.1", port), f"host-{random.randrange(1 << 30)}",
+            host_mqtt.BrokerSettings("127.0.0.1", port, limits=limits or BrokerLimits()), f"host-{random.randrange(1 << 30)}",
             lambda topic, payload: self.posted.put(lambda: self.distributor.on_want(topic, payload, time.monotonic())),
             lambda: None,
             lambda _: self.posted.put(lambda: self.distributor.on_link_down(time.monotonic())),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from delivery_rig import Board, Host, MemoryBlobs, content, holds
 from served_fleet import fleet_on
 
 from jetfleet_agent.supervisor import mqtt as agent_mqtt
-from jetfleet_contract.broker_limits import BrokerLimits
+from jetfleet_contract.broker_limits import PROFILES, BrokerLimits
 from jetfleet_contract.errors import InputError
 from jetfleet_host import mqtt as host_mqtt
 from jetfleet_host.project import CONFIG, Project
@@ -224,6 +225,35 @@ def test_a_blob_that_does_not_fit_is_refused_by_name_and_one_that_was_cut_smalle
             board.stop()
             host.stop()
         assert not board.faults + host.faults
+
+
+def test_a_blob_travels_within_all_the_limits_of_aws_iot_core(tmp_path: Path) -> None:
+    aws = PROFILES["aws-iot-core"]
+    data = content(8_000_000)  # 123 messages, more than a second's worth
+    with mosquitto("max_packet_size 131300", "max_qos 1", "max_inflight_messages 100") as broker:
+        blobs = MemoryBlobs()
+        host, board = Host(broker.port, blobs, limits=aws), Board("b0", broker.port, tmp_path)
+        sent: list[float] = []
+        send = host.link._send
+
+        def watched(item: Any) -> None:
+            assert len(item.payload) <= aws.max_payload_bytes
+            sent.append(time.monotonic())
+            send(item)
+
+        host.link._send = watched  # type: ignore[method-assign]
+        try:
+            blob, info = blobs.add(data)
+            board.want(blob, info)
+            until(lambda: board.done, "the blob", 60)
+            assert holds(board, blob)
+        finally:
+            board.stop()
+            host.stop()
+        assert len(sent) >= 123
+        for first, at in enumerate(sent):
+            within = sum(at <= other < at + 1.0 for other in sent[first:])
+            assert within <= aws.max_publishes_s * 1.2 + 2  # what gathers in a fifth of a second may go at once
 
 
 def test_serve_says_what_does_not_work_over_its_broker(tmp_path: Path) -> None:
