@@ -10,6 +10,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
@@ -20,10 +21,11 @@ from jetfleet_contract import topics
 from jetfleet_contract.errors import InputError, MalformedError
 from jetfleet_contract.gates import Gates
 from jetfleet_contract.messages import AppConfig, AppSpec, Source, TrialPolicy
-from jetfleet_contract.rollout_plan import Plan, waves_of
+from jetfleet_contract.rollout_plan import Budget, OnBreach, Plan, Selector, Window, sized_waves, waves_of
 
-from .store import journal
-from .store.journal import StartRequest
+from .plan_files import Size, boards_of
+from .store import journal, tags
+from .store.journal import Overrides, StartRequest
 from .store.models import Device
 
 MAX_APPS_FILE = 256 * 1024
@@ -38,14 +40,6 @@ class AppEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input_from: str = ""
     publish_results: bool = True
     trial: TrialPolicy = TrialPolicy()
-
-
-class Selection(msgspec.Struct, frozen=True):
-    """Which boards: exactly one of the three."""
-
-    devices: tuple[str, ...] = ()
-    device_class: str = ""
-    everybody: bool = False
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -93,31 +87,65 @@ def _read_entry(app: str, table: object, path: Path) -> AppEntry:
     return entry
 
 
-def request_for(session: Session, *, app: str, bundle: Bundle, selection: Selection, entry: AppEntry | None, canary: int,
-                wave_size: int, gates: Gates, on_breach: str, nonce: str) -> StartRequest:
-    """Build the request of a rollout.
+class Wish(msgspec.Struct, frozen=True):
+    """What is asked: the content of a plan file, with options over it.
 
-    Args:
-        entry: the app's table of apps.toml; None keeps what each board has. nonce: makes the rollout's id unique.
+    `devices` are named boards in the order of the waves, else `select` finds them. `entry`: the app's table of apps.toml; None keeps what
+    each board has. `downgrade`: boards may go back to an older release, which `by` allows. `board_bytes`: what a board is planned to
+    receive.
+    """
+
+    app: str
+    bundle: Bundle
+    devices: tuple[str, ...] = ()
+    select: Selector | None = None
+    follow: bool = False
+    entry: AppEntry | None = None
+    canary: Size = 1
+    waves: tuple[Size, ...] = ()
+    wave_size: Size = 0
+    gates: Gates = Gates()
+    holds: tuple[float, ...] = ()
+    on_breach: OnBreach = "rollback"
+    windows: tuple[Window, ...] = ()
+    budget: Budget = Budget()
+    overrides: Overrides = Overrides()
+    downgrade: bool = False
+    by: str = ""
+    board_bytes: int = 0
+
+
+def request_for(session: Session, wish: Wish, nonce: str) -> StartRequest:
+    """Build the request of a rollout; `nonce` makes its id unique.
 
     Raises:
         InputError: `rollout.devices`, `rollout.unknown-device`, `rollout.no-device`, `rollout.no-settings`, `name.bad`.
     """
+    app, bundle, entry = wish.app, wish.bundle, wish.entry
     _check_app(app)
-    devices = _select(session, selection)
+    devices = _select(session, wish)
     before = {device.device: _version_of(session, device.device, app) for device in devices}
     if entry is None:
         _check_settings(app, [name for name, version in before.items() if version is None])
-    spec = AppSpec(app, bundle.manifest, bundle.name, bundle.version)
+    spec = AppSpec(app, bundle.manifest, bundle.name, bundle.version, downgrade=wish.downgrade)
     if entry is not None:
         config = AppConfig(options=entry.options, publish_results=entry.publish_results)
         spec = msgspec.structs.replace(spec, config=config, sources=entry.sources, input_from=entry.input_from, trial=entry.trial)
-    ordered = in_order(devices, nonce) if not selection.devices else list(dict.fromkeys(selection.devices))
+    ordered = in_order(devices, nonce) if not wish.devices else list(dict.fromkeys(wish.devices))
     plan = Plan(id=f"{app[:24]}-{bundle.version[:20].lower()}-{nonce}", app=app, bundle=bundle.manifest, name=bundle.name,
-                version=bundle.version, waves=waves_of(ordered, canary=canary, wave_size=wave_size),
-                before={name: version for name, version in before.items() if version is not None}, gates=gates,
-                on_breach="stop" if on_breach == "stop" else "rollback")
-    return StartRequest(plan, spec, keep=entry is None)
+                version=bundle.version, waves=_waves(ordered, wish),
+                before={name: version for name, version in before.items() if version is not None}, gates=wish.gates,
+                on_breach=wish.on_breach, holds=wish.holds, windows=wish.windows, budget=wish.budget, board_bytes=wish.board_bytes,
+                select=wish.select or Selector(), follow=wish.follow, approved_by=wish.by if wish.downgrade else "")
+    return StartRequest(plan, spec, keep=entry is None, overrides=wish.overrides)
+
+
+def _waves(ordered: Sequence[str], wish: Wish) -> tuple[tuple[str, ...], ...]:
+    total = len(ordered)
+    canary = max(1, boards_of(wish.canary, total))
+    if wish.waves:
+        return sized_waves(ordered, (canary, *(max(1, boards_of(size, total)) for size in wish.waves)))
+    return waves_of(ordered, canary=canary, wave_size=boards_of(wish.wave_size, total))
 
 
 def in_order(devices: Sequence[Device], salt: str) -> list[str]:
@@ -130,28 +158,40 @@ def in_order(devices: Sequence[Device], salt: str) -> list[str]:
     return [d.device for d in sorted(lot, key=lambda d: (not d.online, turn[d.device]))]
 
 
-def _select(session: Session, selection: Selection) -> list[Device]:
-    chosen = [bool(selection.devices), bool(selection.device_class), selection.everybody]
-    if sum(chosen) != 1:
-        raise InputError("rollout.devices", "say which boards: one of --devices, --class and --all", remedy="for instance --all")
+def _select(session: Session, wish: Wish) -> list[Device]:
+    if bool(wish.devices) == (wish.select is not None):
+        raise InputError("rollout.devices", "say which boards: --devices, or --class, --tag, --site and --name, or --all",
+                         remedy="for instance --all")
+    if wish.follow and wish.select is None:
+        raise InputError("rollout.devices", "boards that are named cannot be followed by others",
+                         remedy="select by class, tag, site or name")
     every = list(session.scalars(select(Device).order_by(Device.device)))
-    if selection.devices:
+    if wish.select is None:
         known = {device.device: device for device in every}
-        for name in selection.devices:
+        for name in wish.devices:
             if name not in known:
                 raise InputError("rollout.unknown-device", f"no board {name[:80]!r} has introduced itself", where="--devices",
                                  remedy=_near(name, known, "jetfleet devices lists them"))
-        return [known[name] for name in dict.fromkeys(selection.devices)]
-    if selection.device_class:
-        found = [device for device in every if device.device_class == selection.device_class]
-        if not found:
-            classes = {device.device_class for device in every}
-            raise InputError("rollout.no-device", f"no board is of class {selection.device_class[:80]!r}", where="--class",
-                             remedy=_near(selection.device_class, classes, "jetfleet devices lists them"))
-        return found
+        return [known[name] for name in dict.fromkeys(wish.devices)]
     if not every:
         raise InputError("rollout.no-device", "no board has introduced itself yet", remedy="start jetfleet-agent on one")
-    return every
+    found = tags.selected(session, wish.select)
+    if not found:
+        raise _nobody(session, wish.select, every)
+    return found
+
+
+def _nobody(session: Session, selector: Selector, every: Sequence[Device]) -> InputError:
+    """Why no board was found: the first rule that fits none."""
+    words = tags.every(session)
+    kinds = {"class": (selector.classes, {device.device_class for device in every}), "name": (selector.names, {d.device for d in every})}
+    kinds |= {f"tag {key}": (globs, {board[key] for board in words.values() if key in board}) for key, globs in selector.tags.items()}
+    for kind, (globs, have) in kinds.items():
+        if globs and not any(fnmatchcase(value, glob) for value in have for glob in globs):
+            return InputError("rollout.no-device", f"no board is of {kind} {globs[0][:80]!r}", where=f"--{kind.partition(' ')[0]}",
+                              remedy=_near(globs[0], have, "jetfleet devices lists them"))
+    return InputError("rollout.no-device", "no board fits all of this", where="select",
+                      remedy="jetfleet devices lists them with their tags")
 
 
 def _version_of(session: Session, device: str, app: str) -> str | None:

@@ -14,10 +14,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jetfleet_contract.errors import InputError
-from jetfleet_contract.rollout_records import Rollout
+from jetfleet_contract.rollout_records import Rollout, Verdict
 from jetfleet_contract.sketch import Sketch
 
-from .store import journal
+from .store import accounting, journal, tags
+from .store.accounting import BoardBytes
 from .store.fleet import unpack_stage
 from .store.models import Alarm, AppRow, Counter, Desired, Device, Rejected, ReportRow, RolloutRow, SeriesRow, WindowRow
 
@@ -52,6 +53,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     duplicates: int
     late: int
     apps: tuple[AppView, ...]
+    tags: dict[str, str]
 
 
 class TopRow(msgspec.Struct, frozen=True):
@@ -108,13 +110,14 @@ def devices(session: Session) -> list[DeviceView]:
     for row in session.scalars(select(AppRow).order_by(AppRow.app)):
         apps[row.device].append(AppView(row.app, row.version, row.candidate, row.phase, row.reason, row.bundle))
     wanted: dict[str, int] = {name: seq for name, seq in session.execute(select(Desired.device, Desired.seq))}  # noqa: C416
-    return [_device_view(row, wanted.get(row.device, 0), tuple(apps[row.device]))
+    words = tags.every(session)
+    return [_device_view(row, wanted.get(row.device, 0), tuple(apps[row.device]), words.get(row.device, {}))
             for row in session.scalars(select(Device).order_by(Device.device))]
 
 
-def _device_view(row: Device, wanted: int, apps: tuple[AppView, ...]) -> DeviceView:
+def _device_view(row: Device, wanted: int, apps: tuple[AppView, ...], words: dict[str, str]) -> DeviceView:
     return DeviceView(row.device, row.device_class, row.board, row.online, row.last_seen, row.first_seen, row.session, row.seq, wanted,
-                      row.agent_version, row.key, row.windows, row.gaps, row.duplicates, row.late, apps)
+                      row.agent_version, row.key, row.windows, row.gaps, row.duplicates, row.late, apps, words)
 
 
 def device_detail(session: Session, name: str) -> dict[str, Any]:
@@ -263,13 +266,34 @@ def rollout(session: Session, name: str) -> Rollout:
     return journal.load_state(session, row)
 
 
+class RolloutBytes(msgspec.Struct, frozen=True):
+    """Every byte of a rollout. `planned` for all its boards; `published` is what the host has published of the bundle's blobs, ever."""
+
+    devices: dict[str, BoardBytes]
+    total: BoardBytes
+    planned: int
+    published: int
+
+
+def rollout_bytes(session: Session, state: Rollout, blobs: Iterable[str]) -> RolloutBytes:
+    """What each board reported to have received; `blobs` are those of the rollout's bundle."""
+    devices = accounting.of_boards(session, state.plan.id, state.plan.app)
+    sums = {name: sum(getattr(row, name) for row in devices.values()) for name in BoardBytes.__struct_fields__}
+    return RolloutBytes(devices, BoardBytes(**sums), state.plan.board_bytes * len(state.devices), accounting.published(session, blobs))
+
+
 def rollout_view(state: Rollout) -> dict[str, Any]:
     """A rollout as `--json` prints it."""
     plan = state.plan
     return {
         "rollout": plan.id, "app": plan.app, "model": f"{plan.name}:{plan.version}", "bundle": plan.bundle, "phase": state.phase,
         "final": state.final, "wave": state.wave + 1, "waves": [list(w) for w in plan.waves], "code": state.code, "reason": state.reason,
-        "verdicts": [msgspec.to_builtins(v) for v in state.verdicts], "on_breach": plan.on_breach,
+        "verdicts": [_verdict(v) for v in state.verdicts], "standing": [_verdict(v) for v in state.standing], "on_breach": plan.on_breach,
+        "accepted": state.accepted + 1, "approved_by": plan.approved_by, "spent_bytes": state.spent.total, "board_bytes": plan.board_bytes,
         "devices": {d: {"wave": p.wave + 1, "status": p.status, "code": p.code, "detail": p.detail, "before": plan.before.get(d, "")}
                     for d, p in sorted(state.devices.items())},
     }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {name: getattr(verdict, name) for name in verdict.__struct_fields__}

@@ -109,6 +109,12 @@ def test_events(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     (("rollout", "start", "--app", "reader", "--model", "ocr", "--all"), 2, "rollout.model"),
     (("rollout", "start", "--app", "reader", "--model", "ocr:9", "--all"), 2, "models.unknown"),
     (("rollout", "start", "--app", "reader", "--model", "ocr:9", "--all", "--on-breach", "cry"), 2, "rollout.policy"),
+    (("rollout", "start", "--app", "reader", "--model", "ocr:9", "--all", "--canary", "some"), 2, "rollout.size"),
+    (("rollout", "start", "--app", "reader", "--model", "ocr:9", "--all", "--class", "x"), 2, "rollout.devices"),
+    (("rollout", "start", "--app", "reader", "--model", "ocr:9", "--tag", "line"), 2, "rollout.tag"),
+    (("rollout", "start", "--model", "ocr:9", "--all"), 2, "rollout.app"),
+    (("rollout", "start", "--plan", "nowhere.toml"), 2, "plan.unreadable"),
+    (("rollout", "plan", "check", "nowhere.toml"), 2, "plan.unreadable"),
 ])
 def test_wrong_words(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...],
                      status: int, code: str) -> None:
@@ -160,12 +166,40 @@ def test_every_command_has_help_with_an_example() -> None:
     import typer.main
 
     group: Any = typer.main.get_command(cli.app)
-    ours = [group.commands[name] for name in ("devices", "top", "latency", "events", "serve", "mirror", "rollout", "device")]
-    while groups := [command for command in ours if hasattr(command, "commands")]:
-        ours = [command for command in ours if command not in groups] + [inner for each in groups for inner in each.commands.values()]
+    names = ("devices", "top", "latency", "events", "serve", "mirror", "rollout", "device")
+    ours = [leaf for name in names for leaf in leaves(group.commands[name])]
+    assert len(ours) > 15
     for command in ours:
-        assert "Example" in command.help
-        assert any("--json" in option.opts for option in command.params)
+        assert "Example" in command.help, command.name
+        assert any("--json" in option.opts for option in command.params), command.name
+
+
+def leaves(command: Any) -> list[Any]:
+    """The commands below a group; the group too, when it does something by itself."""
+    inner = [leaf for child in getattr(command, "commands", {}).values() for leaf in leaves(child)]
+    return [*inner, command] if not inner or command.invoke_without_command else inner
+
+
+def test_boards_are_tagged_and_untagged(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    where = ("--dir", str(project), "--json")
+    status, out, _ = run(capsys, monkeypatch, "devices", "tag", "dock-1", "site=berlin-2", "line=3", *where)
+    assert (status, json.loads(out)["tags"]) == (0, {"line": "3", "site": "berlin-2"})
+    run(capsys, monkeypatch, "devices", "untag", "dock-1", "line", *where)
+    _, out, _ = run(capsys, monkeypatch, "devices", *where)
+    assert {row["device"]: row["tags"] for row in json.loads(out)} == {"dock-1": {"site": "berlin-2"}, "gate-1": {}}
+    _, out, _ = run(capsys, monkeypatch, "devices", "--dir", str(project))
+    assert "site=berlin-2" in out
+
+
+@pytest.mark.parametrize(("arguments", "code"), [
+    (("tag", "nobody", "a=b"), "device.unknown"), (("tag", "dock-1", "a"), "tag.bad"), (("tag", "dock-1", "A b=c"), "tag.bad"),
+    (("tag", "dock-1", "class=x"), "tag.bad"), (("tag", "dock-1", "a=" + "x" * 64), "tag.bad"), (("untag", "dock-1", "zzz"), "tag.unknown"),
+    (("tag", "dock-1", *(f"t{n}=1" for n in range(40))), "tag.bad"),
+])
+def test_tags_that_are_none(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...],
+                            code: str) -> None:
+    status, out, _ = run(capsys, monkeypatch, "devices", *arguments, "--dir", str(project), "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (2, code)
 
 
 def test_without_serve_a_command_is_withdrawn(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.gates import Gates
 from jetfleet_contract.messages import AppSpec, Birth, Capability, Deployment, Source
-from jetfleet_host.rollout_plans import Bundle, Selection, read_apps, request_for
-from jetfleet_host.store import fleet, journal
+from jetfleet_contract.rollout_plan import Selector
+from jetfleet_host.rollout_plans import Bundle, Wish, read_apps, request_for
+from jetfleet_host.store import fleet, journal, tags
 from jetfleet_host.store.database import Database
 from jetfleet_host.store.journal import StartRequest
 from jetfleet_host.store.models import Device
@@ -30,11 +32,15 @@ def database(tmp_path: Path) -> Iterator[Database]:
         yield opened
 
 
-def request(database: Database, selection: Selection, *, apps: Path | None = None, app: str = "reader", canary: int = 1) -> StartRequest:
-    entry = read_apps(apps)[app] if apps else None
+ALL = Selector()
+
+
+def request(database: Database, select: Selector | tuple[str, ...] | None, *, apps: Path | None = None, app: str = "reader",
+            **more: object) -> StartRequest:
+    wish = Wish(app, BUNDLE, entry=read_apps(apps)[app] if apps else None, gates=Gates())
+    chosen = {"devices": select} if isinstance(select, tuple) else {"select": select}
     with database.reading() as session:
-        return request_for(session, app=app, bundle=BUNDLE, selection=selection, entry=entry, canary=canary, wave_size=0, gates=Gates(),
-                           on_breach="rollback", nonce="abc123")
+        return request_for(session, msgspec.structs.replace(wish, **chosen, **more), "abc123")
 
 
 @pytest.fixture
@@ -50,7 +56,7 @@ trial = { frames = 5 }
 
 
 def test_settings_come_from_the_file(database: Database, apps: Path) -> None:
-    made = request(database, Selection(everybody=True), apps=apps)
+    made = request(database, ALL, apps=apps)
     assert made.spec.sources == (Source("front", "local:front"),)
     assert (made.spec.config.options, made.spec.trial.frames, made.keep) == ({"threshold": 0.3}, 5, False)
     assert made.plan.before == {"dock-1": "1"}
@@ -58,7 +64,7 @@ def test_settings_come_from_the_file(database: Database, apps: Path) -> None:
 
 
 def test_boards_that_were_named_keep_their_order(database: Database, apps: Path) -> None:
-    made = request(database, Selection(devices=("gate-2", "dock-1", "dock-2", "gate-2")), apps=apps)
+    made = request(database, ("gate-2", "dock-1", "dock-2", "gate-2"), apps=apps)
     assert made.plan.waves == (("gate-2",), ("dock-1", "dock-2"))
 
 
@@ -66,23 +72,45 @@ def test_a_canary_of_two_sees_two_classes_and_offline_boards_come_last(database:
     with database.session() as session:
         for name in ("dock-1", "gate-1"):
             session.get_one(Device, name).online = False
-    made = request(database, Selection(everybody=True), apps=apps, canary=2)
+    made = request(database, ALL, apps=apps, canary=2)
     assert set(made.plan.waves[0]) == {"dock-2", "gate-2"}
 
 
+def test_shares_are_rounded_up_and_what_is_left_is_a_last_wave(database: Database, apps: Path) -> None:
+    sizes = [len(wave) for wave in request(database, ALL, apps=apps, canary="10%", waves=("40%",)).plan.waves]
+    assert sizes == [1, 2, 1]
+    sizes = [len(wave) for wave in request(database, ALL, apps=apps, canary=2, wave_size="1%").plan.waves]
+    assert sizes == [2, 1, 1]
+
+
+def test_tags_select_and_the_plan_remembers_how(database: Database, apps: Path) -> None:
+    with database.session() as session:
+        tags.put(session, "dock-1", {"site": "berlin-2", "line": "3"})
+        tags.put(session, "gate-1", {"site": "berlin-1"})
+    rule = Selector(tags={"site": ("berlin*",)}, exclude=("line=3",))
+    made = request(database, rule, apps=apps, follow=True)
+    assert made.plan.waves == (("gate-1",),)
+    assert (made.plan.select, made.plan.follow) == (rule, True)
+    with pytest.raises(InputError, match=r"rollout\.devices"):
+        request(database, ("dock-1",), apps=apps, follow=True)
+
+
 def test_without_a_file_boards_keep_what_they_have(database: Database) -> None:
-    assert request(database, Selection(devices=("dock-1",))).keep
+    assert request(database, ("dock-1",)).keep
     with pytest.raises(InputError, match=r"rollout\.no-settings"):
-        request(database, Selection(everybody=True))
+        request(database, ALL)
 
 
 @pytest.mark.parametrize(("selection", "code", "hint"), [
-    (Selection(), "rollout.devices", "--all"),
-    (Selection(("dock-1",), "cpu-x86"), "rollout.devices", "--all"),
-    (Selection(("dock-9",)), "rollout.unknown-device", "did you mean dock-"),
-    (Selection(device_class="cpu-x68"), "rollout.no-device", "did you mean cpu-x86"),
+    (None, "rollout.devices", "--all"),
+    (("dock-9",), "rollout.unknown-device", "did you mean dock-"),
+    (Selector(classes=("cpu-x68",)), "rollout.no-device", "did you mean cpu-x86"),
+    (Selector(names=("doc-1",)), "rollout.no-device", "did you mean dock-1"),
+    (Selector(tags={"line": ("3",)}), "rollout.no-device", "jetfleet devices"),
+    (Selector(exclude=("*",)), "rollout.no-device", "jetfleet devices"),
 ])
-def test_boards_that_are_not_there(database: Database, apps: Path, selection: Selection, code: str, hint: str) -> None:
+def test_boards_that_are_not_there(database: Database, apps: Path, selection: Selector | tuple[str, ...] | None, code: str,
+                                   hint: str) -> None:
     with pytest.raises(InputError) as caught:
         request(database, selection, apps=apps)
     assert caught.value.code == code

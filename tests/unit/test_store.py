@@ -30,7 +30,7 @@ from jetfleet_contract.sketch import Sketch, sketch_of
 from jetfleet_host import clock, views
 from jetfleet_host.store import fleet, journal
 from jetfleet_host.store.database import HEAD, Database, alembic_config, schema_version
-from jetfleet_host.store.models import Alarm, Base, Device, Rejected, SeriesRow
+from jetfleet_host.store.models import Alarm, Base, Device, Rejected, RolloutDevice, SeriesRow
 
 KEY = "ab" * 32
 BUNDLE = "cd" * 32
@@ -71,6 +71,29 @@ def test_migrations_go_down_and_up_again(database: Database) -> None:
     with database.engine.begin() as connection:
         command.upgrade(alembic_config(connection), "head")
     add_device(database)
+
+
+def test_a_rollout_of_the_first_schema_goes_on(database: Database) -> None:
+    """A host of the first release stops in the middle of a rollout; this one opens its database."""
+    with database.engine.begin() as connection:
+        command.downgrade(alembic_config(connection), "0001")
+        head = (b'{"plan":{"id":"r1","app":"reader","bundle":"' + BUNDLE.encode() + b'","name":"ocr","version":"2","waves":[["a"],["b"]],'
+                b'"before":{"a":"1"},"on_breach":"stop"},"devices":{},"phase":"running","wave":0,"since":{"mono":5.0,"boot_id":"x",'
+                b'"wall":1e9,"wall_trusted":true}}')
+        spec = b'{"app":"reader","bundle":"' + BUNDLE.encode() + b'","name":"ocr","version":"2"}'
+        connection.execute(text("""INSERT INTO rollouts (id, app, phase, head, spec, keep, created, changed)
+                                   VALUES ('r1', 'reader', 'running', :head, :spec, :keep, 1.0, 1.0)"""),
+                           {"head": head, "spec": spec, "keep": True})
+        for device, progress in (("a", b'{"wave":0,"status":"issued"}'), ("b", b'{"wave":1}')):
+            connection.execute(text("INSERT INTO rollout_devices (rollout, device, progress) VALUES ('r1', :device, :progress)"),
+                               {"device": device, "progress": progress})
+        command.upgrade(alembic_config(connection), "head")
+    with database.reading() as session:
+        [state] = journal.active(session)
+        assert (state.phase, {d: p.status for d, p in state.devices.items()}) == ("running", {"a": "issued", "b": "waiting"})
+        assert dict(session.execute(select(RolloutDevice.device, RolloutDevice.status)).all()) == {"a": "issued", "b": "waiting"}
+        request = journal.request_of(session, state)
+        assert (request.keep, request.overrides, request.spec.downgrade) == (True, journal.Overrides(), False)
 
 
 def test_opening_twice_keeps_what_is_there(tmp_path: Path) -> None:

@@ -85,3 +85,17 @@ def test_gauges_of_the_board_and_its_pipelines(tmp_path: Path) -> None:
 
 def test_a_board_without_sensors_has_no_temperature(tmp_path: Path) -> None:
     assert "temperature_c" not in BoardGauges(dict, tmp_path).read()
+
+
+@pytest.mark.parametrize(("devices", "told"), [
+    ({"thermal-cpufreq-0": "0", "pwm-fan": "3"}, 0.0), ({"thermal-cpufreq-0": "2"}, 1.0),
+    ({"gpu-throttle-alert": "1", "Processor": "0"}, 1.0),
+    ({"pwm-fan": "3"}, None), ({"thermal-devfreq-0": "unreadable"}, None), ({}, None),
+])
+def test_a_board_tells_whether_it_is_slowed_down(tmp_path: Path, devices: dict[str, str], told: float | None) -> None:
+    for number, (kind, state) in enumerate(devices.items()):
+        device = tmp_path / "class" / "thermal" / f"cooling_device{number}"
+        device.mkdir(parents=True)
+        (device / "type").write_text(f"{kind}\n")
+        (device / "cur_state").write_text(f"{state}\n")
+    assert BoardGauges(dict, tmp_path).read().get("throttled") == told

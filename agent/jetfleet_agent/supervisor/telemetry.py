@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 MAX_SERIES = 256
 MAX_GAUGES = 64
 MAX_GAUGE_NAME = 63
+_SLOWING = ("cpufreq", "devfreq", "processor", "throttle")
+"""Kinds of the kernel's cooling devices that cost speed; Jetson calls its alerts ``cpu-throttle-alert`` and the like. A fan costs none."""
 
 
 class TelemetryWindows:
@@ -125,7 +127,8 @@ class BoardGauges:
         self._processes: dict[int, psutil.Process] = {}
 
     def read(self) -> dict[str, float]:
-        """`rss_mb`, `cpu_pct` (of one core, since the last reading), `memory_free_mb`, `temperature_c` and the like by app."""
+        """`rss_mb`, `cpu_pct` (of one core, since the last reading), `memory_free_mb`, `temperature_c`, `throttled` (0 or 1), and the like
+        by app."""
         import psutil
 
         gauges = {"memory_free_mb": psutil.virtual_memory().available / 1e6, "board_cpu_pct": psutil.cpu_percent()}
@@ -140,11 +143,35 @@ class BoardGauges:
         hottest = self._hottest()
         if hottest is not None:
             gauges["temperature_c"] = hottest
+        slowed = self._slowed()
+        if slowed is not None:
+            gauges["throttled"] = float(slowed)
         return gauges
+
+    def _slowed(self) -> bool | None:
+        """Whether the kernel slows the processor or the accelerator down for heat or power now; None where it tells of no such device."""
+        states = [_whole(device / "cur_state") for device in sorted(self._zones.glob("cooling_device*"))
+                  if any(word in _word(device / "type") for word in _SLOWING)]
+        told = [state for state in states if state is not None]
+        return any(told) if told else None
 
     def _hottest(self) -> float | None:
         readings = [value for zone in sorted(self._zones.glob("thermal_zone*")) if (value := _celsius(zone / "temp")) is not None]
         return max(readings, default=None)
+
+
+def _word(path: Path) -> str:
+    try:
+        return path.read_text().strip().lower()
+    except OSError:
+        return ""
+
+
+def _whole(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _celsius(path: Path) -> float | None:

@@ -14,6 +14,7 @@ import typer
 
 from jetfleet_contract.errors import InputError
 
+from . import board_tags
 from .device import add_commands
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ def register(app: typer.Typer) -> None:
     device.callback()(_device_group)
     device.command("show", help=_SHOW)(show)
     add_commands(device)
-    app.command("devices", help=_DEVICES)(devices)
+    group = typer.Typer(name="devices", help=_DEVICES, invoke_without_command=True)
+    group.callback()(devices)
+    board_tags.register(group)
+    app.add_typer(group)
     app.add_typer(device)
     app.command("top", help=_TOP)(top)
     app.command("latency", help=_LATENCY)(latency)
@@ -87,7 +91,9 @@ def _device_group() -> None:
     """Keep `show` a subcommand: typer would make a group's only command the group itself."""
 
 
-def devices(folder: Path = _DIR, as_json: bool = _JSON) -> None:
+def devices(context: typer.Context, folder: Path = _DIR, as_json: bool = _JSON) -> None:
+    if context.invoked_subcommand is not None:
+        return
     from jetfleet_host import views
 
     with _reading(folder) as session:
@@ -98,10 +104,11 @@ def devices(folder: Path = _DIR, as_json: bool = _JSON) -> None:
     if not rows:
         typer.echo("No board has introduced itself yet. Start jetfleet-agent on one, with this project's device/root.json.")
         return
-    table = _table("device", "class", "state", "seen", "apps", "windows", "gaps")
+    table = _table("device", "class", "state", "seen", "tags", "apps", "windows", "gaps")
     for row in rows:
         apps = "\n".join(f"{a.app} {a.version or '-'} {a.candidate} {a.phase}".strip() for a in row.apps) or "-"
-        table.add_row(row.device, row.device_class, _state(row.online), _ago(row.last_seen), apps, str(row.windows), str(row.gaps))
+        words = " ".join(f"{key}={value}" for key, value in row.tags.items())
+        table.add_row(row.device, row.device_class, _state(row.online), _ago(row.last_seen), words, apps, str(row.windows), str(row.gaps))
     _print_table(table)
 
 
