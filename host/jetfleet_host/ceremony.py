@@ -109,7 +109,7 @@ def sign(path: Path, key: Path, current: Metadata[Root] | None, passphrase: byte
 
 
 def commit(project: Project, drafts: Sequence[bytes]) -> int:
-    """Publish the next root from one signed draft, or several copies of it; gives its version.
+    """Publish the next root from one signed draft, or several copies of it; gives its version. Again is fine, also after a kill.
 
     Raises:
         UntrustedError: `trust.signature` (a threshold is not met), `trust.rollback` (not the next version), `trust.mix` (two drafts).
@@ -119,6 +119,9 @@ def commit(project: Project, drafts: Sequence[bytes]) -> int:
     with project.repository.locked():
         current = project.repository.load().root
         expected = current.signed.version + 1
+        if merged.signed_bytes == current.signed_bytes:
+            project.pin_newest_root()
+            return current.signed.version
         if merged.signed.version != expected:
             raise UntrustedError("trust.rollback", f"the draft is root {merged.signed.version}, the next one is {expected}",
                                  remedy="draft it again: jetfleet keys root-draft")
@@ -126,7 +129,7 @@ def commit(project: Project, drafts: Sequence[bytes]) -> int:
         _check_threshold_of(merged, merged, "to come")
         project.repository.accept_root(merged, role_keys(current, "targets") != role_keys(merged, "targets"))
     project.pin_newest_root()
-    return expected
+    return int(expected)
 
 
 def read_draft(data: bytes) -> Metadata[Root]:

@@ -19,7 +19,7 @@ import msgspec
 
 from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_host.durable import sync_folder, write_file
-from jetfleet_host.keys import MESSAGE_ROLES, ROLES, SERVE_ROLES, TUF_ROLES, KeyFolder, check_role
+from jetfleet_host.keys import MESSAGE_ROLES, ROLES, SERVE_ROLES, TUF_ROLES, KeyFolder, check_role, public_hex, signer_from
 from jetfleet_host.repository import HANDOVER, LIFETIME, Metadatas, role_keys
 
 if TYPE_CHECKING:
@@ -74,10 +74,11 @@ def key_table(project: Project) -> tuple[KeyRow, ...]:
 
 
 def take_out(project: Project, role: str, to: Path, *, keep: bool, passphrase: bytes | None = None) -> tuple[Path, ...]:
-    """Write a role's keys into a folder elsewhere, read them back, and remove them here unless `keep`.
+    """Write a role's keys into a folder elsewhere, read them back, and remove them here unless `keep`. Again is fine, also after a kill.
 
     Raises:
-        InputError: `keys.role`, `keys.missing` (none is here), `keys.exists`, `keys.place` (the folder is the project's own).
+        InputError: `keys.role`, `keys.missing` (none is here), `keys.exists` (a file that is not this key, or under another passphrase),
+            `keys.place` (the folder is the project's own).
     """
     to = to.absolute()
     if to == project.keys_dir or project.keys_dir in to.parents:
@@ -88,14 +89,24 @@ def take_out(project: Project, role: str, to: Path, *, keep: bool, passphrase: b
     other = KeyFolder(to)
     written = []
     for public in held:
-        if other.has(role, public):
-            raise InputError("keys.exists", f"the {role} key {public[:16]} is there already", where=str(to), remedy="give an empty folder")
-        written.append(project.keys.copy_to(other, role, public, passphrase))
+        path = other.path(role, public) if other.has(role, public) else project.keys.copy_to(other, role, public, passphrase)
+        if not _holds(path, public, passphrase):
+            raise InputError("keys.exists", "a file of that name is there and cannot be read as this key", where=str(path),
+                             remedy="give an empty folder, or the passphrase of the file that is there")
+        written.append(path)
     if not keep:
         _note(project, dict.fromkeys(held, str(to)))
         for public in held:
             project.keys.remove(role, public)
     return tuple(written)
+
+
+def _holds(path: Path, public: str, passphrase: bytes | None) -> bool:
+    """Whether what lies there is that key, as it is read back."""
+    try:
+        return public_hex(signer_from(path, passphrase)) == public
+    except InputError:
+        return False
 
 
 def findings(project: Project, now: float) -> tuple[Finding, ...]:
@@ -154,7 +165,8 @@ def split(project: Project, folder: Path) -> Path:
 
     folder = folder.absolute()
     if folder.exists() and any(folder.iterdir()):
-        raise InputError("project.not-empty", f"{folder} is not an empty folder", where=str(folder), remedy="give a new folder")
+        raise InputError("project.not-empty", f"{folder} is not an empty folder", where=str(folder),
+                         remedy="give a new folder; what an interrupted split left there may be removed as long as all keys are still here")
     current = project.repository.load()
     absent = [role for role in SERVE_ROLES if not set(_named(current, role)) & set(project.keys.held(role))]
     if absent:

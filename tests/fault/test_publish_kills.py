@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builder_board import Builder
 from bundle_maker import make_bundle
 
 from jetfleet_agent.supervisor.trust import TrustStore
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.messages import Instant
+from jetfleet_host import ceremony, custody, delegations
 from jetfleet_host.bundles import digest_file, open_bundle
 from jetfleet_host.custody import key_table
+from jetfleet_host.delegations import delegate
+from jetfleet_host.handover import accept
 from jetfleet_host.project import Project
 from jetfleet_host.publish import publish, published
 from jetfleet_host.repository import meta_package, refresh_timestamp
@@ -127,6 +131,55 @@ def test_kill_before_every_disk_operation(start: Path, tmp_path: Path, command: 
         assert not list((base / "fleet").rglob("*.partial"))
         if command.startswith("rotate"):
             assert {(row.use, row.held) for row in key_table(project)} == {("current", True)}
+        shutil.rmtree(base)
+        step += 1
+    assert kills > 5
+
+
+@pytest.fixture(scope="module")
+def trusting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A control machine, a builder's folder with a publication to hand over, a signed next root, and what a builder board signed."""
+    base = tmp_path_factory.mktemp("trusting")
+    builder, board = Project.init(base / "builder"), Builder()
+    delegate(builder, "orin", [board.public])
+    draft = base / "next-root.json"
+    draft.write_bytes(ceremony.draft(builder, ceremony.Wish(days=100), time.time()))
+    [stick] = custody.take_out(builder, "root", base / "safe", keep=False)
+    ceremony.sign(draft, stick, builder.repository.load().root)
+    trust = TrustStore(base / "board", builder.root_file.read_bytes())
+    trust.update(meta_package(builder), Instant(1.0, "boot", time.time(), True))
+    custody.split(builder, base / "fleet")
+    make_bundle(base / "v1", weight_bytes=100)
+    publish(builder, base / "v1")
+    (base / "engines.json").write_bytes(board.vouch("orin", "a"))
+    return base
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["root-commit", "accept", "add-delegated"])
+def test_kill_before_every_disk_operation_of_a_ceremony_and_a_handover(trusting: Path, tmp_path: Path, command: str) -> None:
+    def work(base: Path) -> None:
+        project = Project.load(base / "fleet")
+        if command == "root-commit":
+            ceremony.commit(project, [(trusting / "next-root.json").read_bytes()])
+        elif command == "accept":
+            accept(project, trusting / "builder")
+        else:
+            delegations.accept(project, "orin", (trusting / "engines.json").read_bytes())
+
+    step, kills, died = 1, 0, True
+    while died:
+        base = tmp_path / str(step)
+        base.mkdir()
+        shutil.copytree(trusting / "fleet", base / "fleet")
+        died = killed_at(step, functools.partial(work, base))
+        project = Project.load(base / "fleet")
+        _check(project, trusting / "board", base / "board", time.time())
+        if died:
+            kills += 1
+            work(base)
+            _check(project, trusting / "board", base / "board-after", time.time())
+        assert project.root_file.read_bytes() == max(project.repo_dir.glob("*.root.json")).read_bytes()
         shutil.rmtree(base)
         step += 1
     assert kills > 5
