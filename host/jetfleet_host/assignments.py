@@ -52,6 +52,10 @@ class Assignments:
         """How the blob is cut, as its signed target says."""
         return self._chunk_sizes.get(blob, CHUNK_BYTES)
 
+    def blobs_of(self, bundle: str) -> frozenset[str]:
+        """All blobs of a published bundle, with the pages of their chunk tables; empty when it is not published."""
+        return frozenset(self._blobs.get(bundle, ()))
+
     def changed(self, device: str) -> None:
         """This board got another deployment."""
         self._bundles.pop(device, None)

@@ -15,7 +15,9 @@ import typer
 from jetfleet_contract import __version__
 from jetfleet_contract.errors import JetfleetError
 
-COMMAND_MODULES = ("project", "keys", "build", "broker", "serve", "mirror", "fleet", "rollout", "models", "experiment", "demo", "sim")
+COMMAND_MODULES = (
+    "project", "keys", "build", "broker", "serve", "mirror", "fleet", "rollout", "delivery", "models", "experiment", "demo", "sim",
+)
 
 app = typer.Typer(
     name="jetfleet",

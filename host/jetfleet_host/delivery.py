@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -26,6 +26,7 @@ MAX_LANES = 8
 BATCH_CHUNKS = 32
 BLOCKED_S = 0.004
 WAITING_S = 0.02
+HELD_S = 0.25
 IDLE_S = 60.0
 RECENT_S = 2.0
 
@@ -121,6 +122,9 @@ class Distributor:
         self._chunk_size = chunk_size or (lambda _: CHUNK_BYTES)
         self._senders: dict[_Lane, rounds.Sender] = {}
         self._active: dict[_Lane, None] = {}
+        self._paused: frozenset[str] = frozenset()
+        self._all_paused = False
+        self._left: int | None = None
         self._pace: pacing.Pace | None = None
         self._served = (0, float("-inf"))  # wanters of the last round, and when it began
         self._stats = DeliveryStats()
@@ -144,14 +148,27 @@ class Distributor:
             return IDLE_S
         pace = self._refilled(now)
         room = min(pace.tokens, self._settings.outbox_bytes - self._link.backlog) if self._link.connected else 0
+        if self._left is not None:
+            room = min(room, self._left)
         blocked = room < min(self._stats.blobs[lane.blob].chunk_size for lane in self._active)
         expected = self._served[0] if now - self._served[1] < RECENT_S else 0
-        for lane in list(self._active):
+        for lane in [lane for lane in self._active if not self._is_paused(lane.blob)]:
             size = self._stats.blobs[lane.blob].chunk_size
             granted = max(0, min(int(room // size), BATCH_CHUNKS))
             room -= self._step(lane, rounds.Grant(granted, expected), now) * size
         self._active = {**dict(list(self._active.items())[1:]), **dict(list(self._active.items())[:1])}  # another one is first next time
         return self._next(blocked)
+
+    def pause(self, blobs: Collection[str], *, everything: bool = False) -> None:
+        """Publish nothing of exactly these blobs from now on, or of any; who wants them is remembered. The empty set resumes all."""
+        self._paused, self._all_paused = frozenset(blobs), everything
+
+    def allow(self, left: int | None) -> None:
+        """At most `left` bytes may be published until this is said again; None: any number."""
+        self._left = left
+
+    def _is_paused(self, blob: str) -> bool:
+        return self._all_paused or blob in self._paused
 
     def forget(self, blob: str) -> None:
         """Stop publishing a blob that is no longer offered."""
@@ -284,6 +301,8 @@ class Distributor:
             stats.published_bytes += len(payload)
             stats.unicast_bytes += len(payload) if device else 0
             self._stats.published_bytes += len(payload)
+            if self._left is not None:
+                self._left -= len(payload)
             if self._pace is not None:
                 self._pace = pacing.spend(self._pace, len(payload))
         return len(send.indices)
@@ -321,7 +340,11 @@ class Distributor:
     def _next(self, blocked: bool) -> float:
         if not self._active:
             return IDLE_S
-        states = [self._senders[lane] for lane in self._active]
+        if self._left is not None and blocked and self._left < CHUNK_BYTES:
+            return HELD_S
+        states = [self._senders[lane] for lane in self._active if not self._is_paused(lane.blob)]
+        if not states:
+            return HELD_S
         if any(state.phase == "sending" and not rounds.held_back(state) for state in states):
             return BLOCKED_S if blocked else 0.0
         return WAITING_S

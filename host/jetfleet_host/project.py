@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from jetfleet_contract.broker_limits import MAX_PACKET_BYTES, MIN_PACKET_BYTES, PROFILES, BrokerLimits, configured
+from jetfleet_contract.budgets import check_hours
 from jetfleet_contract.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_contract.topics import check_blob
@@ -69,9 +70,12 @@ class DatabaseSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class DeliverySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of the distributor: `rate_mbit_s` paces it (0: as fast as the broker takes it). `chunk_kb` (KiB) is how blobs are cut when
-    they are published: less where the broker takes no messages of 64 KiB."""
+    they are published: less where the broker takes no messages of 64 KiB. `mb_per_day` (10^6 bytes, 0: no bound) and `hours` (UTC,
+    [FROM, TO); none: always) bound what the whole host publishes."""
 
     rate_mbit_s: Annotated[float, Meta(ge=0, le=100_000)] = 0.0
+    mb_per_day: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
+    hours: tuple[tuple[int, int], ...] = ()
     chunk_kb: Annotated[int, Meta(ge=MIN_CHUNK_BYTES // 1024, le=MAX_CHUNK_BYTES // 1024)] = CHUNK_BYTES // 1024
 
 
@@ -244,6 +248,7 @@ def read_settings(path: Path) -> Settings:
     except msgspec.ValidationError as error:
         raise InputError("config.value", f"a value in {path.name} is wrong: {error}", where=str(path),
                          remedy="correct the value at the place named after the '$'") from None
+    check_hours(settings.delivery.hours, f"{path.name}: delivery.hours")
     _ = settings.broker.limits  # an unknown profile is an error here, not at the first connection
     return msgspec.structs.replace(settings, broker=_resolved(settings.broker, path.parent))
 
@@ -290,6 +295,9 @@ def _config_text(broker: BrokerSection) -> str:
 
 [delivery]
 # rate_mbit_s = 200        # 0: as fast as the broker takes it
+# mb_per_day = 5000        # what the host publishes in a UTC day at the most; 0: no bound
+# hours = [[22, 6]]        # UTC hours in which it publishes; none: always
+# chunk_kb = 64            # KiB a message when a model is published; a broker's packet limit may want less
 
 [uploads]
 # logs_mb = 16             # the largest blob of each kind that boards may give; 0: none
@@ -298,5 +306,4 @@ def _config_text(broker: BrokerSection) -> str:
 # engine_mb = 2048
 # device_mb_per_day = 8192
 # unasked = ["engine"]     # kinds that may come without a command
-# chunk_kb = 64            # KiB a message when a model is published; a broker's packet limit may want less
 """

@@ -33,6 +33,7 @@ from .collector import Collector, Incoming, Ingested
 from .command_driver import CommandDriver
 from .delegations import blobs_of_classes
 from .delivery import DeliverySettings, Distributor
+from .delivery_control import DeliveryControl, HostBudget
 from .experiments import ExperimentDriver
 from .project import Project
 from .publish import published, served_blobs
@@ -125,6 +126,9 @@ class Server:
         self._uploads = Uploads(self._writer, self._link, UploadFiles(project.dir / "uploads"), signing.verify_device,
                                 lambda v: signing.sign_verdict(project, v), project.settings.uploads.bounds)
         self._published = PublishedBytes(self._writer)
+        self._delivery = DeliveryControl(self._writer, self._distributor, _host_budget(project), self._assignments.blobs_of,
+                                         lambda blob: self._names.get(blob, ""))
+        self._names: dict[str, str] = {}
         self._bundles: dict[str, tuple[str, int]] = {}
         self._cuts: frozenset[int] = frozenset()
         self._retain: dict[str, bytes] = {}
@@ -176,6 +180,7 @@ class Server:
             self._uploads.close()
             self._store([item for item in self._taken(0.0) if isinstance(item, Incoming)], self._clock())
             self._guarded(lambda _now: self._published.keep(self._distributor.stats), self._clock())
+            self._guarded(self._delivery.close, self._clock())
 
     # --- the link's thread --------------------------------------------------------------------------------------
 
@@ -331,6 +336,7 @@ class Server:
         self._driver.tick(now)
         self._experiments.tick(now)
         self._commands.poll(now)
+        self._delivery.poll(now)
         if now.mono >= self._count_at:
             self._count_at = now.mono + COUNT_S
             self._published.keep(self._distributor.stats)
@@ -356,6 +362,8 @@ class Server:
         package = meta_package(self._project)
         served = served_blobs(self._project)
         self._bundles = {target.manifest: (target.name, target.release) for target in published(self._project)}
+        self._names = {blob: f"{target.name}:{target.version}" for target in published(self._project)
+                       for blob in served.get(target.manifest, ())}
         self._cuts = frozenset(min(info.size, info.chunk_size) for every in served.values() for info in every.values())
         classes = {one.blob: one.info for one in blobs_of_classes(self._project.repository.load().snapshot.signed)}
         self._assignments.offer({manifest: with_pages(every, self._small_blob) for manifest, every in served.items()},
@@ -418,6 +426,10 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_ino)
+
+
+def _host_budget(project: Project) -> HostBudget:
+    return HostBudget(project.settings.delivery.mb_per_day, project.settings.delivery.hours)
 
 
 def _delivery_settings(project: Project) -> DeliverySettings:

@@ -321,6 +321,25 @@ class ResultRow(Base):
     body: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class DeliveryPause(Base):
+    """What a person has paused: a bundle by its manifest's blob, another blob, or `*` for everything."""
+
+    __tablename__ = "delivery_pauses"
+
+    what: Mapped[str] = mapped_column(String(64), primary_key=True)
+    why: Mapped[str] = mapped_column(String(200))
+    at: Mapped[float] = mapped_column(Float)
+
+
+class DeliveryState(Base):
+    """What `serve` keeps of delivery, by name: its status for `delivery status`, and the day's bytes."""
+
+    __tablename__ = "delivery_states"
+
+    name: Mapped[str] = mapped_column(String(20), primary_key=True)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class ExperimentRow(Base):
     """The journal of one experiment: `body` is the machine's whole state. `asked` is what a command wants of `serve`, `answer` what became
     of it: an error's code and sentence, empty when it was done."""
