@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 from brokers import LOOPBACK, Mosquitto, mosquitto, until
 from delivery_rig import Board, Host, MemoryBlobs, content, holds
+from fleet_rig import AgentProcess, HostRig, app_spec
 from web_mirrors import BadServer, nginx
 
 from jetfleet_agent.supervisor import web
@@ -425,3 +426,25 @@ def test_tls_1_2_is_the_least(site: Site, tmp_path: Path) -> None:
     with socket.create_connection((LOOPBACK, server.server_address[1]), timeout=20) as sock, \
             context.wrap_socket(sock, server_hostname=LOOPBACK) as secure:
         assert secure.version() in ("TLSv1.2", "TLSv1.3")
+
+
+def test_a_real_agent_updates_by_the_mirror_alone(tmp_path: Path) -> None:
+    with mosquitto() as broker:
+        host = HostRig(tmp_path / "host", broker.port)
+        server = MirrorServer(host.project.blobs, MirrorSettings(port=0))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        agent = AgentProcess(tmp_path / "gate-1", "gate-1", broker.port, host.project.root_file)
+        agent.config.write_text(f'{agent.config.read_text()}\n[mirror]\nurl = "{server.url}"\nmode = "only"\n')
+        agent.start()
+        try:
+            outcome = host.outcome(host.deploy("gate-1", app_spec(host.publish("1"), "1")), deadline_s=120)
+            assert outcome.outcome == "committed", outcome
+            until(lambda: host.telemetry and host.telemetry[-1].gauges.get("mirror_bytes"), "what came by the mirror", WAIT_S)
+            assert host.telemetry[-1].gauges["mirror_bytes"] >= server.sent_bytes > 0
+            assert host._distributor.stats.published_bytes == 0, "nothing came over MQTT"
+        finally:
+            agent.stop()
+            host.stop()
+            server.shutdown()
+            server.server_close()
+        assert not host.faults, host.faults
