@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,6 +100,19 @@ def test_what_the_fetcher_holds_is_no_garbage(life: Life, shelf: Shelf, monkeypa
     life.runner.run(APP, r.AppSlots(APP), r.CollectGarbage())
     life.updater.tick()
     assert [path.name for path in life.store.folder.iterdir()] == [STRAYS[0]]
+
+
+def test_two_apps_that_share_blobs_lose_nothing_when_one_goes(life: Life, shelf: Shelf) -> None:
+    both = shelf.deployment(1, "1")
+    twin = msgspec.structs.replace(both.apps[0], app="twin")
+    life.updater.resume()
+    life.updater.deploy(msgspec.structs.replace(both, apps=(*both.apps, twin)))
+    life.work(300)
+    assert {state.champion.version for state in life.updater.states.values() if state.champion} == {"1"}
+    life.updater.deploy(msgspec.structs.replace(both, seq=2, apps=(twin,)))
+    life.updater.tick()
+    assert life.updater.states[APP].champion is None
+    assert blobs_in_use(life.updater.states["twin"]) == {path.name for path in life.store.folder.iterdir()}
 
 
 # --- rot ---------------------------------------------------------------------------------------------------

@@ -181,6 +181,17 @@ def test_a_newer_deployment_of_the_champion_gives_the_challenger_up(phase: str) 
     assert [(p.seq, p.outcome) for p in world.reports[-2:]] == [(2, "failed"), (3, "committed")]
 
 
+@pytest.mark.parametrize("phase", r.PHASES)
+def test_an_app_that_is_taken_away_in_any_phase_leaves_nothing_and_may_come_back(phase: str) -> None:
+    world = updating(phase)
+    world.send(r.Undeploy(3))
+    assert (world.state.phase, world.running, world.store, world.work if phase != "idle" else None) == ("idle", None, set(), None)
+    world.restart()
+    assert world.running is None
+    world.install("b", 4)
+    assert world.running == B
+
+
 @pytest.mark.parametrize("phase", ["fetching", "choosing", "probing", "trial", "keeping"])
 def test_the_same_bundle_under_a_new_number_goes_on(phase: str) -> None:
     world = updating(phase)
