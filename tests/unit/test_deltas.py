@@ -11,7 +11,7 @@ import pytest
 from delta_files import as_type, delta, moved, named, weights, write_onnx
 
 from jetfleet_agent.patching import patch
-from jetfleet_contract.delta_format import Copy, Data, Tensor, read_header, read_records
+from jetfleet_contract.delta_format import Copy, Data, Factors, Tensor, read_header, read_records
 from jetfleet_contract.errors import StorageError, UntrustedError
 from jetfleet_host.deltas.making import shared_share
 from jetfleet_host.deltas.matching import Base, byte_records, cut
@@ -183,3 +183,26 @@ def test_only_tensors_of_the_same_name_and_shape_are_shared(tmp_path: Path) -> N
 @pytest.mark.parametrize("data", [b"", b"\x00", b"not a model at all", b"\x3a\xff\xff\xff\xff\x7f", bytes(range(256))])
 def test_what_is_no_model_has_no_tensors(data: bytes) -> None:
     assert tensor_regions(memoryview(data)) == ()
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "int8"])
+def test_what_moved_in_a_few_directions_is_sent_as_those_directions(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(3)
+    old = {"w": rng.normal(0, 0.02, (256, 1024)).astype(np.float32)}
+    by = 1e-3 if kind == "int8" else 2e-4
+    step = by * rng.normal(0, 1, (256, 3)) @ rng.normal(0, 1, (3, 1024)) + rng.normal(0, by / 10, (256, 1024))
+    base = write_onnx(tmp_path / "base", as_type(old, kind))
+    target = write_onnx(tmp_path / "target", as_type({"w": (old["w"] + step).astype(np.float32)}, kind))
+    made, source = delta(base, target, methods=("tensor",))
+    found = records(source)
+    assert any(isinstance(record, Factors) for record in found)
+    assert {record.predict for record in found if isinstance(record, Tensor) and record.count > 1000} == {"shift"}
+    assert applied(base, source, tmp_path) == target.name
+    assert made.size < (0.72 if kind == "float32" else 0.5) * made.full
+
+
+def test_noise_has_no_directions(tmp_path: Path) -> None:
+    old = {"w": np.random.default_rng(3).normal(0, 0.02, (256, 1024)).astype(np.float32)}
+    base = write_onnx(tmp_path / "base", old)
+    _, source = delta(base, write_onnx(tmp_path / "target", moved(old, 1e-4)), methods=("tensor",))
+    assert not any(isinstance(record, Factors) for record in records(source))

@@ -16,6 +16,7 @@ GAIN_STEP = 32768.0
 _RANKS = (2, 4, 8, 12, 16, 24, 32, 48, 64)
 _BITS_A_FACTOR = 7.0
 _MARGIN = 8
+_LOOK = 4
 _TINY = 1e-20
 
 Floats = NDArray[np.float32]
@@ -48,11 +49,13 @@ def shift(new: Floats, old: Floats, channels: int, inner: int, steps: NDArray[np
     if not np.isfinite(spread).all() or not spread.any():
         return None
     spread[spread == 0] = 1.0
-    left, strength, right = _decomposed(rest / spread.reshape(-1, 1), min(MAX_RANK, min(channels, inner) // 2, MAX_PIECE // inner))
-    energy = float((strength**2).sum()), float(channels) * inner
-    rank = _worth(np.cumsum(strength**2) / max(energy[1], energy[0]), channels, inner)
-    if rank == 0:
+    rest /= spread.reshape(-1, 1)
+    most = min(MAX_RANK, min(channels, inner) // 2, MAX_PIECE // inner)
+    _, strength, _ = _decomposed(rest, min(most, _LOOK))
+    if _worth(strength, channels, inner) == 0:  # no direction stands out: nothing to be found by a longer look
         return None
+    left, strength, right = _decomposed(rest, most)
+    rank = _worth(strength, channels, inner)
     return _in_whole_numbers(left[:, :rank] * strength[:rank] * spread.reshape(-1, 1), right[:rank], steps.astype("<i2"))
 
 
@@ -66,8 +69,9 @@ def _decomposed(matrix: Floats, most: int) -> tuple[Floats, Floats, Floats]:
     return (basis @ small)[:, :most], strength[:most], right[:most]
 
 
-def _worth(captured: NDArray[np.floating], channels: int, inner: int) -> int:
-    """The rank with the largest saving, 0 when none has any."""
+def _worth(strength: Floats, channels: int, inner: int) -> int:
+    """The rank with the largest saving, 0 when none has any, for a matrix whose every row has a mean square of 1."""
+    captured = np.cumsum(strength.astype(np.float64)**2) / (float(channels) * inner)
     best, most = 0, 0.0
     for rank in _RANKS:
         if rank > len(captured):
