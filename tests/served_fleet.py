@@ -53,13 +53,13 @@ class ServedFleet:
         publish(self.project, bundle)
         return digest.removeprefix("sha256:")
 
-    def start(self) -> None:
-        """Start serve and wait until its link is up."""
-        lines = self._lines()
+    def start(self, event: str = "up") -> None:
+        """Start serve and wait until its link is up, or until it says another event."""
+        lines = self._lines(event)
         with self.log.open("ab") as log:
             self._child = subprocess.Popen([*self._prefix, sys.executable, "-m", "jetfleet_host", "-v", "serve", "--dir",
                                             str(self.dir), "--json"], stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-        until(lambda: self._lines() > lines or self._ended(), f"serve to come up, see {self.log}", 60)
+        until(lambda: self._lines(event) > lines or self._ended(), f"serve to come up, see {self.log}", 60)
         assert not self._ended(), self.log.read_text()
 
     def kill(self) -> None:
@@ -111,8 +111,13 @@ class ServedFleet:
         with closing(Database.open(self.project.database_url)) as database, database.reading() as session:
             yield session
 
-    def _lines(self) -> int:
-        return self.log.read_text().count('"event": "up"') if self.log.exists() else 0
+    @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
+    def _lines(self, event: str) -> int:
+        return self.log.read_text().count(f'"event": "{event}"') if self.log.exists() else 0
 
     def _ended(self) -> bool:
         return self._child is None or self._child.poll() is not None
