@@ -134,7 +134,7 @@ def _least(gate: GateName, bound: float, boards: Sequence[BoardEvidence], figure
     if not boards:
         return Ruling(gate, "passed", "no old bundle to agree with", numbers)
     if not told:
-        return Ruling(gate, "undecided", f"none of {len(boards)} boards told its agreement", numbers)
+        return Ruling(gate, "undecided", f"none of {_count(len(boards))} told its agreement", numbers)
     worst = min(told, key=lambda device: told[device])
     numbers["least"] = told[worst]
     why = f"least {told[worst]:.3f} on {worst}, limit {bound:.3f}{_rest(unknown)}"
@@ -147,11 +147,15 @@ def _most(gate: GateName, bound: float, boards: Sequence[BoardEvidence], figure:
     unknown = len(boards) - len(told)
     numbers = {"bound": bound, "boards": float(len(told)), "unknown": float(unknown)}
     if not told:
-        return Ruling(gate, "undecided", f"none of {len(boards)} boards told", numbers)
+        return Ruling(gate, "undecided", f"none of {_count(len(boards))} told", numbers)
     worst = max(told, key=lambda device: told[device])
     numbers["most"] = told[worst]
     why = f"{told[worst]:.4g} {what} ({worst}), limit {bound:.4g}{_rest(unknown)}"
     return Ruling(gate, _result(told[worst] > bound, unknown), why, numbers)
+
+
+def _count(boards: int) -> str:
+    return f"{boards} board{'' if boards == 1 else 's'}"
 
 
 def _rest(unknown: int) -> str:
@@ -181,10 +185,10 @@ def _latency(gates: Gates, gate: GateName, q: float, limit: float, boards: Seque
     numbers = {"limit": limit, "boards": float(len(paired)), "mute": float(mute), "frames": float(sum(b.new.count for b in paired)),
                "noisy_windows": float(noisy)}
     if not paired:
-        return Ruling(gate, "undecided", f"no latency of the new bundle on {len(compared)} boards", numbers, missing=not noisy)
+        return Ruling(gate, "undecided", f"no latency of the new bundle on {_count(len(compared))}", numbers, missing=not noisy)
     middle, low, high = ratio_bounds(paired, q, (1.0 - gates.confidence) / LOOKS)
     numbers |= {"ratio": middle, "low": low} | ({"high": high} if math.isfinite(high) else {})
-    why = (f"{name} is {middle:.2f}x the old one on {len(paired)} boards, surely {low:.2f} to "
+    why = (f"{name} is {middle:.2f}x the old one on {_count(len(paired))}, surely {low:.2f} to "
            f"{f'{high:.2f}' if math.isfinite(high) else 'unknown'}, limit {limit:.2f}x" + (f", no frames yet from {mute}" if mute else ""))
     if low > limit:
         return Ruling(gate, "breached", why, numbers)
