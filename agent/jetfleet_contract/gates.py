@@ -176,7 +176,7 @@ def _latency(gates: Gates, gate: GateName, q: float, limit: float, boards: Seque
     if not limit:
         return Ruling(gate, "passed", "no latency gate") if gate == "latency" else None
     compared = [board for board in boards if board.old.count >= gates.min_samples]
-    noisy = sum(board.noisy for board in boards)
+    noisy = sum(board.noisy for board in boards if not board.first)  # noise hides nothing where there is nothing to compare with
     if not compared:
         why = f"{noisy} windows were too noisy to compare" if noisy else "no old bundle to compare with"
         return Ruling(gate, "undecided" if noisy else "passed", why, {"noisy_windows": float(noisy)} if noisy else {})
