@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -157,7 +156,8 @@ def applied(base: Path, delta: Path, out: Path) -> tuple[float, float]:
     """Seconds and peak MB of the board's program on one delta."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
     command = [sys.executable, "-m", "jetfleet_agent.patching", str(base), str(delta), str(out)]
-    said = subprocess.run([sys.executable, "-c", SMALL_PARENT, *command], env=environment, capture_output=True, text=True, check=True).stdout
+    parent = [sys.executable, "-c", SMALL_PARENT, *command]
+    said = subprocess.run(parent, env=environment, capture_output=True, text=True, check=True).stdout
     seconds, peak_kb, code = said.split()
     if code != "0":
         raise SystemExit(f"deltas: the board's program ended with {code}")

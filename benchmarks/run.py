@@ -27,6 +27,7 @@ TOPICS = {
     "delivery_peers": "50 MB, beside casync and zchunk",
     "delivery_faults": "Lost chunks and a slow reader",
     "delivery_uplink": "A site behind 100 Mbit/s",
+    "deltas": "Deltas on a real fine-tune",
     "supervisor": "The supervisor at rest",
     "fleet": "A rollout to a thousand virtual devices, with faults",
 }
