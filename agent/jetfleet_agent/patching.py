@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("delta", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--memory-mb", type=int, default=1024)
     arguments = parser.parse_args()
     limit = arguments.memory_mb << 20

@@ -19,7 +19,7 @@ from jetfleet_contract.messages import decode
 PROGRAM = (sys.executable, "-m", "jetfleet_agent.patching")
 MEMORY_MB = 1024
 """Of address space; what it uses of it is a tenth."""
-THREADS = 2
+THREADS = 4
 NICE = 10
 START_S = 60.0
 SLOWEST_BYTES_S = 500_000
