@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jetfleet_contract import topics, transfer
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, open_table, table_of
 from jetfleet_contract.errors import JetfleetError
-from jetfleet_contract.messages import Report
+from jetfleet_contract.messages import Report, encode
 from jetfleet_contract.policy import worth_measuring
 from jetfleet_contract.slot_records import Progress, Slot
 from jetfleet_host.bundles import open_bundle
@@ -24,7 +24,7 @@ from jetfleet_host.sim.faults import ChunkFaults
 from jetfleet_host.sim.inference import CLASSES, ModelTraits, trial_numbers, window_series
 from jetfleet_host.sim.outbox import Outbox
 from jetfleet_host.sim.rehearsal_bundles import make_bundle
-from jetfleet_host.sim.transfers import SharedBytes, TransferCounts, Transfers
+from jetfleet_host.sim.transfers import SharedBytes, TransferCounts, Transfers, is_chunk
 
 DEVICE = "sim-0001"
 
@@ -170,7 +170,7 @@ def test_a_blob_comes_by_its_table_and_damage_is_refused() -> None:
     assert topics.chunk(pages[0][0]) in rig.topics
     assert topics.chunk(blob) not in rig.topics
     rig.chunk(pages[0][0], 0, pages[0][1])
-    assert {topics.chunk(blob), topics.blob_round(blob), topics.unicast(blob, DEVICE)} <= rig.topics
+    assert {topics.chunk(blob), topics.blob_round(blob), topics.unicast(blob, DEVICE)} == rig.topics
     rig.chunk(blob, 0, flipped(transfer.encode_chunk(1, 0, parts[0]), random.Random(1))[8:])
     for index in (1, 0, 0, 3):
         rig.chunk(blob, index, parts[index])
@@ -180,6 +180,24 @@ def test_a_blob_comes_by_its_table_and_damage_is_refused() -> None:
     assert hashlib.sha256(rig.disk.blobs[blob]).hexdigest() == blob
     assert (rig.counts.stored, rig.counts.spoiled, rig.counts.repeated) == (5, 1, 1)
     assert not rig.transfers.busy
+    assert rig.topics == set()
+
+
+def test_a_mark_moves_the_device_to_another_lane_and_its_own_topic_brings_chunks_too() -> None:
+    rig = WireRig()
+    blob, info, parts, pages = cut(random.Random(5).randbytes(2 * CHUNK_BYTES))
+    rig.transfers.want(blob, info)
+    rig.chunk(pages[0][0], 0, pages[0][1])
+    move = transfer.RoundMark(1, 1, "move", 2, lane=3)
+    rig.transfers.on_mark(topics.blob_round(blob), encode(move))
+    assert {topics.chunk(blob, 3), topics.blob_round(blob, 3), topics.unicast(blob, DEVICE)} == rig.topics
+    own = topics.unicast(blob, DEVICE)
+    payload = transfer.encode_chunk(1, 0, parts[0])
+    assert is_chunk(own, payload)
+    assert not is_chunk(own, transfer.encode_own_mark(move))
+    rig.transfers.on_chunk(own, payload)
+    rig.transfers.on_chunk(topics.chunk(blob, 3), transfer.encode_chunk(1, 1, parts[1]))
+    assert rig.done == [blob]
 
 
 def test_after_a_power_cut_only_what_is_gone_is_asked_for() -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from jetfleet_contract import CONTRACT_VERSION, __version__, topics
 from jetfleet_contract.errors import JetfleetError, UntrustedError
+from jetfleet_contract.listening import is_bulk
 from jetfleet_contract.messages import Ack, Birth, Deployment, DeviceState, Instant, Message, Telemetry, decode, encode
 from jetfleet_contract.slot_records import Progress
 from jetfleet_contract.trust import message_digest
@@ -26,7 +27,7 @@ from .device import Device
 from .inference import ModelTraits, window_series
 from .links import DeviceLink
 from .outbox import Outbox
-from .transfers import Transfers
+from .transfers import Transfers, is_chunk
 from .trust import DeviceTrust
 
 DESIRED_RETRY_S = 2.0
@@ -185,11 +186,11 @@ class Life:
         self._guarded(lambda: self._message(topic, payload))()
 
     def _message(self, topic: str, payload: bytes) -> None:
-        if topic.startswith(f"{topics.PREFIX}/b/"):
-            if topic.split("/")[4] == "round":
-                self.transfers.on_mark(topic, payload)
-            else:
+        if is_bulk(topic):
+            if is_chunk(topic, payload):
                 self.port.take(topic, payload)
+            else:
+                self.transfers.on_mark(topic, payload)
         elif topic == topics.META:
             if payload and self.trust.update(payload, self.now().wall - self.device.clock.skew):
                 self.apps.try_again()

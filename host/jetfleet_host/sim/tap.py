@@ -11,6 +11,7 @@ from jetfleet_contract.errors import InputError, TransportError
 from jetfleet_contract.messages import Deployment, Envelope, decode
 
 from .links import Connector, DeviceLink
+from .transfers import is_chunk
 
 ALL_CHUNKS = f"{topics.PREFIX}/b/+/c/#"
 ALL_UNICASTS = f"{topics.PREFIX}/b/+/u/+"
@@ -59,7 +60,7 @@ class Tap:
             self._strange_meta = self._strange_meta or bool(payload)
         elif topic.endswith("/desired"):
             self._desired(topic, payload)
-        else:
+        elif is_chunk(topic, payload):
             self.chunks += 1
             self.chunk_bytes += len(payload)
             self.unicast_bytes += len(payload) if topic.split("/")[4] == "u" else 0

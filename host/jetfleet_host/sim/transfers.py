@@ -60,6 +60,12 @@ class SharedBytes:
         return self._blobs.setdefault(blob, data)
 
 
+def is_chunk(topic: str, payload: bytes) -> bool:
+    """Whether a bulk message is a chunk, and no round mark."""
+    kind = topic.split("/")[4]
+    return kind == "c" or (kind == "u" and transfer.own_mark(payload) is None)
+
+
 class _Job:
     """One blob that is wanted."""
 
@@ -120,40 +126,41 @@ class Transfers:
                 self._forget(job)
 
     def on_chunk(self, topic: str, payload: bytes) -> None:
-        """A chunk that passed the port."""
-        job = self._jobs.get(topic.split("/")[3])
+        """A chunk that passed the port. MalformedError `chunk.bad`."""
+        job = self._jobs.get(topics.blob_of(topic))
         if job is None or job.receiver is None or job.table is None:
             self._counts.late += 1
             return
-        chunk = listening.heard(job.receiver, job.blob, self._device, topic, payload)
-        if not isinstance(chunk, listening.Chunk):
+        heard = listening.heard(job.receiver, job.blob, self._device, topic, payload)
+        if not isinstance(heard, listening.Chunk):
             self._counts.late += 1
             return
-        round_, index, data = chunk.round, chunk.index, chunk.data
-        if not job.receiver.missing.has(index):
+        stored = transfer.Stored(heard.round, heard.index)
+        if not job.receiver.missing.has(heard.index):
             self._counts.repeated += 1
-            self._step(job, transfer.Stored(round_, index))
+            self._step(job, stored)
             return
-        if not job.table.matches(index, data):
+        if not job.table.matches(heard.index, heard.data):
             self._counts.spoiled += 1
-            self._step(job, transfer.Spoiled(round_, index))
+            self._step(job, transfer.Spoiled(heard.round, heard.index))
             return
-        self._disk.write_chunk(job.blob, index, self._shared.chunk(job.blob, index, data))
+        self._disk.write_chunk(job.blob, heard.index, self._shared.chunk(job.blob, heard.index, heard.data))
         self._counts.stored += 1
-        self._counts.stored_bytes += len(data)
+        self._counts.stored_bytes += len(heard.data)
         job.unsynced += 1
         if job.unsynced >= SYNC_CHUNKS:
             job.unsynced = 0
             self._disk.sync(job.blob)
-        self._step(job, transfer.Stored(round_, index))
+        self._step(job, stored)
 
     def on_mark(self, topic: str, payload: bytes) -> None:
-        job = self._jobs.get(topic.split("/")[3])
+        """A round mark, shared or this device's own. MalformedError `mark.bad`, `message.*`."""
+        job = self._jobs.get(topics.blob_of(topic))
         if job is None or job.receiver is None:
             return
-        mark = listening.heard(job.receiver, job.blob, self._device, topic, payload)
-        if isinstance(mark, transfer.RoundMark):
-            self._step(job, transfer.Marked(mark, self._draws.random()))
+        heard = listening.heard(job.receiver, job.blob, self._device, topic, payload)
+        if isinstance(heard, transfer.RoundMark):
+            self._step(job, transfer.Marked(heard, self._draws.random()))
 
     def on_link_up(self) -> None:
         for job in list(self._jobs.values()):
@@ -225,7 +232,7 @@ class Transfers:
         if job.receiver is None:
             return
         job.receiver, effects = transfer.step_receiver(job.receiver, event, self._mono())
-        self._listen(job, listening.topics_of(job.receiver, job.blob, self._device))
+        self._listen(job, listening.topics_of(job.receiver, job.blob, self._device))  # before it asks
         for effect in effects:
             if isinstance(effect, transfer.Ask):
                 self._link.publish(topics.want(job.blob, self._device), transfer.encode_want(effect.want), qos=1)
