@@ -165,7 +165,7 @@ def save_window(session: Session, device: Device, window: Telemetry, now: float)
         device.duplicates += 1
         return False
     device.windows += 1
-    newest = _count_gap(device, window)
+    newest = _count_gap(session, device, window)
     if newest:
         device.gauges = str(values["gauges"])
     for series in window.series:
@@ -176,19 +176,29 @@ def save_window(session: Session, device: Device, window: Telemetry, now: float)
     return True
 
 
-def _count_gap(device: Device, window: Telemetry) -> bool:
+def _count_gap(session: Session, device: Device, window: Telemetry) -> bool:
     """Account for the window's number; True when it is the newest. A session's first seen window is its base line."""
     if window.session > device.window_session:
         device.window_session, device.last_window = window.session, window.window
         return True
     if window.session < device.window_session or window.window <= device.last_window:
         device.late += 1
-        if window.session == device.window_session and device.gaps:
-            device.gaps -= 1  # it was counted as missing when its successor came
+        device.gaps += _gaps_changed(session, window)
         return False
     device.gaps += window.window - device.last_window - 1
     device.last_window = window.window
     return True
+
+
+def _gaps_changed(session: Session, window: Telemetry) -> int:
+    """By how much a window that came late, and is stored by now, changes the gaps of its session: it may fill one that was counted, or lie
+    before the first or behind the last that had come, where nothing was counted."""
+    others = select(func.min(WindowRow.number), func.max(WindowRow.number), func.count()).where(
+        WindowRow.device == window.device, WindowRow.session == window.session, WindowRow.number != window.window)
+    low, high, count = session.execute(others).one()
+    if not count:
+        return 0
+    return int(max(high, window.window) - min(low, window.window) - (high - low) - 1)
 
 
 def save_result(session: Session, device: str, app: str, body: bytes, now: float) -> None:
