@@ -386,7 +386,7 @@ def _mark(state: Sender, kind: Literal["begin", "sync", "end"]) -> RoundMark:
 
 
 def _grant_draining(state: Sender, _event: Grant, now: float) -> SenderStep:
-    if now < min(state.until, state.heard_at + patience_s(state.wanters, state.mark)):
+    if now < state.until:
         return state, ()
     heard = {device: wanter for device, wanter in state.wanters.items() if wanter.mark == state.mark}
     return _close_round(_with(state, wanters=heard), now)  # the silent ask again by themselves

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jetfleet_contract import transfer
+from jetfleet_contract import listening, topics, transfer
 from jetfleet_contract.chunks import Bitmap
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import encode
@@ -49,11 +49,48 @@ def test_a_mark_decoder_is_total(data: bytes) -> None:
         assert 0.0 <= mark.spread_s <= transfer.MAX_SPREAD_S
 
 
+@given(st.binary(max_size=300), st.integers(0, 255), st.booleans())
+@example(transfer.encode_own_mark(transfer.RoundMark(7, 3, "sync", 5)), 0, True)
+@example(transfer.encode_chunk(7, 0xFFFFFFFF, b"{"), 0, True)
+@example(transfer.encode_chunk(7, 1 << 31, b"data"), 3, False)
+def test_whatever_comes_on_a_bulk_topic_is_a_chunk_a_mark_or_refused(data: bytes, lane: int, apart: bool) -> None:
+    blob = "ab" * 32
+    receiver = transfer.Receiver(65536, Bitmap.full(40), phase="receiving", lane=lane, apart=apart)
+    for topic in (topics.unicast(blob, "board"), topics.chunk(blob, lane), topics.blob_round(blob, lane), topics.chunk(blob, 9)):
+        with contextlib.suppress(MalformedError):
+            heard = listening.heard(receiver, blob, "board", topic, data)
+            if isinstance(heard, listening.Chunk):
+                assert 0 <= heard.index < 40
+            elif heard is not None:
+                assert transfer.decode_mark(encode(heard)) == heard
+                assert "board" not in heard.stay
+
+
+def test_a_mark_on_the_own_topic_counts_only_for_a_board_that_is_apart() -> None:
+    blob, mark = "ab" * 32, transfer.encode_own_mark(transfer.RoundMark(7, 3, "sync", 5))
+    shared = transfer.Receiver(65536, Bitmap.full(40), phase="receiving")
+    assert listening.heard(shared, blob, "board", topics.unicast(blob, "board"), mark) is None
+    apart = transfer.Receiver(65536, Bitmap.full(40), phase="receiving", apart=True)
+    assert isinstance(listening.heard(apart, blob, "board", topics.unicast(blob, "board"), mark), transfer.RoundMark)
+
+
+@given(st.integers(0, 255), st.booleans(), st.integers(0, 255))
+def test_a_want_says_where_the_board_listens(lane: int, apart: bool, flags: int) -> None:
+    want = transfer.Want(65536, Bitmap.full(40), 3, 4, apart, lane)
+    assert transfer.decode_want(transfer.encode_want(want), 40) == want
+    if flags > 1:
+        data = bytearray(transfer.encode_want(want))
+        data[1] = flags
+        with pytest.raises(MalformedError, match="want of version"):
+            transfer.decode_want(bytes(data), 40)
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"round": 0}, {"round": 1 << 32}, {"mark": -1}, {"chunks": 1 << 40}, {"spread_s": -1.0}, {"spread_s": 1e9}],
+    [{"lane": 256}, {"lane": -1}, {"stay": ["a"] * 17}, {"round": 0}, {"round": 1 << 32},
+     {"mark": -1}, {"chunks": 1 << 40}, {"spread_s": -1.0}, {"spread_s": 1e9}],
 )
-def test_a_mark_out_of_bounds_is_refused(changes: dict[str, float]) -> None:
+def test_a_mark_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
     good = {"round": 5, "mark": 1, "kind": "sync", "chunks": 3, "spread_s": 0.5}
     body = repr({**good, **changes}).replace("'", '"').encode()
     with pytest.raises(MalformedError):
