@@ -1,7 +1,6 @@
 """The files that the delta benchmark compares: each state of the fine-tune as fp32, fp16 and int8 ONNX, made by jetfleet's own passes.
 
-The int8 files come twice: with scales calibrated anew on the state's own pictures (`int8`), and with the base's activation scales and
-weight scales held (`int8-held`), as `jetfleet build --hold-scales-from` does.
+The int8 scales are calibrated anew on the pictures that the state was trained with.
 """
 
 from __future__ import annotations

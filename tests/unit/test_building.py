@@ -28,6 +28,8 @@ from jetfleet_contract.policy import candidates
 from jetfleet_host.bundles import open_bundle
 from jetfleet_host.compress import building
 from jetfleet_host.compress.building import BuildReport, build
+from jetfleet_host.compress.calibration import ScaleTable
+from jetfleet_host.compress.holding import Held
 from jetfleet_host.compress.jobs import JobRunner
 from jetfleet_host.compress.qdq import write_qdq
 from jetfleet_host.compress.recipe import Job, Recipe, make_task
@@ -302,3 +304,24 @@ def test_lineage_names_source_data_recipe_and_parent(job: Job, made: tuple[Path,
 def test_a_parent_that_is_no_bundle_is_said_before_the_work(job: Job, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no bundle folder"):
         build(msgspec.structs.replace(job, parent=tmp_path / "nothing"), _recipe(), _quiet)
+
+
+def test_held_scales_are_kept_and_named(tmp_path: Path, made: tuple[Path, Job, BuildReport]) -> None:
+    held = msgspec.structs.replace(made[1], out=tmp_path / "held", hold=made[1].out)
+    done = build(held, _recipe(version="1.0.1"), _quiet)
+    spec = done.spec.variant("int8")
+    assert spec.detail.endswith(f", scales of {made[2].spec.name}:{made[2].spec.version}")
+    assert spec.digest == made[2].spec.variant("int8").digest, "the same weights with the same scales are the same file"
+
+
+def test_scales_that_lose_too_much_are_not_held(tmp_path: Path, made: tuple[Path, Job, BuildReport],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    def coarse(self: Held, table: ScaleTable) -> ScaleTable:
+        wide = {name: msgspec.structs.replace(seen, magnitude=1e6) for name, seen in table.ranges.items()}
+        return msgspec.structs.replace(table, ranges=wide)
+
+    monkeypatch.setattr(Held, "over", coarse)
+    done = build(msgspec.structs.replace(made[1], out=tmp_path / "held", hold=made[1].out), _recipe(version="1.0.1"), _quiet)
+    spec = done.spec.variant("int8")
+    assert spec.detail.endswith("lose too much")
+    assert spec.digest == made[2].spec.variant("int8").digest

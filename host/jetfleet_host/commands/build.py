@@ -24,6 +24,8 @@ _CACHE = typer.Option(None, "--cache", help="Folder for checkpoints of finished 
 _PARENT = typer.Option(None, "--parent", help="Bundle that this model was trained or compressed from: kept as its lineage.")
 _OPTIONS = typer.Option([], "--task-option", help="NAME=VALUE for the task's decoder; give it again for more.")
 _HTML = typer.Option(None, "--html", help="Write the report as one self-contained page.")
+_HOLD = typer.Option(None, "--hold-scales-from", metavar="BUNDLE",
+                     help="Keep the int8 scales of this bundle where they lose no accuracy, so that boards get a smaller delta.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 
 _STAGES = {
@@ -63,6 +65,7 @@ def build(
     latency_rounds: int = typer.Option(3, min=0, max=100, help="Rounds of timing over all candidates; 0 skips timing."),
     cache: Path | None = _CACHE,
     parent: Path | None = _PARENT,
+    hold_scales_from: Path | None = _HOLD,
     as_json: bool = _JSON,
 ) -> None:
     """Make every variant of a model, score each, refuse what loses too much, and write a bundle.
@@ -90,7 +93,7 @@ def build(
                            options=parse_options(task_option), overrides=overrides)
     recipe = Recipe(name, version, tuple(dict.fromkeys(target)), spec, size, max_drop=max_drop, percentile=percentile,
                     calibration_images=calibration_images, threads=threads, latency_rounds=latency_rounds)
-    made = _run(run, Job(model, data, out, cache or default_cache(), parent), recipe)
+    made = _run(run, Job(model, data, out, cache or default_cache(), parent, hold_scales_from), recipe)
     _show_built(made, as_json)
 
 

@@ -30,6 +30,7 @@ from .checkpoints import Checkpoints, library_versions
 from .dataset import DataSet, load_data, read_image, to_tensor
 from .halving import halve
 from .handles import ModelHandle, serialized
+from .holding import held_scales
 from .jobs import JobRunner
 from .quantizing import Twins, search_twins
 from .recipe import Job, Recipe
@@ -90,6 +91,7 @@ class _Build:
         self.checkpoints = Checkpoints(job.cache)
         self.runner = JobRunner()
         self.task = recipe.task
+        self.held = held_scales(job.hold) if job.hold is not None else None
         self.answers: dict[tuple[str, str, str], Answer] = {}
 
     def run(self) -> BuildReport:
@@ -151,9 +153,17 @@ class _Build:
             ways = ((int8, "onnxruntime"), (uint8, "onnxruntime"), (uint8, "openvino"))
             return all(self._within(scorer, reference, scorer.answer(handle, backend, "int8")) for handle, backend in ways)
 
-        twins = search_twins(model, table, noise, self.checkpoints, passes, lambda done, of: self.progress("int8", done, of))
+        def search(scales: ScaleTable) -> Twins | None:
+            return search_twins(model, scales, noise, self.checkpoints, passes, lambda done, of: self.progress("int8", done, of))
+
+        origin = ""
+        twins = None
+        if self.held is not None:
+            twins, origin = search(self.held.over(table)), f", scales of {self.held.origin}"
+        if twins is None or not twins.passed:
+            twins, origin = search(table), f", scales of {self.held.origin} lose too much" if self.held else ""
         self.progress("int8", 1, 1)
-        return _int8_variants(twins) if twins else []
+        return _int8_variants(twins, origin) if twins else []
 
     def _scales(self, model: ModelHandle, data: DataSet, tensors: Sequence[Tensor]) -> ScaleTable:
         key = self.checkpoints.key("scales", model.digest, data.digest, self.task.input, len(tensors), self.recipe.percentile)
@@ -287,9 +297,9 @@ def _variant(name: str, precision: str, handle: ModelHandle, detail: str, layout
     return Variant(name, handle.digest, handle.size, precision, layout, detail)  # type: ignore[arg-type]
 
 
-def _int8_variants(twins: Twins) -> list[Built]:
+def _int8_variants(twins: Twins, origin: str) -> list[Built]:
     detail = f"{twins.kept} of {twins.layers} layers"
-    return [Built(_variant("int8", "int8", twins.int8, f"{detail}, symmetric", "qdq-int8"), twins.int8),
+    return [Built(_variant("int8", "int8", twins.int8, f"{detail}, symmetric{origin}", "qdq-int8"), twins.int8),
             Built(_variant("uint8", "uint8", twins.uint8, f"{detail}, same scales as int8", "qdq-uint8"), twins.uint8)]
 
 

@@ -39,11 +39,12 @@ class Range(msgspec.Struct, frozen=True):
 
 
 class ScaleTable(msgspec.Struct, frozen=True):
-    """Ranges by tensor name over `images` images."""
+    """Ranges by tensor name over `images` images. `weights`: scales that a layer's weights must have, one a channel, by its output."""
 
     ranges: dict[str, Range]
     images: int
     percentile: float
+    weights: dict[str, tuple[float, ...]] = {}
 
     def scale(self, tensor: str) -> float:
         return self.ranges[tensor].scale

@@ -34,11 +34,16 @@ def write_qdq(model: ModelProto, placement: Placement, table: ScaleTable) -> Mod
     return rebuilt(model, writer.nodes(), writer.constants)
 
 
-def quantize_weight(weight: Array, axis: int) -> tuple[Array, Array]:
-    """Symmetric int8 per channel along `axis`, narrow range -127..127. Returns (int8 weights, float32 scales)."""
+def quantize_weight(weight: Array, axis: int, held: tuple[float, ...] = ()) -> tuple[Array, Array]:
+    """Symmetric int8 per channel along `axis`, narrow range -127..127, with the `held` scales when there is one for each channel.
+
+    Returns (int8 weights, float32 scales).
+    """
     moved = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
     magnitude = np.abs(moved).max(axis=1)
     scales = (np.where(magnitude > 0, magnitude, 1.0) / 127.0).astype(np.float32)
+    if len(held) == len(scales):
+        scales = np.asarray(held, np.float32)
     shape = [1] * weight.ndim
     shape[axis] = -1
     steps = np.rint(weight / scales.reshape(shape))
@@ -106,7 +111,7 @@ class _Writer:
         if weight is None:  # placement only names nodes with constant weights
             raise ValueError(f"{node.output[0]} has no constant weights")
         axis = _weight_axis(node)
-        steps, scales = quantize_weight(weight, axis)
+        steps, scales = quantize_weight(weight, axis, self.table.weights.get(node.output[0], ()))
         base = f"{node.output[0]}.weight8"
         self.constants.update({base: steps, f"{base}.scale": scales, f"{base}.zero": np.zeros(scales.shape, np.int8)})
         return onnx.helper.make_node("DequantizeLinear", [base, f"{base}.scale", f"{base}.zero"], [f"{base}.dq"],

@@ -57,13 +57,15 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Where a build reads and writes. `parent` is the bundle that the model was trained from, for its lineage."""
+    """Where a build reads and writes. `parent` is the bundle that the model was trained from, for its lineage; `hold` one whose int8
+    scales are kept where that loses no accuracy."""
 
     model: Path
     data: Path
     out: Path
     cache: Path
     parent: Path | None = None
+    hold: Path | None = None
 
 
 def make_task(kind: str, preset: str, *, shape: Shape | None, labels: tuple[str, ...], options: dict[str, float | str | bool],
