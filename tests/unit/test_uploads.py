@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -160,6 +162,29 @@ def test_count_and_bytes_are_bounded(tmp_path: Path, maximum: int, maximum_bytes
         kept.add(b"0000000000", "logs", "c", WALL)
     assert caught.value.code == "upload.full"
     assert names(tmp_path) == before
+
+
+def test_what_is_being_copied_counts_too(tmp_path: Path) -> None:
+    kept = store(tmp_path, 9, 25)
+    entered, go = threading.Event(), threading.Event()
+
+    def copy(*given: Any) -> Any:
+        entered.set()
+        assert go.wait(30)
+        return original(*given)
+
+    original = upload_store._copy
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(upload_store, "_copy", copy)
+        first = threading.Thread(target=kept.add, args=(b"0123456789" * 2, "logs", "a", WALL))
+        first.start()
+        assert entered.wait(30)
+        with pytest.raises(StorageError, match="1 uploads of 20 bytes wait"):
+            kept.add(b"0123456789", "logs", "b", WALL)
+        go.set()
+        first.join(30)
+    assert (len(kept.pending), kept.size) == (1, 20)
+    kept.add(b"01234", "logs", "b", WALL)
 
 
 def test_no_space_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ class Pending(msgspec.Struct, frozen=True):
 
 
 class UploadStore:
-    """See the module. `add` may run in another thread than the rest; two `add`s may not run at once.
+    """See the module. `add` may run in several threads, the rest belongs to one.
 
     Args:
         maximum: offers at a time. maximum_bytes: bytes of all of them.
@@ -51,6 +51,7 @@ class UploadStore:
         self._maximum = maximum
         self._maximum_bytes = maximum_bytes
         self._pending: dict[int, Pending] = {}
+        self._coming: list[int] = []  # sizes of what is being copied
         self._lock = threading.Lock()
         try:
             make_folder(self.folder, mode=0o700)
@@ -78,8 +79,10 @@ class UploadStore:
         """
         check_name("upload", name)
         size = len(source) if isinstance(source, bytes) else _size(source)
-        self._check_room(size)
         partial = self.folder / f".{secrets.token_hex(8)}.partial"
+        with self._lock:
+            self._check_room(size)
+            self._coming.append(size)
         try:
             tabled = _copy(source, partial, size, chunk_size)
             with self._lock:  # a blob that is dropped now must not take away the file that this offer is about to name
@@ -87,6 +90,7 @@ class UploadStore:
         except OSError as error:
             raise _storage_error(error, self.folder) from None
         finally:
+            self._coming.remove(size)
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
 
@@ -131,10 +135,14 @@ class UploadStore:
                 (self.folder / name).unlink(missing_ok=True)
 
     def _check_room(self, size: int) -> None:
-        if len(self._pending) >= self._maximum or self.size + size > self._maximum_bytes:
-            raise StorageError("upload.full", f"{len(self._pending)} uploads of {self.size} bytes wait, {size} more bytes do not fit",
-                               where=str(self.folder), remedy="connect the board to its host, or raise [upload] pending_mb")
-        status = os.statvfs(self.folder)
+        count, held = len(self._pending) + len(self._coming), self.size + sum(self._coming)
+        if count >= self._maximum or held + size > self._maximum_bytes:
+            raise StorageError("upload.full", f"{count} uploads of {held} bytes wait, {size} more bytes do not fit", where=str(self.folder),
+                               remedy="connect the board to its host, or raise [upload] pending_mb")
+        try:
+            status = os.statvfs(self.folder)
+        except OSError as error:
+            raise _storage_error(error, self.folder) from None
         if status.f_bavail * status.f_frsize < size + RESERVE_BYTES:
             raise StorageError("store.full", f"no space left for an upload of {size} bytes", where=str(self.folder))
 
