@@ -16,6 +16,7 @@ from supervised_lives import APP, Life, Shelf
 from jetfleet_agent.supervisor.store import RESERVE_BYTES
 from jetfleet_contract import slot_records as r
 from jetfleet_contract.chunks import BlobInfo
+from jetfleet_contract.messages import DeliveryPolicy
 from jetfleet_contract.slots import blobs_in_use
 
 VERSIONS = ("1", "2", "3")
@@ -243,3 +244,24 @@ def test_garbage_never_takes_what_a_slot_holds(shelf: Shelf, memory: Path, actio
     state = life.updater.states.get(APP, r.AppSlots(APP))
     if state.phase == "idle":
         assert {path.name for path in life.store.folder.iterdir()} <= blobs_in_use(state), "garbage stays behind"
+
+
+# --- delivery policy ---------------------------------------------------------------------------------------
+
+
+def test_the_policy_of_an_app_governs_its_blobs_and_every_byte_is_reported(life: Life, shelf: Shelf) -> None:
+    made = shelf.deployment(1, "1")
+    policy = DeliveryPolicy(hours=((22, 6),), bytes_per_day=1_000_000)
+    life.updater.resume()
+    life.updater.deploy(msgspec.structs.replace(made, apps=(msgspec.structs.replace(made.apps[0], delivery=policy),)))
+    manifest = shelf.bundles["1"]
+    assert not life.meter.admit(manifest, manifest, 1, 65536, life.now()).free  # 8 o'clock in the morning
+    told = life.reports[-1]
+    assert (told.code, told.phase, told.outcome, told.bundle) == ("delivery.hours", "fetching", "", manifest)
+    assert "22-06 UTC" in told.detail
+    life.meter.count(manifest, manifest, 777, "broadcast", life.now())
+    life.settle(1)
+    done = life.reports[-1]
+    assert done.outcome == "committed"
+    assert done.metrics["bytes_received"] == 777
+    assert 0 < done.metrics["bytes"] <= whole(shelf, "1")
