@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,29 +177,21 @@ def one_run(site: Site, method: str, receivers: int, options: Sequence[dict[str,
     over_http, proxied = plain in HTTP, plain != method
     port = free_port() if not over_http else site.proxy_port if proxied else site.nginx_port
     address = (site.host if over_http and not proxied else site.boards).address
-    broker = None if over_http else start_mosquitto(site, port, unlimited=method == "one message")
     sent_before = _served(site)
     common = {"method": method, "host": address, "port": port, "site": str(site.root / "site"), "blob": site.blob, "info": site.info}
-    sender = None if over_http else _party(site.host, {**common, "role": "send"})
     jobs = [{**common, "role": "receive", "name": f"r{n}", "folder": str(site.root / f"r{n}"), **(options[n] if n < len(options) else {})}
             for n in range(receivers)]
-    children = [_party(site.boards, job) for job in jobs]
-    parties = [*children, *([sender] if sender else [])]
-    for party in parties:
-        if party.stdout is None or party.stdout.readline() != "ready\n":
-            raise SystemExit(f"{method}: a party did not start")
-    started = mono()
-    for party in reversed(parties):
-        _say(party, "go\n")
     awaited = [job for job in jobs if not job.get("slow_s")]
-    results = [json.loads(child.communicate(timeout=GIVE_UP_S)[0]) for child, job in zip(children, jobs, strict=True) if job in awaited]
-    for child in children:
-        child.kill()
-        child.wait()
-    from_host = json.loads(sender.communicate(timeout=30)[0]) if sender else {"sent": _served(site) - sent_before, "cpu_s": 0.0}
-    broker_rss = _peak_mb(broker.pid) if broker else 0.0
-    if broker:
-        stop(broker)
+    with ExitStack() as ending:
+        broker = None if over_http else start_mosquitto(site, port, unlimited=method == "one message")
+        if broker:
+            ending.callback(stop, broker)
+        sender = None if over_http else _party(ending, site.host, {**common, "role": "send"})
+        children = [_party(ending, site.boards, job) for job in jobs]
+        started = _say_go([*children, *([sender] if sender else [])])
+        results = [json.loads(child.communicate(timeout=GIVE_UP_S)[0]) for child, job in zip(children, jobs, strict=True) if job in awaited]
+        from_host = json.loads(sender.communicate(timeout=30)[0]) if sender else {"sent": _served(site) - sent_before, "cpu_s": 0.0}
+        broker_rss = _peak_mb(broker.pid) if broker else 0.0
     _check(site, method, awaited)
     return {
         "seconds": max(result["at"] for result in results) - started,
@@ -212,15 +204,26 @@ def one_run(site: Site, method: str, receivers: int, options: Sequence[dict[str,
     }
 
 
-def _party(place: Place, job: dict[str, Any]) -> subprocess.Popen[str]:
-    return subprocess.Popen([*place.prefix, sys.executable, str(PARTIES), json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            text=True)
+def _party(ending: ExitStack, place: Place, job: dict[str, Any]) -> subprocess.Popen[str]:
+    """A process of `delivery_parties`, killed at the end if it still runs, however the run ends."""
+    party = subprocess.Popen([*place.prefix, sys.executable, str(PARTIES), json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             text=True)
+    ending.callback(party.wait)
+    ending.callback(party.kill)
+    return party
 
 
-def _say(party: subprocess.Popen[str], line: str) -> None:
-    if party.stdin is not None:
-        party.stdin.write(line)
-        party.stdin.flush()
+def _say_go(parties: list[subprocess.Popen[str]]) -> float:
+    """Once all are ready; the sender, which is the last, first. When that was."""
+    for party in parties:
+        if party.stdout is None or party.stdout.readline() != "ready\n":
+            raise SystemExit(f"a party did not start: {party.args!r}")
+    started = mono()
+    for party in reversed(parties):
+        if party.stdin is not None:
+            party.stdin.write("go\n")
+            party.stdin.flush()
+    return started
 
 
 def _served(site: Site) -> float:
