@@ -2,7 +2,7 @@
 #
 #   make demo        the whole loop on this machine, on real frames (about four minutes the first time)
 #   make test        lint, types, layering and the test suite
-#   make test-slow   the slow suites (whole demo, kill tables, long property runs)
+#   make test-slow   the slow suites (whole demo, kill matrices, power cuts, partitions, 2 GB, long property runs)
 #   make bench       every benchmark; writes benchmarks/results/*.json
 #   make check       ruff, mypy, import-linter only
 
@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell .ci/find-python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
-SECONDS_ ?= 60
+SERVERS := mosquitto:mosquitto nginx:nginx-light openssl:openssl ip:iproute2
 
 .PHONY: demo test test-slow test-board check bench clean
 
@@ -40,11 +40,11 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 test: check
-	@.ci/need mosquitto:mosquitto
+	@.ci/need $(SERVERS)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev
-	@.ci/need mosquitto:mosquitto postgres:postgresql
+	@.ci/need $(SERVERS) postgres:postgresql
 	$(BIN)/pytest -m 'slow and not gpu and not jetson' --timeout=900 $(PYTEST_ARGS)
 
 # On a board, or on a machine with an NVIDIA GPU.
@@ -52,7 +52,7 @@ test-board: $(VENV)/.dev
 	$(BIN)/pytest -m 'gpu or jetson' --timeout=900 $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev
-	@.ci/need mosquitto:mosquitto nginx:nginx-light curl:curl
+	@.ci/need $(SERVERS) curl:curl casync:casync zck:zchunk xdelta3:xdelta3 bsdiff:bsdiff zstd:zstd
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 clean:

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from brokers import LOOPBACK, free_port, until
+from brokers import LOOPBACK, free_port, need_mosquitto, until
 
 from jetfleet_agent.supervisor import mqtt as agent_mqtt
 from jetfleet_host import mqtt as host_mqtt
@@ -108,8 +107,7 @@ class Listener:
 @contextlib.contextmanager
 def secured_broker(folder: Path) -> Iterator[SecuredBroker]:
     """A running broker with mutual TLS; the test is skipped where mosquitto is not installed."""
-    if not (shutil.which("mosquitto") or Path("/usr/sbin/mosquitto").exists()):
-        pytest.skip("mosquitto is not installed")
+    need_mosquitto()
     broker = SecuredBroker(folder)
     broker.start()
     try:
