@@ -41,7 +41,7 @@ check: $(VENV)/.dev
 
 test: check
 	@.ci/need $(SERVERS)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev
 	@.ci/need $(SERVERS) postgres:postgresql

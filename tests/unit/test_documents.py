@@ -19,9 +19,10 @@ _INLINE = re.compile(r"`(jetfleet [^`]+)`")
 
 
 def commands(page: str) -> list[str]:
-    """Every `jetfleet ...` line of the page's code blocks and inline code, continuation lines joined, comments and pipes cut; diagrams are left out."""
+    """Every `jetfleet ...` line of the page's code blocks and inline code: lines joined, comments and pipes cut, diagrams left out."""
     text = (ROOT / page).read_text("utf-8")
-    lines = [line.removeprefix("$ ") for block in _FENCE.findall(text) if "-->" not in block for line in block.replace("\\\n", " ").splitlines()]
+    blocks = [block.replace("\\\n", " ") for block in _FENCE.findall(text) if "-->" not in block]
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     shown = [part.strip() for line in lines for part in re.split(r"&&|\|\|?|>|&", line.split(" # ")[0].split("  #")[0])]
     return [line for line in (*shown, *_INLINE.findall(text)) if re.match(r"jetfleet [a-z-]", line)]
 
