@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
-from contextlib import closing, suppress
-from multiprocessing.synchronize import Barrier
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from competing_writers import compete
 from databases import postgres_url
 from sqlalchemy import select
 
@@ -79,22 +79,11 @@ def test_a_clean_end_and_the_same_folder_need_no_wait(database: Database) -> Non
         write(second)
 
 
-def _compete(url: str, name: str, together: Barrier) -> None:
-    with closing(Database(url)) as database:
-        writer = Writer(database, name, renew_s=1000.0)  # it never beats: after ten of its turns somebody else takes over
-        together.wait(60)
-        for turn in range(40):
-            if writer.tick(float(turn)):
-                with suppress(OrderError), writer.session() as session:
-                    epoch = session.scalars(select(Lease.epoch)).one()
-                    fleet.count(session, f"{epoch} {name}")
-
-
 def test_processes_that_reach_for_it_at_once_do_not_share_an_epoch(database: Database) -> None:
     context = multiprocessing.get_context("spawn")
     url = database.engine.url.render_as_string(hide_password=False)
     together = context.Barrier(4)
-    processes = [context.Process(target=_compete, args=(url, f"p{n}", together)) for n in range(4)]
+    processes = [context.Process(target=compete, args=(url, f"p{n}", together)) for n in range(4)]
     for process in processes:
         process.start()
     for process in processes:
