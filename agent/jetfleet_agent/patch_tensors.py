@@ -67,13 +67,9 @@ def _predicted(record: Tensor, base: bytes, parameters: bytes, factors: Matrix |
         return bits, np.full(len(bits), 16, np.uint8) if record.kind == "int8" else None
     values = _floats(record, base)
     with np.errstate(all="ignore"):
-        if record.predict in ("gain", "shift"):
-            steps = np.frombuffer(parameters[:2 * record.channels], "<i2").astype(np.float32)
-            values = _by_channel(record, values, np.float32(1) + steps / np.float32(32768), np.multiply)
+        values = _gained(record, values, parameters[:2 * record.channels])
         if record.predict == "shift" and factors is not None:
             values += _shift(record, parameters[2 * record.channels:], factors)
-        if record.predict == "quantize":
-            values = _by_channel(record, values, np.frombuffer(parameters, "<f4"), np.divide)
         if record.kind == "int8":
             return _whole(values)
         return _rounded(record, values), None
@@ -94,15 +90,18 @@ def _shift(record: Tensor, parameters: bytes, factors: Matrix) -> Matrix:
 def _floats(record: Tensor, base: bytes) -> NDArray[np.float32]:
     import numpy as np
 
-    if record.base_kind == "bfloat16":
+    if record.kind == "bfloat16":
         return (np.frombuffer(base, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.frombuffer(base, {"int8": "<i1", "float16": "<f2", "float32": "<f4"}[record.base_kind]).astype(np.float32)
+    return np.frombuffer(base, {"int8": "<i1", "float16": "<f2", "float32": "<f4"}[record.kind]).astype(np.float32)
 
 
-def _by_channel(record: Tensor, values: NDArray[np.float32], parameters: NDArray[np.float32], work: np.ufunc) -> NDArray[np.float32]:
+def _gained(record: Tensor, values: NDArray[np.float32], steps: bytes) -> NDArray[np.float32]:
+    import numpy as np
+
+    gains = np.float32(1) + np.frombuffer(steps, "<i2").astype(np.float32) / np.float32(32768)
     shaped = values.reshape(-1, record.channels, record.inner)
-    result: NDArray[np.float32] = work(shaped, parameters.reshape(1, -1, 1))
-    return result.reshape(-1)
+    gained: NDArray[np.float32] = np.multiply(shaped, gains.reshape(1, -1, 1)).reshape(-1)
+    return gained
 
 
 def _rounded(record: Tensor, values: NDArray[np.float32]) -> Bits:

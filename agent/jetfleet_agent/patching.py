@@ -139,7 +139,7 @@ def _made(base: int, record: Data | Tensor, factors: Matrix | None) -> bytes:
         window = _base_bytes(base, record.window, record.window_length) if record.window_length else b""
         return _unpacked(Stream(record.length, record.packed), window)
     parameters = _unpacked(record.parameters) if record.parameters is not None else b""
-    base_bytes = _base_bytes(base, record.offset, record.base_length)
+    base_bytes = _base_bytes(base, record.offset, record.length)
     return restored(record, base_bytes, parameters, factors, [_unpacked(stream) for stream in record.streams])
 
 

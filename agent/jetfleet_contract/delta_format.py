@@ -13,7 +13,6 @@ piece, not for the file:
 A tensor piece is `count` numbers. The prediction from the base's numbers b, per channel parameter p, is
 
     same      b                                   gain      b * (1 + p / 32768), p int16: scales or batch norms that moved
-    cast      b rounded to the target's type      quantize  b / p rounded to even, clipped to -127..127, p float32
     shift     b * (1 + p / 32768) + s * (u @ V): what a fine-tune adds to a matrix has low rank. V are the factors, u a row of `rank` int8,
               s a float32. u @ V are whole numbers below 2**24, exact in float32 in whatever order they are summed.
 
@@ -54,20 +53,20 @@ MAX_RANK = 64
 
 WIDTHS = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 Kind = Literal["int8", "float16", "bfloat16", "float32"]
-Predict = Literal["same", "gain", "cast", "quantize", "shift"]
+Predict = Literal["same", "gain", "shift"]
 Layout = Literal["planes", "nibbles", "crumbs"]
 Order = Literal["plain", "context"]
 _TYPES: tuple[Kind, ...] = ("int8", "float16", "bfloat16", "float32")
-_PREDICTS: tuple[Predict, ...] = ("same", "gain", "cast", "quantize", "shift")
+_PREDICTS: tuple[Predict, ...] = ("same", "gain", "shift")
 _LAYOUTS: tuple[Layout, ...] = ("planes", "nibbles", "crumbs")
 _ORDERS: tuple[Order, ...] = ("plain", "context")
-PARAMETER_BYTES = {"same": 0, "gain": 2, "cast": 0, "quantize": 4, "shift": 6}
+PARAMETER_BYTES = {"same": 0, "gain": 2, "shift": 6}
 """Of each channel, a row of factors besides for `shift`: all gains, then all scales, then all rows."""
 _PER_BYTE = {"nibbles": 2, "crumbs": 4}
 
 _COPY = struct.Struct("<QQ")
 _DATA = struct.Struct("<IQII")
-_TENSOR = struct.Struct("<BBBBBBQIIII")
+_TENSOR = struct.Struct("<BBBBBQIIII")
 _STREAM = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 _FACTORS = struct.Struct("<BII")
@@ -120,7 +119,6 @@ class Tensor(msgspec.Struct, frozen=True):
     """See the module. `offset` is the base's first byte; `parameters` are those of `channels` channels."""
 
     kind: Kind
-    base_kind: Kind
     predict: Predict
     layout: Layout
     order: Order
@@ -133,13 +131,8 @@ class Tensor(msgspec.Struct, frozen=True):
 
     @property
     def length(self) -> int:
-        """Bytes that it makes."""
+        """Bytes that it makes, and bytes of the base that they are predicted from."""
         return self.count * WIDTHS[self.kind]
-
-    @property
-    def base_length(self) -> int:
-        """Bytes of the base that it is predicted from."""
-        return self.count * WIDTHS[self.base_kind]
 
 
 Record = Union[Copy, Data, Factors, Tensor]
@@ -160,9 +153,9 @@ def write_record(record: Record) -> bytes:
         return b"\x02" + _DATA.pack(record.length, record.window, record.window_length, len(record.packed)) + record.packed
     if isinstance(record, Factors):
         return b"\x04" + _FACTORS.pack(record.rank, record.columns, len(record.rows.packed)) + record.rows.packed
-    head = _TENSOR.pack(_TYPES.index(record.kind), _TYPES.index(record.base_kind), _PREDICTS.index(record.predict),
-                        _LAYOUTS.index(record.layout), _ORDERS.index(record.order), len(record.streams), record.offset, record.count,
-                        record.channels, record.inner, len(record.parameters.packed) if record.parameters else 0)
+    head = _TENSOR.pack(_TYPES.index(record.kind), _PREDICTS.index(record.predict), _LAYOUTS.index(record.layout),
+                        _ORDERS.index(record.order), len(record.streams), record.offset, record.count, record.channels, record.inner,
+                        len(record.parameters.packed) if record.parameters else 0)
     parts = [b"\x03", head, record.parameters.packed if record.parameters else b""]
     for stream in record.streams:
         parts += [_STREAM.pack(stream.length, len(stream.packed)), stream.packed]
@@ -243,11 +236,10 @@ def _factors(read: Read) -> Factors:
 
 def _tensor(header: Header, read: Read, factors: Factors | None) -> Tensor:
     kinds, streams, offset, count, channels, inner, packed = _tensor_head(read)
-    name, base_name, way, form, order = kinds
+    name, way, form, order = kinds
     if not 0 < count <= MAX_PIECE // WIDTHS[name]:
         raise _malformed(f"a tensor piece of {count} numbers is out of bounds")
-    _check_base(header, offset, count * WIDTHS[base_name])
-    _check_prediction(name, base_name, way)
+    _check_base(header, offset, count * WIDTHS[name])
     if channels < 1 or inner < 1 or count % (channels * inner):
         raise _malformed(f"{count} numbers are not {channels} channels of {inner}")
     wanted = channels * _parameter_bytes(way, inner, factors)
@@ -256,7 +248,7 @@ def _tensor(header: Header, read: Read, factors: Factors | None) -> Tensor:
         raise _malformed("parameters for a prediction that has none")
     parts = tuple(_stream(read, count * WIDTHS[name]) for _ in range(streams))
     _check_streams(parts, form, count, WIDTHS[name])
-    return Tensor(name, base_name, way, form, order, offset, count, channels, inner, parameters, parts)
+    return Tensor(name, way, form, order, offset, count, channels, inner, parameters, parts)
 
 
 def _parameter_bytes(way: Predict, inner: int, factors: Factors | None) -> int:
@@ -267,27 +259,16 @@ def _parameter_bytes(way: Predict, inner: int, factors: Factors | None) -> int:
     return PARAMETER_BYTES[way] + factors.rank
 
 
-def _tensor_head(read: Read) -> tuple[tuple[Kind, Kind, Predict, Layout, Order], int, int, int, int, int, int]:
-    kind, base_kind, predict, layout, order, streams, *numbers = _TENSOR.unpack(_exactly(read, _TENSOR.size))
+def _tensor_head(read: Read) -> tuple[tuple[Kind, Predict, Layout, Order], int, int, int, int, int, int]:
+    kind, predict, layout, order, streams, *numbers = _TENSOR.unpack(_exactly(read, _TENSOR.size))
     if streams > MAX_STREAMS:
         raise _malformed(f"a tensor of {streams} streams")
     try:
-        named = (_TYPES[kind], _TYPES[base_kind], _PREDICTS[predict], _LAYOUTS[layout], _ORDERS[order])
+        named = (_TYPES[kind], _PREDICTS[predict], _LAYOUTS[layout], _ORDERS[order])
     except IndexError:
         raise _malformed("a tensor of an unknown kind") from None
     offset, count, channels, inner, packed = numbers
     return named, streams, offset, count, channels, inner, packed
-
-
-def _check_prediction(name: str, base_name: str, way: str) -> None:
-    if way == "cast":
-        fits = (base_name, name) == ("float32", "float16")
-    elif way == "quantize":
-        fits = (base_name, name) == ("float32", "int8")
-    else:
-        fits = base_name == name
-    if not fits:
-        raise _malformed(f"{name} is not predicted from {base_name} by {way!r}")
 
 
 def _stream(read: Read, limit: int) -> Stream:

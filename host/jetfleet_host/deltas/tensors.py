@@ -60,14 +60,10 @@ class Prediction:
         return own if self.factors is None else int(0.85 * (own + self.factors.nbytes))
 
 
-def tensor_records(target: Bytes, region: Region, base: Bytes, origin: Region, scales: NDArray[np.float32] | None = None) -> list[Record]:
-    """Records that make the target's `region` from the base's `origin`, which has as many numbers.
-
-    Args:
-        scales: per channel, when an int8 target may be the base's float32 numbers divided by them.
-    """
+def tensor_records(target: Bytes, region: Region, base: Bytes, origin: Region) -> list[Record]:
+    """Records that make the target's `region` from the base's `origin`, which has as many numbers of the same type."""
     wanted = _bits(target, region)
-    prediction = _best(wanted, region, _bits(base, origin), origin, scales)
+    prediction = _best(wanted, region, _bits(base, origin))
     records: list[Record] = []
     if prediction.factors is not None:
         rank, columns = prediction.factors.shape
@@ -80,20 +76,11 @@ def tensor_records(target: Bytes, region: Region, base: Bytes, origin: Region, s
 # --- prediction ------------------------------------------------------------------------------------------------
 
 
-def _best(wanted: Bits, region: Region, old: Bits, origin: Region, scales: NDArray[np.float32] | None) -> Prediction:
-    ways = list(_predictions(wanted, region, old, origin, scales))
-    return min(ways, key=lambda way: _missed_bits(wanted, way.bits, region) / 8 + way.cost)
+def _best(wanted: Bits, region: Region, old: Bits) -> Prediction:
+    return min(_predictions(wanted, region, old), key=lambda way: _missed_bits(wanted, way.bits, region) / 8 + way.cost)
 
 
-def _predictions(wanted: Bits, region: Region, old: Bits, origin: Region, scales: NDArray[np.float32] | None) -> Iterator[Prediction]:
-    if (region.kind, origin.kind) == ("float16", "float32"):
-        with np.errstate(all="ignore"):
-            yield Prediction("cast", old.view("<f4").astype("<f2").view("<u2"))
-        return
-    if (region.kind, origin.kind) == ("int8", "float32"):
-        if scales is not None:
-            yield _quantized(region, old, scales)
-        return
+def _predictions(wanted: Bits, region: Region, old: Bits) -> Iterator[Prediction]:
     yield Prediction("same", old)
     if len(region.dims) < 2 or not region.signed or np.array_equal(wanted, old):
         return
@@ -145,14 +132,6 @@ def _of_values(predict: Predict, region: Region, values: NDArray[np.float32], ch
     if region.kind == "int8":
         keys = np.clip((values - bits.view(np.int8).astype(np.float32)) * np.float32(32) + np.float32(16), 0, 31).astype(np.uint8)
     return Prediction(predict, bits, channels, inner, parameters, factors, keys)
-
-
-def _quantized(region: Region, old: Bits, scales: NDArray[np.float32]) -> Prediction:
-    channels = len(scales)
-    inner = region.count // channels if channels == region.dims[0] else 1
-    with np.errstate(all="ignore"):
-        values: NDArray[np.float32] = np.divide(old.view("<f4").reshape(-1, channels, inner), scales.reshape(1, -1, 1), dtype=np.float32)
-    return _of_values("quantize", region, values.reshape(-1), channels, inner, (scales.astype("<f4"),))
 
 
 def _floats(bits: Bits, region: Region) -> NDArray[np.float32]:
@@ -223,15 +202,15 @@ def _row(prediction: Prediction) -> int:
 
 
 def _piece(target: Bytes, region: Region, wanted: Bits, prediction: Prediction, origin: Region, start: int, stop: int) -> Record:
-    offset = origin.offset + start * WIDTHS[origin.kind]
+    offset = origin.offset + start * WIDTHS[region.kind]
     here = slice(start, stop)
-    if region.kind == origin.kind and prediction.predict == "same" and np.array_equal(wanted[here], prediction.bits[here]):
+    if prediction.predict == "same" and np.array_equal(wanted[here], prediction.bits[here]):
         return Copy(offset, (stop - start) * WIDTHS[region.kind])
     channels, inner, parameters = _share(prediction, start, stop)
     misses = _zigzag(wanted[here], prediction.bits[here], region)
     keys = _keys(prediction, here, region)
     layout, order, streams = _least(misses, keys)
-    made = Tensor(region.kind, origin.kind, prediction.predict, layout, order, offset, stop - start, channels, inner, parameters, streams)
+    made = Tensor(region.kind, prediction.predict, layout, order, offset, stop - start, channels, inner, parameters, streams)
     first = region.offset + start * WIDTHS[region.kind]
     plain = target[first:first + made.length].tobytes()
     literal = Data(made.length, 0, 0, packed(plain, level=3))
