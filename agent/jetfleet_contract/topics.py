@@ -21,7 +21,6 @@ ALL_RESULTS = f"{PREFIX}/d/+/result"
 ALL_WANTS = f"{PREFIX}/b/+/want/+"
 ALL_RESPONSES = f"{PREFIX}/d/+/rsp/+"
 ALL_OFFERS = f"{PREFIX}/d/+/offer"
-ALL_UPLOADS = f"{PREFIX}/d/+/up/+"
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _BLOB = re.compile(r"[0-9a-f]{64}")

@@ -11,7 +11,7 @@ what it offered until it has a verdict or the offer expires; an offer may be rep
 
 from __future__ import annotations
 
-from typing import Literal, Union, get_args
+from typing import Literal, Union
 
 import msgspec
 
@@ -23,7 +23,6 @@ from .topics import check_blob, check_name, upload
 from .transfer import CHUNK_HEADER_BYTES, RoundMark, decode_chunk, decode_mark, encode_chunk
 
 Kind = Literal["engine", "snapshot", "logs", "harvest"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 ASKED_BY: dict[str, Kind] = {"logs": "logs", "snapshot": "snapshot"}
 """The kind of upload that a command of this op asks for."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -25,10 +25,8 @@ from .store.database import Transactions
 from .store.models import CommandRow
 
 COMMAND_LIFE_S = 300.0
-CLOCK_SLACK_S = 5.0
 
 Op = Literal["restart", "bench", "snapshot", "logs", "explain", "secret"]
-OPS: tuple[str, ...] = get_args(Op)
 
 _log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import ssl
 import subprocess
@@ -169,8 +170,9 @@ def test_a_board_cannot_push_another_off_by_its_client_id(broker: SecuredBroker)
         assert (len(victim.ups), victim.downs) == (1, [])
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 def test_the_key_may_be_made_on_the_board(broker: SecuredBroker, tmp_path: Path) -> None:
+    if not shutil.which("openssl"):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("openssl is not installed")
     subprocess.run(["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
                     str(tmp_path / "k"), "-out", str(tmp_path / "csr"), "-subj", "/CN=board-c"], check=True, capture_output=True)
     issued = authority_of(broker.project).issue_device("board-c", (tmp_path / "csr").read_bytes())
