@@ -226,17 +226,19 @@ def raise_alarm(session: Session, device: str, code: str, what: str, now: float)
 
 
 def save_rejected(session: Session, topic: str, payload: bytes, code: str, reason: str, now: float) -> None:
-    """Count a refused message and keep its beginning for a person to look at."""
+    """Count a refused message and keep its beginning, among the newest, for a person to look at."""
     count(session, "rejected")
     count(session, f"rejected.{code}"[:100])
-    session.add(Rejected(at=now, topic=topic[:200].replace("\0", "?"), code=code[:63], reason=reason, size=len(payload),
-                         head=payload[:REJECTED_HEAD]))
+    row = Rejected(at=now, topic=topic[:200].replace("\0", "?"), code=code[:63], reason=reason, size=len(payload),
+                   head=payload[:REJECTED_HEAD])
+    session.add(row)
     session.flush()
+    session.execute(delete(Rejected).where(Rejected.id <= row.id - KEEP_REJECTED))  # now: a flood of forgeries brings nothing else
 
 
 def trim(session: Session, now: float) -> None:
     """Hold the bounded tables to their bounds, and telemetry to its retention."""
-    for table, keep in ((Rejected, KEEP_REJECTED), (ResultRow, KEEP_RESULTS), (Alarm, KEEP_ALARMS)):
+    for table, keep in ((ResultRow, KEEP_RESULTS), (Alarm, KEEP_ALARMS)):
         newest = session.scalar(select(func.max(table.id)))
         if newest is not None and newest > keep:
             session.execute(delete(table).where(table.id <= newest - keep))
