@@ -38,6 +38,7 @@ from .experiments import ExperimentDriver
 from .project import Project
 from .publish import published, served_blobs
 from .repository import meta_package, refresh_timestamp
+from .retained import Retained
 from .rollouts import RolloutDriver
 from .store.database import Database
 from .upload_files import UploadFiles
@@ -131,7 +132,7 @@ class Server:
         self._names: dict[str, str] = {}
         self._bundles: dict[str, tuple[str, int]] = {}
         self._cuts: frozenset[int] = frozenset()
-        self._retain: dict[str, bytes] = {}
+        self._retained = Retained(self._link, lambda: self._writer.fresh(self._clock().mono), self._too_much)
         self._unsaved: list[Incoming] = []
         self._retry_at = self._poll_at = self._refresh_at = self._count_at = 0.0
         self._meta_stamp = (0, 0)
@@ -231,7 +232,7 @@ class Server:
         if now.mono >= self._poll_at:
             self._poll_at = now.mono + POLL_S
             self._guarded(self._poll, now)
-        self._publish_retained()
+        self._retained.publish()
 
     def _taken(self, wait: float) -> Iterator[Incoming | _Up | _Down]:
         """What the queue holds, at most one batch; waits for the first only."""
@@ -267,9 +268,9 @@ class Server:
         self._meta_stamp = (0, 0)  # whatever the broker held may be gone
         self._guarded(self._follow_meta, self._clock())
         self._guarded(self._retain_desired, self._clock())
-        self._publish_retained()
+        self._retained.publish()
         self._guarded(self._uploads.on_link_up, self._clock())
-        self._notify("up", f"{len(self._retain)} retained messages wait")
+        self._notify("up", f"{len(self._retained)} retained messages wait")
         self._judge_broker()
 
     def _judge_broker(self) -> None:
@@ -282,6 +283,9 @@ class Server:
             told.append((error.code, error.what, error.remedy))
         for code, what, remedy in told:
             self._tell_limit(code, what, remedy)
+
+    def _too_much(self, error: TransportError, topic: str) -> None:
+        self._tell_limit(error.code, f"{error.what}: {topic}", error.remedy)
 
     def _tell_limit(self, code: str, what: str, remedy: str) -> None:
         _log.error("%s [%s]; %s", what, code, remedy)
@@ -368,7 +372,7 @@ class Server:
         classes = {one.blob: one.info for one in blobs_of_classes(self._project.repository.load().snapshot.signed)}
         self._assignments.offer({manifest: with_pages(every, self._small_blob) for manifest, every in served.items()},
                                 with_pages(classes, self._small_blob))
-        self._retain = {topics.META: package, **self._retain, topics.META: package}  # boards need it before any deployment
+        self._retained.put_first(topics.META, package)  # boards need it before any deployment
         keys = self._project.repository.load().keys.deployment
         if self._signers not in ((), keys):
             self._retain_desired(now)
@@ -378,28 +382,14 @@ class Server:
     def _retain_desired(self, _now: Instant) -> None:
         """Every board's deployment again, signed by the key that counts now."""
         for device, envelope in signing.resigned(self._project, self._driver.retained()):
-            self._retain[topics.desired(device)] = envelope
+            self._retained.put(topics.desired(device), envelope)
 
     def _small_blob(self, blob: str) -> bytes:
         return self._project.blobs.read(blob, 0, MAX_CHUNK_BYTES)
 
     def _publish_desired(self, device: str, envelope: bytes) -> None:
         self._assignments.changed(device)
-        self._retain[topics.desired(device)] = envelope
-
-    def _publish_retained(self) -> None:
-        """Hand over as many as the outbox takes; the rest waits for the next turn. Nothing unless surely still the one that serves: what
-        is retained stays, and must not be older than a successor's."""
-        while self._retain and self._link.connected and self._writer.fresh(self._clock().mono):
-            topic, payload = next(iter(self._retain.items()))
-            error = self._link.refuses(topic, payload)
-            if error is not None:
-                self._tell_limit(error.code, f"{error.what}: {topic}", error.remedy)
-                del self._retain[topic]  # until something changes, or the broker comes back with other limits
-                continue
-            if not self._link.publish(topic, payload, qos=1, retain=True):
-                return
-            del self._retain[topic]
+        self._retained.put(topics.desired(device), envelope)
 
 
 @contextlib.contextmanager
