@@ -210,7 +210,8 @@ class Server:
 
     def _stay_in_office(self, now: Instant) -> None:
         try:
-            self._writer.tick(now.mono)
+            if self._writer.holds:  # a write may have found it gone; then what we know is old, even if it is free again
+                self._writer.tick(now.mono)
         except StorageError as error:
             _log.error("%s", error.diagnostics())  # nobody can take over either while the database is away
         if not self._writer.holds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,10 @@ from databases import postgres_url
 from sqlalchemy import select
 
 from jetfleet_contract.errors import OrderError
+from jetfleet_contract.messages import Instant
+from jetfleet_host.mqtt import BrokerSettings, MqttLink
+from jetfleet_host.project import Project
+from jetfleet_host.serve import Server
 from jetfleet_host.store import fleet
 from jetfleet_host.store.database import Database
 from jetfleet_host.store.models import Counter, Lease
@@ -77,6 +81,23 @@ def test_a_clean_end_and_the_same_folder_need_no_wait(database: Database) -> Non
     assert again.tick(0.6)
     with pytest.raises(OrderError):
         write(second)
+
+
+def test_a_server_that_lost_the_lease_does_not_drive_on_because_it_is_free_again(tmp_path: Path) -> None:
+    """What it holds in memory, and what waits to be retained, is older than what its successor did meanwhile."""
+    project = Project.init(tmp_path / "fleet")
+    now = Instant(1.0, "boot", 1e9, True)
+    server = Server(project, lambda *heard: MqttLink(BrokerSettings("127.0.0.1", 1), "never-started", *heard), lambda: now)
+    assert server._writer.tick(now.mono)
+    with closing(Database.open(project.database_url)) as database:
+        successor = Writer(database, "another")
+        assert not successor.tick(0.0)
+        assert successor.tick(11.0)
+        successor.release()
+    with suppress(OrderError):
+        write(server._writer)
+    with pytest.raises(OrderError, match=r"serve\.superseded"):
+        server._stay_in_office(now)
 
 
 def test_processes_that_reach_for_it_at_once_do_not_share_an_epoch(database: Database) -> None:
