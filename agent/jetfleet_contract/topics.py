@@ -142,6 +142,12 @@ def device_of(topic: str) -> str:
     raise MalformedError("topic.bad", f"topic {topic[:120]!r} belongs to no device")
 
 
+def said(topic: str) -> str:
+    """What a board says on a topic below ``jf/1/d/<device>/``: the level behind its name (`birth`, `offer`, `up` ...); empty elsewhere."""
+    parts = topic.split("/", 5)
+    return parts[4] if topic.startswith(f"{PREFIX}/d/") and len(parts) >= 5 else ""
+
+
 def blob_of(topic: str) -> str:
     """The blob that a topic below ``jf/1/b/`` belongs to."""
     parts = topic.split("/")

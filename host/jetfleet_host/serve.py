@@ -186,9 +186,10 @@ class Server:
     # --- the link's thread --------------------------------------------------------------------------------------
 
     def _heard(self, topic: str, payload: bytes) -> None:
-        if is_upload(topic) and not self._uploads.gate.enter(len(payload)):
+        part = topics.said(topic) == "up"
+        if part and not self._uploads.gate.enter(len(payload)):
             return  # it is asked for again
-        if not self._put(Incoming(topic, payload, self._clock().wall)) and is_upload(topic):
+        if not self._put(Incoming(topic, payload, self._clock().wall)) and part:
             self._uploads.gate.leave(len(payload))
 
     def _went_up(self) -> None:
@@ -243,14 +244,15 @@ class Server:
                 yield self._queue.get_nowait()
 
     def _sort(self, message: Incoming, batch: list[Incoming]) -> None:
+        said = topics.said(message.topic)
         if message.topic.startswith(f"{topics.PREFIX}/b/"):
             self._distributor.on_want(message.topic, message.payload, self._clock().mono)
-        elif is_upload(message.topic):
+        elif said == "up":
             self._uploads.gate.leave(len(message.payload))
             self._guarded(lambda now: self._uploads.on_part(message.topic, message.payload, now), self._clock())
-        elif message.topic.endswith("/offer"):
+        elif said == "offer":
             self._guarded(lambda now: self._uploads.on_offer(message, now), self._clock())
-        elif "/rsp/" in message.topic:
+        elif said == "rsp":
             self._guarded(lambda _now: self._commands.on_response(message), self._clock())
         else:
             batch.append(message)
@@ -403,12 +405,6 @@ def only_server(folder: Path) -> Iterator[None]:
             raise InputError("serve.running", f"another jetfleet serve runs on {folder}", where=str(folder),
                              remedy="stop it first, or leave it running") from None
         yield
-
-
-def is_upload(topic: str) -> bool:
-    """True for a topic of chunks that come from a board."""
-    parts = topic.split("/", 5)
-    return len(parts) == 6 and parts[2] == "d" and parts[4] == "up"
 
 
 def _stamp(path: Path) -> tuple[int, int]:

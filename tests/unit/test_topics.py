@@ -48,6 +48,13 @@ def test_device_and_blob_are_read_back_from_topics() -> None:
     assert topics.blob_of(topics.chunk(BLOB)) == BLOB
 
 
+@pytest.mark.parametrize("name", ["cam-01", "up", "offer", "rsp", "d"])
+def test_what_a_board_says_does_not_depend_on_its_name(name: str) -> None:
+    said = {topics.birth(name): "birth", topics.response(name, 7): "rsp", topics.offer(name): "offer", topics.upload(name, BLOB): "up",
+            topics.want(BLOB, name): "", topics.META: "", f"jf/1/d/{name}": ""}
+    assert {topic: topics.said(topic) for topic in said} == said
+
+
 @pytest.mark.parametrize("topic", ["jf/1/meta", "jf/1/d", "jf/1/d/UPPER/report", "x/d/a/report", f"jf/1/b/{BLOB}/c"])
 def test_topics_of_no_device_are_refused(topic: str) -> None:
     with pytest.raises(MalformedError):
