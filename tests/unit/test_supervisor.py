@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from supervised_lives import Shelf
 from supervisor_rig import DEVICE, Rig
 
 from jetfleet_agent import ipc
-from jetfleet_agent.supervisor import core
+from jetfleet_agent.supervisor import desired
 from jetfleet_agent.supervisor.core import begin_session, will
 from jetfleet_agent.supervisor.inbox import Arrived, Inbox, PipelineSaid
 from jetfleet_contract import topics
@@ -84,7 +85,7 @@ def test_a_deployment_before_its_metadata_waits_and_an_acknowledged_report_is_no
 
 
 def test_metadata_that_the_disk_did_not_take_is_tried_again(rig: Rig, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jetfleet_agent.supervisor.core.DESIRED_RETRY_S", 0.05)
+    monkeypatch.setattr("jetfleet_agent.supervisor.desired.RETRY_S", 0.05)
     real = rig.trust.update
     refused: list[bytes] = []
 
@@ -180,7 +181,7 @@ def test_the_supervisor_imports_nothing_heavy() -> None:
 
 def test_metadata_that_only_the_clock_speaks_against_is_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retained messages come once: a board whose clock is set later must not need another publication."""
-    monkeypatch.setattr(core, "DESIRED_RETRY_S", 0.05)
+    monkeypatch.setattr(desired, "RETRY_S", 0.05)
     rig.trust.clock_is_wrong = True
     rig.up()
     rig.inbox.message(topics.META, b"package")
@@ -188,4 +189,4 @@ def test_metadata_that_only_the_clock_speaks_against_is_tried_again(rig: Rig, mo
     assert not rig.trust.ready
     rig.trust.clock_is_wrong = False
     until(lambda: rig.trust.ready, "the metadata")
-    until(lambda: rig.supervisor._meta is None, "nothing to be kept")
+    until(lambda: rig.supervisor._desired.due_s(0.0) == math.inf, "nothing to be kept")

@@ -32,25 +32,24 @@ from jetfleet_agent.config import AgentConfig
 from jetfleet_contract import CONTRACT_VERSION, __version__, topics
 from jetfleet_contract import slot_records as slots
 from jetfleet_contract.broker_limits import BrokerLimits, payload_room
-from jetfleet_contract.errors import JetfleetError, StorageError, UntrustedError
+from jetfleet_contract.errors import JetfleetError, StorageError
 from jetfleet_contract.messages import (
     MAX_MESSAGE_BYTES,
     Ack,
     Birth,
     Capability,
     Command,
-    Deployment,
     DeviceState,
     Instant,
     Report,
     decode,
     encode,
 )
-from jetfleet_contract.trust import message_digest
 
 from .bundle_reader import Blobs
 from .commands import Commands, Giving, Keeping, Signer
 from .delegated import ClassMetadata, Vouching
+from .desired import Believing, Desired
 from .downloads import Bundles, Fetching
 from .effects import Choosing, EffectRunner, Revealing, RunSettings
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
@@ -66,8 +65,6 @@ log = logging.getLogger(__name__)
 MAX_BATCH = 64
 MAX_IDLE_S = 30.0
 MAX_TROUBLE_S = 1.0
-DESIRED_RETRY_S = 10.0
-_CLOCK_TROUBLE = ("trust.clock", "trust.expired", "trust.future")
 TELEMETRY_EXPIRY_WINDOWS = 30
 
 
@@ -92,11 +89,9 @@ class Ticking(Protocol):
     def tick(self) -> float: ...
 
 
-class Trust(Bundles, Vouching, Protocol):
+class Trust(Bundles, Vouching, Believing, Protocol):
     """What is used of a TrustStore."""
 
-    def update(self, package: bytes, now: Instant) -> bool: ...
-    def deployment(self, data: bytes, device: str, last_seq: int, last_digest: str, now: Instant) -> Deployment: ...
     def command(self, data: bytes, device: str, now: Instant) -> Command: ...
 
 
@@ -198,17 +193,13 @@ class Supervisor:
                                   self._updater.app_states, lambda: self._runner.choices, clock, self._secrets,
                                   self._updater.sources_changed)
         self._class_metadata = ClassMetadata(chooser.capability.device_class, trust, store, fetcher, clock)
-        self._record = msgspec.structs.replace(journal.board(), session=session)
+        self._desired = Desired(config.device, msgspec.structs.replace(journal.board(), session=session), trust, journal.save_board,
+                                self._metadata_renewed, self._updater.deploy, self._count, clock)
         now = clock()
         self._windows = TelemetryWindows(config.device, session, config.window_s, now.mono, now.wall)
         self._window_s = config.window_s
         self._gauges = BoardGauges(pipelines.pids, sysfs)
         self._refused: dict[str, int] = {}
-        self._meta: bytes | None = None
-        self._meta_at = 0.0
-        self._desired: bytes | None = None
-        self._desired_at = 0.0
-        self._desired_trouble = ""
         self._running = True
         self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._class_metadata)
 
@@ -228,9 +219,7 @@ class Supervisor:
         self._uploads.begin()
         self._pipelines.begin()
         self._updater.resume()
-        stored = self._record.deployment
-        if stored is not None:
-            self._guarded("stored deployment", lambda: self._updater.deploy(stored))
+        self._guarded("stored deployment", self._desired.resume)
         self._link.start()
 
     def _turn(self) -> None:
@@ -248,16 +237,14 @@ class Supervisor:
         now = self._clock()
         self._guarded("reports", lambda: self._send_reports(now))
         self._guarded("telemetry", lambda: self._send_telemetry(now))
-        if self._updater.changed:
+        if self._updater.changed or self._desired.changed:
             self._guarded("birth", self._send_birth)
-        if self._meta is not None and now.mono >= self._meta_at:
-            self._guarded("metadata", self._apply_meta)
-        if self._desired is not None and now.mono >= self._desired_at:
-            self._guarded("deployment", self._apply_desired)
+        if self._desired.metadata_due(now.mono):
+            self._guarded("metadata", self._desired.take_metadata)
+        if self._desired.deployment_due(now.mono):
+            self._guarded("deployment", self._desired.take_deployment)
         due = self._outbox.next_due(now.mono) if self._link.connected else None
-        wait = min(wait, self._windows.due_s(now.mono), wait if due is None else due)
-        kept = [at for at, message in ((self._meta_at, self._meta), (self._desired_at, self._desired)) if message is not None]
-        return min(wait, *(max(at - now.mono, 0.0) for at in kept)) if kept else wait
+        return min(wait, self._windows.due_s(now.mono), wait if due is None else due, self._desired.due_s(now.mono))
 
     def _ticked(self, part: Ticking) -> float:
         waits = [MAX_TROUBLE_S]
@@ -323,12 +310,10 @@ class Supervisor:
             return
         if topic == topics.META:
             if payload:
-                self._meta = payload
-                self._apply_meta()
+                self._desired.metadata(payload)
         elif topic == topics.desired(self._device):
             if payload:
-                self._desired = payload
-                self._apply_desired()
+                self._desired.deployment(payload)
         elif topic == topics.ack(self._device):
             self._outbox.acknowledged(decode(payload, Ack, limit=1024).id)
         elif topic == topics.command(self._device):
@@ -367,51 +352,9 @@ class Supervisor:
             case ipc.Hello():
                 log.info("%s: pipeline process %d", app, event.pid)
 
-    # --- metadata and deployments -------------------------------------------------------------------------
-
-    def _apply_meta(self) -> None:
-        """Verify and take over new metadata; kept and tried again when only the disk, or a clock that is not set, speaks against it."""
-        package, self._meta = self._meta, None
-        if package is None:
-            return
-        try:
-            fresh = self._trust.update(package, self._clock())
-        except (StorageError, UntrustedError) as error:
-            if isinstance(error, StorageError) or error.code in _CLOCK_TROUBLE:
-                self._meta, self._meta_at = package, self._clock().mono + DESIRED_RETRY_S
-            raise
-        if fresh:
-            self._runner.try_again()
-            self._class_metadata.follow()
-            self._desired_at = 0.0
-
-    def _apply_desired(self) -> None:
-        """Verify and apply what the host wants; kept and tried again when it came before the metadata that vouches for it."""
-        data = self._desired
-        if data is None:
-            return
-        self._desired_at = self._clock().mono + DESIRED_RETRY_S
-        record = self._record
-        try:
-            deployment = self._trust.deployment(data, self._device, record.seq, record.digest, self._clock())
-        except UntrustedError as error:
-            if error.code not in ("trust.no-metadata", "trust.unknown-key", *_CLOCK_TROUBLE):
-                self._desired = None
-            self._count(error.code)
-            if error.code != self._desired_trouble:  # it may be tried for days: say it once
-                log.warning("the deployment is not accepted: %s [%s]", error.what, error.code)
-            self._desired_trouble = error.code
-            return
-        except JetfleetError:
-            self._desired = None
-            raise
-        if deployment.seq != record.seq:
-            taken = msgspec.structs.replace(record, seq=deployment.seq, digest=message_digest(deployment), deployment=deployment)
-            self._journal.save_board(taken)  # raises when the disk is full: then it is tried again
-            self._record = taken
-            self._updater.changed = True
-        self._desired, self._desired_trouble = None, ""
-        self._updater.deploy(deployment)
+    def _metadata_renewed(self) -> None:
+        self._runner.try_again()
+        self._class_metadata.follow()
 
     # --- what goes out ------------------------------------------------------------------------------------
 
@@ -445,8 +388,8 @@ class Supervisor:
     def _send_birth(self) -> None:
         if not self._link.connected:
             return
-        self._updater.changed = False
+        self._updater.changed = self._desired.changed = False
         birth = Birth(self._device, self._session, __version__, CONTRACT_VERSION, self._identity.public_hex, self._chooser.capability,
-                      self._updater.app_states(), self._record.seq, self._instance, self._secrets.public_hex)
+                      self._updater.app_states(), self._desired.seq, self._instance, self._secrets.public_hex)
         self._link.publish(topics.birth(self._device), self._identity.sign("birth", birth), qos=1, retain=True)
 
