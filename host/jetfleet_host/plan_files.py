@@ -6,11 +6,10 @@ is a count or a share of all boards, ``"10%"``, rounded up, so that no wave is e
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +20,7 @@ from jetfleet_contract.messages import DeliveryPolicy, TrialPolicy
 from jetfleet_contract.rollout_plan import Budget, OnBreach, Selector, Window
 
 from .store.journal import Overrides
+from .unknown_keys import refuse_unknown
 
 MAX_PLAN_BYTES = 256 * 1024
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -138,7 +138,7 @@ def read_plan(path: Path) -> PlanFile:
 
 def plan_of(table: dict[str, Any], path: Path) -> PlanFile:
     """What a plan's table says; everything in it is checked. Raises InputError `plan.unknown`, `plan.value`."""
-    _refuse_unknown(table, PlanFile, "", path)
+    refuse_unknown(table, PlanFile, "plan.unknown", path.name, str(path))
     try:
         plan = msgspec.convert(table, PlanFile)
         for size in (plan.canary, plan.wave_size, *plan.waves):
@@ -149,24 +149,6 @@ def plan_of(table: dict[str, Any], path: Path) -> PlanFile:
         raise InputError("plan.value", f"a value in {path.name} is wrong: {error}", where=str(path),
                          remedy="jetfleet rollout plan --example shows each key") from None
     return msgspec.structs.replace(plan, apps=str(path.parent / plan.apps) if plan.apps else "")
-
-
-def _refuse_unknown(table: dict[str, Any], kind: type[msgspec.Struct], prefix: str, path: Path) -> None:
-    """msgspec names an unknown key, but not the one that was meant."""
-    hints = {field.encode_name: get_type_hints(kind)[field.name] for field in msgspec.structs.fields(kind)}
-    for key, value in table.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
-            raise InputError("plan.unknown", f"unknown key {prefix}{key!s:.60} in {path.name}", where=str(path),
-                             remedy=f"did you mean {prefix}{near[0]}?" if near else f"valid keys here: {', '.join(sorted(hints))}")
-        inner = next((part for part in _parts(hints[key]) if isinstance(part, type) and issubclass(part, msgspec.Struct)), None)
-        for item in value if isinstance(value, list) else [value]:
-            if inner is not None and isinstance(item, dict):
-                _refuse_unknown(item, inner, f"{prefix}{key}.", path)
-
-
-def _parts(hint: Any) -> tuple[Any, ...]:
-    return (hint, *getattr(hint, "__args__", ()))
 
 
 # --- what a plan means ---------------------------------------------------------------------------------------------

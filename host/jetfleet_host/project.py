@@ -11,12 +11,11 @@
 
 from __future__ import annotations
 
-import difflib
 import secrets
 import shutil
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -30,6 +29,7 @@ from jetfleet_contract.uploads import Bounds, Kind
 from jetfleet_host.durable import sweep_partials, sync_folder, write_file
 from jetfleet_host.keys import KeyFolder
 from jetfleet_host.repository import Repository, check_threshold
+from jetfleet_host.unknown_keys import refuse_unknown
 
 CONFIG = "jetfleet.toml"
 MAX_CONFIG_BYTES = 64 * 1024
@@ -242,7 +242,7 @@ def read_settings(path: Path) -> Settings:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError("config.syntax", f"{path.name} cannot be read: {error}", where=str(path),
                          remedy="see `jetfleet init --help`") from None
-    _refuse_unknown(table, Settings, "", path)
+    refuse_unknown(table, Settings, "config.unknown", path.name, str(path))
     try:
         settings = msgspec.convert(table, Settings)
     except msgspec.ValidationError as error:
@@ -260,18 +260,6 @@ def _resolved(broker: BrokerSection, folder: Path) -> BrokerSection:
             raise InputError("config.value", f"broker.{name} names {value}, which is no file", where=str(folder / CONFIG),
                              remedy="give the path of a file, relative to the project folder or absolute")
     return msgspec.structs.replace(broker, **{name: str(folder / value) if value else "" for name, value in named.items()})
-
-
-def _refuse_unknown(table: dict[str, Any], kind: type[msgspec.Struct], prefix: str, path: Path) -> None:
-    hints = get_type_hints(kind)
-    for key, value in table.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
-            known = ", ".join(sorted(hints))
-            raise InputError("config.unknown", f"unknown key {prefix}{key!s:.60} in {path.name}", where=str(path),
-                             remedy=f"did you mean {prefix}{near[0]}?" if near else f"valid keys here: {known}")
-        if isinstance(value, dict) and isinstance(hints[key], type) and issubclass(hints[key], msgspec.Struct):
-            _refuse_unknown(value, hints[key], f"{prefix}{key}.", path)
 
 
 def _config_text(broker: BrokerSection) -> str:

@@ -7,18 +7,18 @@ a real host run in real time between them.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import random
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from jetfleet_contract.errors import InputError
+from jetfleet_host.unknown_keys import refuse_unknown
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Loss = Annotated[float, Meta(ge=0.0, le=0.9)]
@@ -143,7 +143,7 @@ def parse_faults(data: bytes, where: str) -> Faults:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError("faults.syntax", f"the fault file is no TOML: {error}", where=where,
                          remedy="compare it with: jetfleet sim --faults-example") from None
-    _refuse_unknown(table, Faults, "", where)
+    refuse_unknown(table, Faults, "faults.unknown", "the fault file", where)
     try:
         return msgspec.convert(table, Faults)
     except msgspec.ValidationError as error:
@@ -154,18 +154,6 @@ def parse_faults(data: bytes, where: str) -> Faults:
 def default_faults() -> Faults:
     """The mix of `EXAMPLE`."""
     return parse_faults(EXAMPLE.encode(), "default mix")
-
-
-def _refuse_unknown(table: dict[str, Any], kind: type[msgspec.Struct], prefix: str, where: str) -> None:
-    hints = get_type_hints(kind)
-    for key, value in table.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
-            known = ", ".join(hints)
-            raise InputError("faults.unknown", f"unknown key {prefix}{key!s:.60} in the fault file", where=where,
-                             remedy=f"did you mean {prefix}{near[0]}?" if near else f"valid keys here: {known}")
-        if isinstance(value, dict) and isinstance(hints[key], type) and issubclass(hints[key], msgspec.Struct):
-            _refuse_unknown(value, hints[key], f"{prefix}{key}.", where)
 
 
 # --- the schedule -------------------------------------------------------------------------------------------
