@@ -178,11 +178,13 @@ def load(path: Path) -> AgentConfig:
     for what, file in (("password file", config.broker.password_file), ("CA certificate", config.broker.ca),
                        ("client certificate", config.broker.cert), ("client key", config.broker.key)):
         if file and not Path(file).is_file():
-            raise InputError("config.missing-file", f"the broker's {what} {file} does not exist", where=str(path))
+            raise InputError("config.missing-file", f"the broker's {what} {file} does not exist", where=str(path),
+                             remedy="copy it to that place, or correct the path in [broker]")
     for key in ("ca", "cert", "key"):
         file = getattr(config.mirror, key)
         if file and not Path(file).is_file():
-            raise InputError("config.missing-file", f"the mirror's {key} {file} does not exist", where=str(path))
+            raise InputError("config.missing-file", f"the mirror's {key} {file} does not exist", where=str(path),
+                             remedy="copy it to that place, or correct the path in [mirror]")
     if not config.root.is_file():
         raise InputError("config.root", f"the pinned root metadata {config.root} does not exist", where=f"{path}, key root",
                          remedy="copy device/root.json from the host's project folder (`jetfleet init` makes it) to that place")

@@ -52,5 +52,6 @@ def _digest(path: Path) -> str:
             while part := stream.read(_READ_BYTES):
                 hasher.update(part)
     except OSError as error:
-        raise InputError("model.unreadable", f"the model {path} cannot be read: {error.strerror}", where=str(path)) from None
+        raise InputError("model.unreadable", f"the model {path} cannot be read: {error.strerror}", where=str(path),
+                         remedy="give the path of the model file that was trained, readable for you") from None
     return hasher.hexdigest()

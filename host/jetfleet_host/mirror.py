@@ -277,7 +277,8 @@ def _check_open(settings: MirrorSettings) -> None:
 def _tls(settings: MirrorSettings) -> ssl.SSLContext | None:
     if settings.cert is None:
         if settings.key or settings.client_ca:
-            raise InputError("mirror.tls", "--key and --client-ca need --cert", where="--cert")
+            raise InputError("mirror.tls", "--key and --client-ca need --cert", where="--cert",
+                             remedy="give --cert and --key of this server, both PEM files")
         return None
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -65,7 +65,8 @@ def read_apps(path: Path) -> dict[str, AppEntry]:
         raise InputError("apps.unreadable", f"cannot read {path}: {error.strerror}", where="--apps",
                          remedy="give the path of a file that names each app's sources") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError("apps.syntax", f"{path.name} is no TOML: {error}", where=str(path)) from None
+        raise InputError("apps.syntax", f"{path.name} is no TOML: {error}", where=str(path),
+                         remedy="correct the line that it names; each app is a table: [reader]") from None
     return {app: _read_entry(app, table, path) for app, table in tables.items()}
 
 

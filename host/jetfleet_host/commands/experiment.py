@@ -193,7 +193,8 @@ def observe(
             if session.get(Device, board) is None:
                 raise InputError("device.unknown", f"no board {board[:80]!r} has introduced itself", remedy="jetfleet devices lists them")
             if not math.isfinite(figure):
-                raise InputError("observe.values", f"the value of {board} is not finite", where=str(file or "--value"))
+                raise InputError("observe.values", f"the value of {board} is not finite", where=str(file or "--value"),
+                                 remedy="give a number; nothing was stored")
             rows.observe(session, board, app, name, figure, time.time())
     _print(as_json, {"name": name, "values": len(values)}, [f"{len(values)} values of {name} are stored."])
 
@@ -206,7 +207,8 @@ def _read_values(file: Path) -> list[tuple[str, float]]:
         rows = [json.loads(line) for line in text.splitlines()[:MAX_OBSERVATIONS] if line.strip()]
         return [(str(row["device"]), float(row["value"])) for row in rows]
     except OSError as error:
-        raise InputError("observe.values", f"cannot read {file}: {error.strerror}", where="--file") from None
+        raise InputError("observe.values", f"cannot read {file}: {error.strerror}", where="--file",
+                         remedy="give the path of a file of JSON lines, or - for standard input") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("observe.values", f"a line of {file} is wrong: {type(error).__name__} {error}", where="--file",
                          remedy='each line is {"device": "NAME", "value": NUMBER}; nothing was stored') from None
