@@ -16,8 +16,11 @@ from jetfleet_contract.trust import seal
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 _FILE = "identity.pem"
+_REMEDY = "restore the file, or remove it to get a new identity and enrol the board again at the host"
 
 
 class Identity:
@@ -38,14 +41,16 @@ class Identity:
             StorageError: `identity.unreadable` (never replaced by itself: the host knows this board by its key), `store.write`.
         """
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
         path = folder / _FILE
         if path.exists():
-            return cls(_load(path))
+            stored = read_key(path, "the board's key", _REMEDY)
+            if not isinstance(stored, Ed25519PrivateKey):
+                raise StorageError("identity.unreadable", "the board's key is no Ed25519 key", where=str(path), remedy=_REMEDY)
+            return cls(stored)
         need_folder(folder)
         key = Ed25519PrivateKey.generate()
-        write_file(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+        write_key(path, key)
         return cls(key)
 
     def sign(self, kind: str, message: msgspec.Struct) -> bytes:
@@ -53,22 +58,29 @@ class Identity:
         return seal(kind, message, self.public_hex, self._key.sign)
 
 
-def _load(path: Path) -> Ed25519PrivateKey:
+def write_key(path: Path, key: Ed25519PrivateKey | X25519PrivateKey) -> None:
+    """Keep a private key, readable for its owner only and durable. Raises StorageError `store.write`."""
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    write_file(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+
+
+def read_key(path: Path, what: str, remedy: str) -> PrivateKeyTypes:
+    """A private key of this board, of whatever kind; whoever else could read it cannot any more. `what` names it in errors.
+
+    Raises:
+        StorageError: `identity.unreadable`.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    remedy = "restore the file, or remove it to get a new identity and enrol the board again at the host"
     try:
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
-        key = load_pem_private_key(path.read_bytes(), None)
+        return load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise StorageError("identity.unreadable", f"the board's key cannot be read ({type(error).__name__})", where=str(path),
+        raise StorageError("identity.unreadable", f"{what} cannot be read ({type(error).__name__})", where=str(path),
                            remedy=remedy) from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise StorageError("identity.unreadable", "the board's key is no Ed25519 key", where=str(path), remedy=remedy)
-    return key
 
 
 def verify_ed25519(key: str, signature: bytes, data: bytes) -> bool:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from jetfleet_agent.durable import write_file
+from jetfleet_agent.durable import need_folder, write_file
 from jetfleet_contract.errors import InputError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.messages import Message
 from jetfleet_contract.sealing import box_from, sealing_info, sealing_keys
 from jetfleet_contract.topics import check_name
+
+from .identity import read_key, write_key
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 PURPOSE = "secret"
 MAX_SECRETS = 64
 MAX_VERSION = 1 << 53
+_REMEDY = "remove the file to get a new key; the host then has to set the board's secrets again"
 
 
 class _Kept(Message, frozen=True):
@@ -47,7 +50,7 @@ class SecretStore:
     def __init__(self, folder: Path, device: str) -> None:
         self._folder = folder
         self._device = device
-        folder.mkdir(parents=True, exist_ok=True)
+        need_folder(folder)
         self._key = _load_or_create(folder / "sealing.pem")
         self._kept = _load(folder / "secrets.json")
         self.public_hex = self._key.public_key().public_bytes_raw().hex()
@@ -127,24 +130,15 @@ class NoSecrets:
 
 
 def _load_or_create(path: Path) -> X25519PrivateKey:
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
     if not path.exists():
         made = X25519PrivateKey.generate()
-        write_file(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+        write_key(path, made)
         return made
-    remedy = "remove the file to get a new key; the host then has to set the board's secrets again"
-    try:
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
-        key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise StorageError("identity.unreadable", f"the board's sealing key cannot be read ({type(error).__name__})", where=str(path),
-                           remedy=remedy) from None
+    key = read_key(path, "the board's sealing key", _REMEDY)
     if not isinstance(key, X25519PrivateKey):
-        raise StorageError("identity.unreadable", "the board's sealing key is no X25519 key", where=str(path), remedy=remedy)
+        raise StorageError("identity.unreadable", "the board's sealing key is no X25519 key", where=str(path), remedy=_REMEDY)
     return key
 
 
