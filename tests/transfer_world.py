@@ -16,6 +16,7 @@ from jetfleet_contract.messages import encode
 CHUNK = 65536
 GRANT = 8
 GRANT_EVERY_S = 0.002
+MAX_LANES = 8
 
 
 class Line:
@@ -157,14 +158,21 @@ class World:
             if isinstance(effect, rounds.Send):
                 self.publish(lane, effect)
             elif isinstance(effect, rounds.Announce):
-                self.announce(lane, effect.mark)
+                self.announce(effect.device or lane, effect.mark)
             elif isinstance(effect, rounds.Move):
-                self.lanes += 1
-                self.announce(lane, transfer.RoundMark(effect.round, 0, "move", 0, lane=self.lanes, stay=effect.stay))
+                self.move(lane, effect)
             elif isinstance(effect, rounds.Observe):
                 self.observed.append((self.now, effect))
             else:
                 self.refused.append(effect)
+
+    def move(self, lane: int | str, move: rounds.Move) -> None:
+        """To a free lane; when there is none, or the lane is one board's own, they ask again where they are."""
+        resting = (number for number in range(MAX_LANES) if number not in self.senders or self.senders[number].phase == "idle")
+        free = next((number for number in resting if number != lane), None)
+        if free is not None and isinstance(lane, int):
+            self.lanes += 1
+            self.announce(lane, transfer.RoundMark(move.round, 0, "move", 0, lane=free, stay=move.stay))
 
     def publish(self, lane: int | str, send: rounds.Send) -> None:
         for index in send.indices:

@@ -56,7 +56,7 @@ def heard(receiver: Receiver, blob: str, device: str, topic: str, payload: bytes
     if alone:
         mark = own_mark(payload)
         if mark is not None:
-            return mark if receiver.apart else None
+            return mark if in_turn else None
     round_, index, data = decode_chunk(payload)
     if index >= receiver.missing.count:
         raise MalformedError("chunk.bad", f"chunk {index} of a blob of {receiver.missing.count}")

@@ -5,7 +5,8 @@
 Pacing has three parts. Marks are answered, so that at most `WINDOW_MARKS` marks are under way to the slowest receiver (brokers drop
 QoS 0 silently beyond their queue, 1000 messages on mosquitto). When most have caught up and some owe a whole window for `HURRY_S`, the
 others move to a lane of their own (`Move`): the slow ones stay behind with a small window. Who is silent for `PATIENCE_S` while others
-wait is not waited for until it answers again; when none is left who answers, the sender rests. The caller grants no more than its
+wait is not waited for until it answers again; when none is left who answers, the sender rests. What went to the silent is remembered, and not
+sent again before they told what of it they lack (`under_way`). The caller grants no more than its
 token bucket (`pacing`) and its outbox allow.
 
 A chunk that no more than `few` devices lack goes to each of these alone, while others take part, so that nobody pays for bytes that only
@@ -16,14 +17,16 @@ round and kept as sets: `lacked[n]` is what more than `n` devices lack.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal, Union
+from typing import Literal
 
 import msgspec
 
-from .charges import Charges, allowance, charged, refunded
+from .charges import Charges, allowance, charged, credited, refunded
 from .chunks import Bitmap
 from .errors import OrderError
-from .transfer import MAX_STAY, RoundMark, Want
+from .round_events import Announce, Grant, Left, Lost, Move, Observe, Refuse, Send, SenderEffect, SenderEvent, Wanted
+from .transfer import MAX_STAY, RoundMark
+from .under_way import MOVED_S, Moved, UnderWay, is_told, still, unanswered
 from .wanters import (
     PATIENCE_S,
     WINDOW_MARKS,
@@ -39,10 +42,14 @@ from .wanters import (
     too_slow,
 )
 
+__all__ = ["Announce", "Grant", "Left", "Lost", "Move", "Observe", "Refuse", "Send", "Sender", "SenderEffect", "SenderEvent", "Wanted",
+           "handed_over", "held_back", "sender", "step_sender"]
+
 GATHER_S = 0.03
 GATHER_LARGE_S = 0.08
 LARGE_CHUNKS = 64
 MAX_GATHER_S = 1.0
+MAX_GATHER_LARGE_S = 1.5
 MARK_EVERY = 64
 FIRST_MARK = 8
 FEW = 1
@@ -73,68 +80,10 @@ class Sender(msgspec.Struct, frozen=True):
     gather_end: float = 0.0
     wanters: Wanters = {}
     charges: Charges = {}
+    under_way: UnderWay = {}
+    moved: dict[str, Moved] = {}
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    device: str
-    want: Want
-
-
-class Grant(msgspec.Struct, frozen=True):
-    """The caller may publish up to `chunks` more now. Zero only lets time pass. When as many ask as were served just before
-    (`expected`, 0 for unknown), as after a chunk table, nobody waits for more."""
-
-    chunks: int
-    expected: int = 0
-
-
-class Lost(msgspec.Struct, frozen=True):
-    """The host's own link is down: everybody will ask again."""
-
-
-class Left(msgspec.Struct, frozen=True):
-    """The device is served by another sender from now on."""
-
-    device: str
-
-
-class Send(msgspec.Struct, frozen=True):
-    """Publish these chunks, in order, in this round: to `device` alone, or for everybody when that is empty."""
-
-    round: int
-    indices: tuple[int, ...]
-    device: str = ""
-
-
-class Announce(msgspec.Struct, frozen=True):
-    mark: RoundMark
-
-
-class Observe(msgspec.Struct, frozen=True):
-    """A device answered a mark: of `sent` chunks before it `lost` had not come. For pacing."""
-
-    device: str
-    sent: int
-    lost: int
-
-
-class Refuse(msgspec.Struct, frozen=True):
-    """The device asked for more than its budget; it is served again as the budget renews."""
-
-    device: str
-    code: str
-
-
-class Move(msgspec.Struct, frozen=True):
-    """Announce (mark 0 of kind `move`, in this round) that all but `stay` go on in a new lane; `movers` of them are expected there."""
-
-    round: int
-    stay: tuple[str, ...]
-    movers: int
-
-
-SenderEvent = Union[Wanted, Grant, Left, Lost]
-SenderEffect = Union[Send, Announce, Move, Observe, Refuse]
 SenderStep = tuple[Sender, tuple[SenderEffect, ...]]
 
 
@@ -182,35 +131,59 @@ def _with(state: Sender, **changes: object) -> Sender:
 # --- wants --------------------------------------------------------------------------------------------------
 
 
+def _wanted(state: Sender, event: Wanted, now: float) -> SenderStep:
+    """What a device lacks, without what may be under way to it: of that it is asked again."""
+    device, want = event.device, event.want
+    moved = state.moved.get(device)
+    if moved is not None and want.missing and moved.overtakes(want, now):
+        return state, ()
+    state = _with(state, charges=credited(state.charges, device, len(want.missing)))
+    entry = state.under_way.get(device)
+    if entry is None:
+        return _WANTED[state.phase](state, event, now)
+    if now >= entry.until or device in state.wanters or is_told(entry, want, state.round):
+        state = _with(state, under_way={name: other for name, other in state.under_way.items() if name != device})
+        return _WANTED[state.phase](state, event, now)
+    reminder = Announce(entry.reminder, device)
+    lost = want.missing.minus(entry.chunks)
+    if not lost:
+        return state, (reminder,)
+    state, effects = _WANTED[state.phase](state, Wanted(device, msgspec.structs.replace(want, missing=lost)), now)
+    return state, (*effects, reminder)
+
+
 def _wanted_first(state: Sender, event: Wanted, now: float) -> SenderStep:
     if not event.want.missing:
         return state, ()
-    state = _with(state, phase="gathering", until=now + gather_s(state), gather_end=now + MAX_GATHER_S, wanters={})
+    end = now + (MAX_GATHER_S if state.count < LARGE_CHUNKS else MAX_GATHER_LARGE_S)
+    state = _with(state, phase="gathering", began=now, until=now + gather_s(state), gather_end=end, wanters={})
     return _put(state, event.device, Wanter(event.want.missing)), ()
 
 
 def _wanted_gathering(state: Sender, event: Wanted, now: float) -> SenderStep:
     if event.device not in state.wanters:
-        state = _with(state, until=min(state.gather_end, now + gather_s(state)))
+        until = now + gather_s(state) + (now - state.began) / 2  # the further apart they come, the longer the next may take
+        state = _with(state, until=min(state.gather_end, max(state.until, until)))
     return _put(state, event.device, Wanter(event.want.missing)), ()
 
 
 def _wanted_sending(state: Sender, event: Wanted, now: float) -> SenderStep:
     want = event.want
     if want.round == state.round and event.device in state.wanters:
-        return _answer(state, event, now)
+        return _followed(state, event, now)
     known = state.wanters.get(event.device)
     fresh = want.missing.minus(state.sent)  # the rest is for the next round
-    state, effects, granted = _charge(state, event.device, fresh.minus(known.missing) if known else fresh, now)
+    state, effects, granted = _charge(state, event.device, fresh.minus(known.missing) if known else fresh, len(want.missing), now)
     state = _with(state, queue=state.queue.union(granted), lacked=lacked_by(state.lacked, granted))
-    return _put(state, event.device, _entered(state, event)), effects
+    return _put(state, event.device, _entered(state, event)), (*effects, *_reminded(state, known, event.device))
 
 
 def _wanted_draining(state: Sender, event: Wanted, now: float) -> SenderStep:
     if event.want.round == state.round and event.device in state.wanters:
-        state, effects = _answer(state, event, now)
+        state, effects = _followed(state, event, now)
     else:
-        state, effects = _put(state, event.device, _entered(state, event)), ()
+        known = state.wanters.get(event.device)
+        state, effects = _put(state, event.device, _entered(state, event)), _reminded(state, known, event.device)
     state, more = _close_round(state, now)
     return state, (*effects, *more)
 
@@ -222,6 +195,20 @@ def _entered(state: Sender, event: Wanted) -> Wanter:
     if known is None:
         return Wanter(event.want.missing, state.mark, asked=event.want.missing, first=state.mark + 1)
     return msgspec.structs.replace(known, missing=known.missing.union(event.want.missing), asked=known.asked.union(event.want.missing))
+
+
+def _followed(state: Sender, event: Wanted, now: float) -> SenderStep:
+    """A device that follows this round says what it lacks. One that says nothing new fell silent: it is reminded of the newest mark."""
+    before = state.wanters[event.device]
+    state, effects = _answer(state, event, now)
+    return state, (*effects, *_reminded(state, before, event.device)) if event.want.missing and event.want.mark <= before.mark else effects
+
+
+def _reminded(state: Sender, known: Wanter | None, device: str) -> tuple[Announce, ...]:
+    """The newest mark for a device alone that takes part and has not answered it: the answer tells what is lost and what only late."""
+    if known is None or known.mark == state.mark:
+        return ()
+    return (Announce(_mark(state, "end" if state.phase == "draining" else "sync"), device),)
 
 
 def _answer(state: Sender, event: Wanted, now: float) -> SenderStep:
@@ -268,12 +255,12 @@ def _forget_marks(state: Sender) -> Sender:
 # --- budget -------------------------------------------------------------------------------------------------
 
 
-def _charge(state: Sender, device: str, bits: Bitmap, now: float) -> tuple[Sender, tuple[SenderEffect, ...], Bitmap]:
+def _charge(state: Sender, device: str, bits: Bitmap, lacks: int, now: float) -> tuple[Sender, tuple[SenderEffect, ...], Bitmap]:
     """Charge `device` for `bits`; what does not fit its allowance is left out of the returned set."""
     allowed = allowance(state.charges, state.count, device, now)
     wanted = len(bits)
     granted = bits if wanted <= allowed else _first(bits, allowed)[1]
-    state = _with(state, charges=charged(state.charges, state.count, device, len(granted), now))
+    state = _with(state, charges=charged(state.charges, state.count, device, len(granted), now, lacks))
     return state, (Refuse(device, "delivery.budget"),) if wanted > allowed else (), granted
 
 
@@ -292,24 +279,30 @@ def _first(bits: Bitmap, count: int) -> tuple[tuple[int, ...], Bitmap]:
 
 
 def _grant_gathering(state: Sender, event: Grant, now: float) -> SenderStep:
-    everybody = 0 < event.expected <= len(state.wanters)
-    if now < state.until and not everybody:
+    if now < _gathered_at(state, event.expected):
         return state, ()
     effects: list[SenderEffect] = []
     nothing = Bitmap(state.count)
     lacked = (nothing,) * (state.few + 1)
     for device, wanter in state.wanters.items():
-        state, refusals, granted = _charge(state, device, wanter.missing, now)
+        state, refusals, granted = _charge(state, device, wanter.missing, len(wanter.missing), now)
         effects += refusals
         lacked = lacked_by(lacked, granted)
     if not lacked[0]:
         return _idle(state), tuple(effects)
     wanters = {device: Wanter(wanter.missing, asked=wanter.missing) for device, wanter in state.wanters.items()}
     state = _with(state, phase="sending", round=state.round % 0xFFFFFFFF + 1, mark=0, queue=lacked[0], sent=nothing, lacked=lacked,
-                  since_mark=0, marks={0: nothing}, began=now, granted_at=now, heard_at=now, wanters=wanters)
+                  since_mark=0, marks={0: nothing}, began=now, granted_at=now, heard_at=now, wanters=wanters, moved={})
     effects.append(Announce(_mark(state, "begin")))
     state, more = _grant_sending(state, event, now)
     return state, (*effects, *more)
+
+
+def _gathered_at(state: Sender, expected: int) -> float:
+    """When a round begins: at once when all who are expected have asked; of a large blob later, while some of them have not."""
+    if 0 < expected <= len(state.wanters):
+        return state.began
+    return state.gather_end if expected and state.count >= LARGE_CHUNKS else state.until
 
 
 def _grant_sending(state: Sender, event: Grant, now: float) -> SenderStep:
@@ -318,7 +311,7 @@ def _grant_sending(state: Sender, event: Grant, now: float) -> SenderStep:
         state, effects = _look_at_the_slow(state, now)
     state = _with(state, granted_at=now)
     if all(wanter.lagging for wanter in state.wanters.values()):
-        return _idle(_refunded(state, state.wanters)), tuple(effects)  # they ask again when they hear the marks
+        return _idle(_remember(_refunded(state, state.wanters), now)), tuple(effects)  # they ask again when they hear the marks
     left = event.chunks
     while left > 0 and state.queue and not held_back(state):
         state, sends = _take(state, min(left, max(1, mark_distance(state) - state.since_mark)))
@@ -362,15 +355,15 @@ def _look_at_the_slow(state: Sender, now: float) -> tuple[Sender, list[SenderEff
     """The window is full. Those that hold most others up for too long are left behind; those that say nothing at all lag."""
     state = _with(state, wanters=held_up(state.wanters, state.mark, now - state.granted_at))
     slow = too_slow(state.wanters, state.mark, now - state.began)
-    if slow:
-        return _leave_behind(state, slow)
+    if 0 < len(slow) < len(state.wanters):  # once those alone are left, nobody moves
+        return _leave_behind(state, slow, now)
     patience = patience_s(state.wanters, state.mark)
     if patience >= PATIENCE_S and now >= state.heard_at + patience:
         state = _with(state, wanters=lagging(state.wanters, owing(state.wanters, state.mark)))
     return state, []
 
 
-def _leave_behind(state: Sender, slow: tuple[str, ...]) -> tuple[Sender, list[SenderEffect]]:
+def _leave_behind(state: Sender, slow: tuple[str, ...], now: float) -> tuple[Sender, list[SenderEffect]]:
     """The slow ones stay here, with a small window; the others move on, and are not charged for what was not sent."""
     movers = tuple(device for device in state.wanters if device not in set(slow))
     state = _refunded(state, movers)
@@ -378,7 +371,9 @@ def _leave_behind(state: Sender, slow: tuple[str, ...]) -> tuple[Sender, list[Se
     queue = Bitmap(state.count)
     for wanter in wanters.values():
         queue = queue.union(state.queue.both(wanter.missing))
-    return _with(state, wanters=wanters, queue=queue, mark_every=FIRST_MARK), [Move(state.round, slow[:MAX_STAY], len(movers))]
+    gone = dict.fromkeys(movers, Moved(state.round, state.mark, now + MOVED_S))
+    state = _with(state, wanters=wanters, queue=queue, mark_every=FIRST_MARK, moved={**state.moved, **gone})
+    return state, [Move(state.round, slow[:MAX_STAY], len(movers))]
 
 
 def _mark(state: Sender, kind: Literal["begin", "sync", "end"]) -> RoundMark:
@@ -389,7 +384,13 @@ def _grant_draining(state: Sender, _event: Grant, now: float) -> SenderStep:
     if now < state.until:
         return state, ()
     heard = {device: wanter for device, wanter in state.wanters.items() if wanter.mark == state.mark}
-    return _close_round(_with(state, wanters=heard), now)  # the silent ask again by themselves
+    return _close_round(_with(_remember(state, now), wanters=heard), now)  # the silent ask again by themselves
+
+
+def _remember(state: Sender, now: float) -> Sender:
+    """What may be under way to those that owe an answer, before they are forgotten."""
+    found = unanswered(state.wanters, state.round, state.mark, state.marks, state.sent, now)
+    return _with(state, under_way={**still(state.under_way, now), **found})
 
 
 def _close_round(state: Sender, now: float) -> SenderStep:
@@ -398,7 +399,7 @@ def _close_round(state: Sender, now: float) -> SenderStep:
         return state, ()
     if not state.wanters:
         return _idle(state), ()
-    return _with(state, phase="gathering", until=now, gather_end=now + MAX_GATHER_S, marks={}), ()
+    return _with(state, phase="gathering", until=now, gather_end=now, marks={}), ()
 
 
 def _idle(state: Sender) -> Sender:
@@ -407,8 +408,8 @@ def _idle(state: Sender) -> Sender:
 
 
 def _lost(state: Sender, _event: Lost, _now: float) -> SenderStep:
-    """Nobody pays for what was still in the queue."""
-    return _idle(_refunded(state, state.wanters)), ()
+    """Nobody pays for what was still in the queue; nothing is under way any more."""
+    return _with(_idle(_refunded(state, state.wanters)), under_way={}, moved={}), ()
 
 
 def _refunded(state: Sender, devices: Iterable[str]) -> Sender:
@@ -420,20 +421,22 @@ def _nothing(state: Sender, _event: object, _now: float) -> SenderStep:
     return state, ()
 
 
+_WANTED: dict[str, Callable[..., SenderStep]] = {"idle": _wanted_first, "gathering": _wanted_gathering, "sending": _wanted_sending,
+                                                 "draining": _wanted_draining}
 _SENDER: dict[tuple[str, type], Callable[..., SenderStep]] = {
-    ("idle", Wanted): _wanted_first,
+    ("idle", Wanted): _wanted,
     ("idle", Grant): _nothing,
     ("idle", Left): _nothing,
     ("idle", Lost): _nothing,
-    ("gathering", Wanted): _wanted_gathering,
+    ("gathering", Wanted): _wanted,
     ("gathering", Grant): _grant_gathering,
     ("gathering", Left): _left,
     ("gathering", Lost): _lost,
-    ("sending", Wanted): _wanted_sending,
+    ("sending", Wanted): _wanted,
     ("sending", Grant): _grant_sending,
     ("sending", Left): _left,
     ("sending", Lost): _lost,
-    ("draining", Wanted): _wanted_draining,
+    ("draining", Wanted): _wanted,
     ("draining", Grant): _grant_draining,
     ("draining", Left): _left,
     ("draining", Lost): _lost,

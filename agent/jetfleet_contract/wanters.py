@@ -9,7 +9,7 @@ import msgspec
 from .chunks import Bitmap
 from .transfer import MAX_SPREAD_S
 
-WINDOW_MARKS = 6
+WINDOW_MARKS = 12
 HURRY_S = 0.3
 HURRY_SHARE = 0.1
 PATIENCE_S = 2.0

@@ -28,7 +28,7 @@ BLOCKED_S = 0.004
 WAITING_S = 0.02
 HELD_S = 0.25
 IDLE_S = 60.0
-RECENT_S = 2.0
+RECENT_S = 4.0
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Distributor:
         self._all_paused = False
         self._left: int | None = None
         self._pace: pacing.Pace | None = None
-        self._served = (0, float("-inf"))  # wanters of the last round, and when it began
+        self._served: tuple[int, float, _Lane | None] = (0, float("-inf"), None)  # wanters of the last round, when it began, and where
         self._stats = DeliveryStats()
 
     def on_want(self, topic: str, payload: bytes, now: float) -> None:
@@ -151,10 +151,11 @@ class Distributor:
         if self._left is not None:
             room = min(room, self._left)
         blocked = room < min(self._stats.blobs[lane.blob].chunk_size for lane in self._active)
-        expected = self._served[0] if now - self._served[1] < RECENT_S else 0
+        served, at, where = self._served
         for lane in [lane for lane in self._active if not self._is_paused(lane.blob)]:
             size = self._stats.blobs[lane.blob].chunk_size
             granted = max(0, min(int(room // size), BATCH_CHUNKS))
+            expected = served if now - at < RECENT_S and where != lane else 0
             room -= self._step(lane, rounds.Grant(granted, expected), now) * size
         self._active = {**dict(list(self._active.items())[1:]), **dict(list(self._active.items())[:1])}  # another one is first next time
         return self._next(blocked)
@@ -268,7 +269,7 @@ class Distributor:
         if isinstance(effect, rounds.Send):
             return self._send(lane, effect)
         if isinstance(effect, rounds.Announce):
-            self._announce(lane, effect.mark, now)
+            self._announce(lane, effect.mark, now, effect.device)
         elif isinstance(effect, rounds.Move):
             self._move(lane, effect, now)
         elif isinstance(effect, rounds.Observe):
@@ -307,13 +308,14 @@ class Distributor:
                 self._pace = pacing.spend(self._pace, len(payload))
         return len(send.indices)
 
-    def _announce(self, lane: _Lane, mark: transfer.RoundMark, now: float) -> None:
+    def _announce(self, lane: _Lane, mark: transfer.RoundMark, now: float, device: str = "") -> None:
         if mark.kind == "begin" and lane in self._senders:
-            self._served = (len(self._senders[lane].wanters), now)
+            self._served = (len(self._senders[lane].wanters), now, lane)
             self._stats.rounds += 1
             self._stats.blobs[lane.blob].rounds += 1
-        if lane.device:
-            self._link.publish(topics.unicast(lane.blob, lane.device), transfer.encode_own_mark(mark), qos=0)
+        alone = device or lane.device
+        if alone:
+            self._link.publish(topics.unicast(lane.blob, alone), transfer.encode_own_mark(mark), qos=0)
         else:
             self._link.publish(topics.blob_round(lane.blob, lane.number), encode(mark), qos=0)
 
@@ -324,7 +326,7 @@ class Distributor:
         if free is None or lane.device:
             return
         _log.info("blob %s: %s cannot keep up and stay behind; %d others go on", lane.blob, ", ".join(move.stay), move.movers)
-        self._served = (move.movers, now)
+        self._served = (move.movers, now, lane)
         self._announce(lane, transfer.RoundMark(move.round, 0, "move", 0, lane=free, stay=move.stay), now)
 
     def _is_free(self, lane: _Lane) -> bool:

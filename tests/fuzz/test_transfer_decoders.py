@@ -66,12 +66,13 @@ def test_whatever_comes_on_a_bulk_topic_is_a_chunk_a_mark_or_refused(data: bytes
                 assert "board" not in heard.stay
 
 
-def test_a_mark_on_the_own_topic_counts_only_for_a_board_that_is_apart() -> None:
-    blob, mark = "ab" * 32, transfer.encode_own_mark(transfer.RoundMark(7, 3, "sync", 5))
-    shared = transfer.Receiver(65536, Bitmap.full(40), phase="receiving")
-    assert listening.heard(shared, blob, "board", topics.unicast(blob, "board"), mark) is None
-    apart = transfer.Receiver(65536, Bitmap.full(40), phase="receiving", apart=True)
-    assert isinstance(listening.heard(apart, blob, "board", topics.unicast(blob, "board"), mark), transfer.RoundMark)
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_mark_on_the_own_topic_counts_for_a_board_that_listens(apart: bool) -> None:
+    own, mark = topics.unicast("ab" * 32, "board"), transfer.encode_own_mark(transfer.RoundMark(7, 3, "sync", 5))
+    listens = transfer.Receiver(65536, Bitmap.full(40), phase="receiving", apart=apart)
+    assert isinstance(listening.heard(listens, "ab" * 32, "board", own, mark), transfer.RoundMark)
+    held = transfer.Receiver(65536, Bitmap.full(40), phase="held", apart=apart)
+    assert listening.heard(held, "ab" * 32, "board", own, mark) is None
 
 
 @given(st.integers(0, 255), st.booleans(), st.integers(0, 255))

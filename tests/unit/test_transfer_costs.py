@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starved_world import BROKER_QUEUE
 from transfer_world import CHUNK, World
 
 from jetfleet_contract import pacing, rounds, transfer, wanters
@@ -87,7 +88,7 @@ def test_a_slow_reader_neither_holds_the_others_nor_fills_the_brokers_queue() ->
     assert world.run(600.0)
     others = [at for name, at in world.done_at.items() if name != "d4"]
     assert max(others) <= alone + 2 * wanters.HURRY_S
-    assert world.lines["d4"].most < wanters.WINDOW_MARKS * rounds.MARK_EVERY  # the others left it behind
+    assert world.lines["d4"].most < BROKER_QUEUE * 0.8  # the others left it behind
     assert {world.boards[name].lane for name in world.boards} == {0, 1}
     assert world.received["d4"] <= count + 2 * rounds.MARK_EVERY
     assert world.published <= 2 * count
