@@ -5,8 +5,8 @@
 Pacing has three parts. Marks are answered, so that at most `WINDOW_MARKS` marks are under way to the slowest receiver (brokers drop
 QoS 0 silently beyond their queue, 1000 messages on mosquitto). When most have caught up and some owe a whole window for `HURRY_S`, the
 others move to a lane of their own (`Move`): the slow ones stay behind with a small window. Who is silent for `PATIENCE_S` while others
-wait is not waited for until it answers again; when none is left who answers, the sender rests. What went to the silent is remembered, and not
-sent again before they told what of it they lack (`under_way`). The caller grants no more than its
+wait is not waited for until it answers again; when none is left who answers, the sender rests. What went to the silent is remembered, and
+not sent again before they told what of it they lack (`under_way`). The caller grants no more than its
 token bucket (`pacing`) and its outbox allow.
 
 A chunk that no more than `few` devices lack goes to each of these alone, while others take part, so that nobody pays for bytes that only

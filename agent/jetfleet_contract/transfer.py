@@ -11,8 +11,10 @@ only, and the embedded broker was seen to let a mark overtake its chunks; so no 
 
 Chunks for everybody come on the shared topics of a lane, those that only one device lacks on that device's own. All begin in lane 0. When
 some readers are much slower than the others, a mark of kind `move` takes the others to a new lane, where they ask again: the slow ones get
-no more than they can take, and hold nobody. A mark on a device's own topic is for it alone: it fell silent, and is asked what it lacks. A device that must count every byte is *apart*: it listens to its own topic only, and is
+no more than they can take, and hold nobody. A device that must count every byte is *apart*: it listens to its own topic only, and is
 served alone, with the marks there too. One that may not receive now (`held`) listens to nothing and asks for nothing.
+
+A mark on the own topic of a device that is not apart asks it alone: it fell silent, and shall say what it lacks.
 
 Machines are pure: ``step(state, event, now) -> (state, effects)``, `now` in monotonic seconds. Every pair of phase and event that
 is not in the table raises OrderError and changes nothing. Nothing here persists: a restart asks again.
