@@ -45,7 +45,7 @@ def test_half_of_everything_lost_is_served_on_by_what_comes(seed: int) -> None:
 
 @pytest.mark.parametrize(("devices", "stall_s"), [(4, 0.1), (4, 0.5), (16, 0.1), (16, 0.5), (32, 0.5)])
 def test_what_is_only_late_is_not_sent_again(devices: int, stall_s: float) -> None:
-    """It was 1.4 copies for 16 boards and 2.4 for 32, by boards that asked late, were left behind, or asked again for what was under way."""
+    """It was 1.4 copies for 16 boards and 2.4 for 32, by boards that asked late, were left behind or asked again for what was under way."""
     copies = []
     for seed in range(3):
         world = StarvedWorld(seed, COUNT, devices, stall_s=stall_s, expected=devices)
