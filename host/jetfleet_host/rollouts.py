@@ -45,6 +45,8 @@ from .store.models import Device
 
 RENEW_EVERY_S = 3600.0
 EVIDENCE_EVERY_S = 1.0
+EVIDENCE_BOARDS_A_S = 50
+"""Every window of a held wave is read for crashes and heat: large waves less often, because this thread also paces chunks."""
 COUNT_EVERY_S = 5.0
 
 _log = logging.getLogger(__name__)
@@ -215,7 +217,8 @@ class RolloutDriver:
             self._publish_all(outgoing)
         measure, count = now.mono >= self._next_evidence, now.mono >= self._next_count
         if measure:
-            self._next_evidence = now.mono + EVIDENCE_EVERY_S
+            held = max((len(state.wave_devices(state.wave)) for state in self._active.values() if state.phase == "holding"), default=0)
+            self._next_evidence = now.mono + max(EVIDENCE_EVERY_S, held / EVIDENCE_BOARDS_A_S)
         if count:
             self._next_count = now.mono + COUNT_EVERY_S
         for rollout, state in list(self._active.items()):
