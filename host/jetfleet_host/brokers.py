@@ -31,7 +31,7 @@ DEVICE_WRITES = ("birth", "state", "report", "telemetry", "result", "rsp/#", "of
 _POLL_S = 0.02
 _FREE_PORT_TRIES = 5
 
-# rumqttd keeps a log a topic in memory and evicts whole segments: 5 x 8 MiB hold more than the sender's window of 28 MiB.
+# rumqttd keeps a log a topic in memory and evicts whole segments: 8 x 8 MiB hold more than the sender's window of 48 MiB.
 _RUMQTTD = """\
 id = 0
 [router]
@@ -39,7 +39,7 @@ id = 0
 max_connections = 4096
 max_outgoing_packet_count = 1000
 max_segment_size = 8388608
-max_segment_count = 5
+max_segment_count = 8
 [v5.1]
 name = "jetfleet"
 listen = "{host}:{port}"
