@@ -31,7 +31,7 @@ from .commands import Signer
 from .upload_store import Pending, UploadStore
 
 HOST = "host"
-MARK_EVERY = 4
+MARK_EVERY = 2
 OFFER_BASE_S = 2.0
 OFFER_CAP_S = 120.0
 HEARD_S = 30.0
