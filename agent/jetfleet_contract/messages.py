@@ -12,19 +12,17 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from .app_config import AppConfig as AppConfig  # noqa: PLC0414  part of the messages
 from .errors import MalformedError
 from .predictions import Detection
 from .sketch import Sketch
+from .wire import Message as Message  # noqa: PLC0414  everybody takes it from here
 
 MAX_MESSAGE_BYTES = 128 * 1024
 MAX_DEPTH = 24
 MAX_APPS = 32
 
 T = TypeVar("T")
-
-
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Base of what travels: frozen, no unknown fields."""
 
 
 class Instant(msgspec.Struct, frozen=True):
@@ -43,21 +41,15 @@ class Source(Message, frozen=True):
     """One camera, file or folder. `uri` has no credentials; ``local:NAME`` is looked up in the board's own config, ``secret:NAME`` among
     the addresses that were sealed to it.
 
-    `fps` caps live sources and paces files (0: as fast as they come); `loop` starts a file again at its end.
+    `fps` caps live sources and paces files (0: as fast as they come); `loop` starts a file again at its end. `max_age_ms`: a live frame
+    that is older when its turn comes is dropped (0: two frame periods).
     """
 
     name: str
     uri: str
     fps: float = 0.0
     loop: bool = False
-
-
-class AppConfig(Message, frozen=True):
-    """An app's settings: signed with the deployment, versioned by itself, changed without a model trial."""
-
-    version: int = 1
-    options: dict[str, float | str | bool] = {}
-    publish_results: bool = True
+    max_age_ms: float = 0.0
 
 
 class TrialPolicy(Message, frozen=True):
@@ -260,7 +252,8 @@ class Series(Message, frozen=True):
     """One (app, bundle, variant, source)'s part of a telemetry window.
 
     `stages` are sketches in milliseconds: wait, capture, pre, infer, decode, sink, total (capture end to result),
-    age (frame's own time to result). `seen` = `done` + sum of `dropped` + what is still under way.
+    age (frame's own time to result). `seen` = `done` + sum of `dropped` + what is still under way. `values` are sketches of what is no
+    time: score, luma, blur, ``kpi.NAME``; `labels` counts answers by label.
     """
 
     app: str
@@ -272,6 +265,8 @@ class Series(Message, frozen=True):
     done: int
     dropped: dict[str, int] = {}
     stages: dict[str, Sketch] = {}
+    values: dict[str, Sketch] = {}
+    labels: dict[str, int] = {}
 
 
 class Telemetry(Message, frozen=True):
@@ -298,6 +293,7 @@ class Result(Message, frozen=True):
     candidate: str
     detections: tuple[Detection, ...] = ()
     position: int = -1  # index inside the file or folder; -1 for live sources
+    kpis: dict[str, float] = {}
 
 
 # --- codec -------------------------------------------------------------------------------------------------

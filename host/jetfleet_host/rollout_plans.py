@@ -32,14 +32,17 @@ MAX_APPS_FILE = 256 * 1024
 _CREDENTIALS = re.compile(r"://[^/@\s]*@")
 
 
-class AppEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One table of apps.toml: all of an app but its model."""
+class AppEntry(AppConfig, frozen=True):
+    """One table of apps.toml: all of an app but its model, its settings among the rest."""
 
     sources: tuple[Source, ...] = ()
-    options: dict[str, float | str | bool] = {}
     input_from: str = ""
-    publish_results: bool = True
     trial: TrialPolicy = TrialPolicy()
+
+    @property
+    def config(self) -> AppConfig:
+        """The settings alone."""
+        return AppConfig(**{name: getattr(self, name) for name in AppConfig.__struct_fields__})
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -130,8 +133,7 @@ def request_for(session: Session, wish: Wish, nonce: str) -> StartRequest:
         _check_settings(app, [name for name, version in before.items() if version is None])
     spec = AppSpec(app, bundle.manifest, bundle.name, bundle.version, downgrade=wish.downgrade)
     if entry is not None:
-        config = AppConfig(options=entry.options, publish_results=entry.publish_results)
-        spec = msgspec.structs.replace(spec, config=config, sources=entry.sources, input_from=entry.input_from, trial=entry.trial)
+        spec = msgspec.structs.replace(spec, config=entry.config, sources=entry.sources, input_from=entry.input_from, trial=entry.trial)
     ordered = in_order(devices, nonce) if not wish.devices else list(dict.fromkeys(wish.devices))
     plan = Plan(id=f"{app[:24]}-{bundle.version[:20].lower()}-{nonce}", app=app, bundle=bundle.manifest, name=bundle.name,
                 version=bundle.version, waves=_waves(ordered, wish),

@@ -15,7 +15,7 @@ from pipelines import bar_image, save_video
 from jetfleet_agent.ipc import SourceEvent
 from jetfleet_agent.pipeline.capture import Capture, Pace
 from jetfleet_agent.pipeline.frames import Frame
-from jetfleet_agent.pipeline.sources import FrameSource, camera, open_source, redact
+from jetfleet_agent.pipeline.sources import FrameSource, Shot, camera, open_source, redact
 from jetfleet_contract.errors import InputError, SourceError
 from jetfleet_contract.messages import Source
 
@@ -199,11 +199,11 @@ class Dying(FrameSource):
             raise SourceError("source.refused", "the camera refuses")
         self._left = 3
 
-    def read(self):  # type: ignore[no-untyped-def]
+    def read(self, buffers):  # type: ignore[no-untyped-def]
         if not self._left:
             raise SourceError("source.lost", "the camera stopped")
         self._left -= 1
-        return bar_image(0)
+        return Shot(bar_image(0), time.monotonic())
 
     def close(self) -> None:
         pass

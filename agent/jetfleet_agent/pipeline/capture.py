@@ -15,8 +15,7 @@ from typing import Protocol
 
 from jetfleet_agent.ipc import SourceEvent
 from jetfleet_agent.pipeline.frames import Frame
-from jetfleet_agent.pipeline.preprocess import Image
-from jetfleet_agent.pipeline.sources import FrameSource, open_source
+from jetfleet_agent.pipeline.sources import Buffers, FrameSource, FreshBuffers, Shot, open_source
 from jetfleet_contract.errors import JetfleetError, SourceError
 from jetfleet_contract.messages import Source
 from jetfleet_contract.policy import backoff
@@ -66,8 +65,9 @@ class Pace:
 class Capture:
     """Runs one source until it ends or `stop`."""
 
-    def __init__(self, source: Source, intake: Intake, tell: Callable[[SourceEvent], None]) -> None:
+    def __init__(self, source: Source, intake: Intake, tell: Callable[[SourceEvent], None], buffers: Buffers | None = None) -> None:
         self.source = source
+        self._buffers = buffers or FreshBuffers()
         self._intake = intake
         self._tell = tell
         self._stopped = threading.Event()
@@ -107,11 +107,11 @@ class Capture:
             count = 0
             try:
                 reader.open()
-                for image, took_ms in self._frames(reader):
+                for shot, took_ms in self._frames(reader):
                     count += 1
                     attempt = 0
                     self._event(True, "", "")
-                    self._hand_in(reader, image, took_ms)
+                    self._hand_in(reader, shot, took_ms)
             except SourceError as error:
                 self._event(False, error.code, error.what)
                 if not reader.live and error.code == "source.truncated" and not self.source.loop:
@@ -129,8 +129,8 @@ class Capture:
                 self._stopped.wait(backoff(attempt, random.random()))  # noqa: S311
                 attempt += 1
 
-    def _frames(self, reader: FrameSource) -> Iterator[tuple[Image, float]]:
-        """(image, read time in ms) until the end, paced by fps; unreadable images are told and skipped."""
+    def _frames(self, reader: FrameSource) -> Iterator[tuple[Shot, float]]:
+        """(shot, read time in ms) until the end, paced by fps; unreadable images are told and skipped."""
         fps = self.source.fps or (SYNTHETIC_FPS if self.source.uri.startswith("synthetic:") and reader.live else 0.0)
         pace = Pace(fps, time.monotonic())
         bad = 0
@@ -139,7 +139,7 @@ class Capture:
                 return
             began = time.monotonic()
             try:
-                image = reader.read()
+                shot = reader.read(self._buffers)
             except SourceError as error:
                 bad += 1
                 if error.code != "source.image" or bad > _BAD_IMAGES_IN_A_ROW:
@@ -147,7 +147,7 @@ class Capture:
                 self._event(False, error.code, error.what)
                 self._intake.skipped(self.source.name, "unreadable")
                 continue
-            if image is None:
+            if shot is None:
                 return
             bad = 0
             now = time.monotonic()
@@ -155,17 +155,18 @@ class Capture:
                 self._intake.skipped(self.source.name, "fps-cap")
                 continue
             pace.taken(now)
-            yield image, (now - began) * 1e3
+            yield shot, (now - began) * 1e3
 
     @property
     def _is_camera(self) -> bool:
         return self.source.uri.partition(":")[0] in {"rtsp", "rtsps", "rtmp", "http", "https", "v4l2"}
 
-    def _hand_in(self, reader: FrameSource, image: Image, took_ms: float) -> None:
+    def _hand_in(self, reader: FrameSource, shot: Shot, took_ms: float) -> None:
         if self._stopped.is_set():  # a read that outlived `stop`
             return
-        frame = Frame(self.source.name, self._intake.number(self.source.name), reader.position, image, time.monotonic(), time.time(),
-                      capture_ms=took_ms)
+        now = time.monotonic()
+        frame = Frame(self.source.name, self._intake.number(self.source.name), reader.position, shot.image, shot.captured,
+                      time.time() - (now - shot.captured), arrived=now, capture_ms=took_ms)
         if reader.live:
             self._intake.newest(frame)
         else:

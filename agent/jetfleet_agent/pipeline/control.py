@@ -35,6 +35,7 @@ from jetfleet_agent.ipc import (
     Try,
     Window,
 )
+from jetfleet_agent.pipeline.answers import Answers
 from jetfleet_agent.pipeline.capture import Capture
 from jetfleet_agent.pipeline.feed import FeedReceiver, socket_path
 from jetfleet_agent.pipeline.frames import Frame
@@ -81,6 +82,7 @@ class Controller:
         self._inbox = inbox
         self._send = send
         self._sinks = sinks
+        self._answers = Answers((sinks,))
         self._meter = Meter(app)
         self._results_dropped = results_dropped
         self._run: Run | None = None
@@ -96,7 +98,7 @@ class Controller:
 
     def deliver(self, frame: Frame, model: LoadedModel) -> None:
         """Decode thread: one answered frame."""
-        self._sinks.take(frame, model, time.monotonic())
+        self._answers.take(frame, model, time.monotonic())
 
     def run(self) -> int:
         """Returns the process's exit code: 0, or that of the error that ended the model."""
@@ -120,7 +122,7 @@ class Controller:
             return self._fail(RuntimeFailure("pipeline.crash", f"{type(error).__name__}: {error}"[:300]))
         finally:
             self._stop_all()
-            self._sinks.close()
+            self._answers.close()
 
     def _fail(self, error: JetfleetError) -> int:
         bundle = self._stages.champion.model.bundle if self._stages else self._run.model.bundle if self._run else ""
@@ -157,7 +159,7 @@ class Controller:
         champion = LoadedModel(order.model, order.config)
         champion.activate()
         stages = self._stages = Stages(champion, self._meter, self.deliver, self._inbox.put)
-        self._sinks.publishes = order.config.publish_results
+        self._answers.configure(order.config)
         self._sinks.feed_to(order.feed, order.feed_to)
         stages.start()
         self._running_deadline = time.monotonic() + FIRST_FRAME_S
@@ -168,6 +170,7 @@ class Controller:
     def _configure(self, run: Run, stages: Stages, order: Configure) -> None:
         try:
             stages.champion.reconfigure(order.config)
+            self._answers.configure(order.config)
         except InputError as error:
             log.error("configuration refused: %s", error)  # noqa: TRY400  the sentence says it all
             self._send(SourceEvent("config", False, error.code, error.what))
@@ -178,7 +181,6 @@ class Controller:
         if self._trial is not None:
             self._trial.reconfigure(order.config)
         self._run = msgspec.structs.replace(run, config=order.config, sources=order.sources, feed_to=order.feed_to)
-        self._sinks.publishes = order.config.publish_results
         self._sinks.feed_to(run.feed, order.feed_to)
         self._set_sources(stages, order.sources)
 

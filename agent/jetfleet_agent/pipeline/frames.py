@@ -32,17 +32,17 @@ class Frame:
     `box` is where a fed crop was in its own frame.
     """
 
-    __slots__ = ("arrived", "box", "capture_ms", "captured", "detections", "geometry", "image", "infer_ms", "lane", "model", "number",
-                 "ordinal", "position", "pre_ms", "queued", "source", "wait_ms", "wall", "work_ms")
+    __slots__ = ("arrived", "box", "capture_ms", "captured", "detections", "geometry", "image", "infer_ms", "kpis", "lane", "model",
+                 "number", "ordinal", "position", "pre_ms", "queued", "source", "wait_ms", "wall", "work_ms")
 
     def __init__(self, source: str, number: int, position: int, image: Image, captured: float, wall: float, *,
-                 capture_ms: float = 0.0, box: Box | None = None) -> None:
+                 arrived: float = 0.0, capture_ms: float = 0.0, box: Box | None = None) -> None:
         self.source = source
         self.number = number
         self.position = position
         self.image = image
         self.captured = captured
-        self.arrived = captured
+        self.arrived = arrived or captured
         self.wall = wall
         self.capture_ms = capture_ms
         self.box = box
@@ -56,6 +56,7 @@ class Frame:
         self.lane: Lane | None = None
         self.geometry: Geometry | None = None
         self.detections: tuple[Detection, ...] = ()
+        self.kpis: dict[str, float] = {}
 
 
 class FrameQueue:

@@ -11,7 +11,7 @@ from jetfleet_agent.pipeline.feed import FeedSender, socket_path
 from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_contract.errors import StorageError
-from jetfleet_contract.messages import Result, encode
+from jetfleet_contract.messages import AppConfig, Result, encode
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,10 @@ class Sinks:
         for sender in gone:
             sender.stop()
 
+    def configure(self, config: AppConfig) -> None:
+        """Whether results are published at all."""
+        self.publishes = config.publish_results
+
     def take(self, frame: Frame, model: LoadedModel, now: float) -> None:
         """One answered frame. `now` is monotonic seconds."""
         feeds = self._feeds
@@ -74,7 +78,7 @@ class Sinks:
             return
         _, version, candidate = model.key
         result = Result(self._app, frame.source, frame.number, frame.wall, (now - frame.captured) * 1e3, version, candidate,
-                        frame.detections, frame.position)
+                        frame.detections, frame.position, frame.kpis)
         if self._lines is not None:
             self._append(self._lines, result)
         if self.publishes:

@@ -89,8 +89,15 @@ def merged(a: Series, b: Series) -> Series:
     dropped = dict(a.dropped)
     for cause, count in b.dropped.items():
         dropped[cause] = dropped.get(cause, 0) + count
-    stages = {name: a.stages.get(name, Sketch()).merged(b.stages.get(name, Sketch())) for name in {**a.stages, **b.stages}}
-    return msgspec.structs.replace(b, seen=a.seen + b.seen, done=a.done + b.done, dropped=dropped, stages=stages)
+    labels = dict(a.labels)
+    for label, count in b.labels.items():
+        labels[label] = labels.get(label, 0) + count
+    return msgspec.structs.replace(b, seen=a.seen + b.seen, done=a.done + b.done, dropped=dropped, labels=labels,
+                                   stages=_merged_sketches(a.stages, b.stages), values=_merged_sketches(a.values, b.values))
+
+
+def _merged_sketches(a: dict[str, Sketch], b: dict[str, Sketch]) -> dict[str, Sketch]:
+    return {name: a.get(name, Sketch()).merged(b.get(name, Sketch())) for name in {**a, **b}}
 
 
 def _parts(series: list[Series], most: int) -> Iterator[tuple[Series, ...]]:

@@ -14,7 +14,10 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Literal, Protocol
 from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
 
 from jetfleet_agent.pipeline.preprocess import Image
 from jetfleet_contract.errors import InputError, SourceError
@@ -22,6 +25,35 @@ from jetfleet_contract.messages import Source
 
 _NETWORK = {"rtsp", "rtsps", "rtmp", "http", "https"}
 _SYNTHETIC = re.compile(r"(\d{1,4})x(\d{1,4})(?:\?frames=(\d{1,9}))?")
+
+
+class Buffers(Protocol):
+    """Where a source gets the memory for its frames."""
+
+    def take(self, height: int, width: int) -> Image:
+        """(height, width, 3) uint8, with anything in it; the frame's end gives it back, never the source."""
+
+
+class FreshBuffers:
+    """New memory for every frame."""
+
+    def take(self, height: int, width: int) -> Image:
+        return np.empty((height, width, 3), np.uint8)
+
+
+class Shot:
+    """One frame as a source gives it: `image` (H, W, 3) uint8 BGR in memory from `Buffers` (or of its own).
+
+    `captured`: monotonic seconds at which the scene was taken, as well as `clock` can tell: the sensor's or driver's own stamp, RTP and its
+    sender reports, or only the arrival here.
+    """
+
+    __slots__ = ("captured", "clock", "image")
+
+    def __init__(self, image: Image, captured: float, clock: Literal["sensor", "rtp", "arrival"] = "arrival") -> None:
+        self.image = image
+        self.captured = captured
+        self.clock = clock
 
 
 class FrameSource(ABC):
@@ -41,8 +73,8 @@ class FrameSource(ABC):
         """
 
     @abstractmethod
-    def read(self) -> Image | None:
-        """The next frame, (H, W, 3) uint8 BGR, in memory of its own; None at the end.
+    def read(self, buffers: Buffers) -> Shot | None:
+        """The next frame; None at the end.
 
         Raises:
             SourceError: source.truncated, source.lost ...

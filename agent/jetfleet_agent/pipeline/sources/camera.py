@@ -7,13 +7,13 @@ what remains (`source.open`) is a camera that answers but gives no stream: path,
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from jetfleet_agent.pipeline.preprocess import Image
-from jetfleet_agent.pipeline.sources import FrameSource, redact
+from jetfleet_agent.pipeline.sources import Buffers, FrameSource, Shot, redact
 from jetfleet_contract.errors import SourceError
 
 OPEN_TIMEOUT_S = 5.0
@@ -31,6 +31,7 @@ class Camera(FrameSource):
         self._uri = uri
         self._shown = redact(uri)
         self._capture: Any = None
+        self._size: tuple[int, int] | None = None  # of the last frame: what the next one is read into
 
     def open(self) -> None:
         import cv2
@@ -67,12 +68,13 @@ class Camera(FrameSource):
         return SourceError(code, f"the camera {self._shown} {what}", where=self._shown,
                            remedy="check that it is on, on this network, and serves at this address")
 
-    def read(self) -> Image | None:
-        good, image = self._capture.read()
+    def read(self, buffers: Buffers) -> Shot | None:
+        good, image = self._capture.read(buffers.take(*self._size)) if self._size else self._capture.read()
         if not good:
             raise SourceError("source.lost", f"the camera {self._shown} stopped giving frames", where=self._shown,
                               remedy="it is tried again by itself")
-        return np.asarray(image, np.uint8)
+        self._size = image.shape[:2]
+        return Shot(np.asarray(image, np.uint8), time.monotonic())
 
     def close(self) -> None:
         if self._capture is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 
-from jetfleet_agent.pipeline.preprocess import Image
-from jetfleet_agent.pipeline.sources import FrameSource, missing
+from jetfleet_agent.pipeline.sources import Buffers, FrameSource, Shot, missing
 from jetfleet_contract.errors import SourceError
 
 
@@ -33,7 +33,7 @@ class ImageFolder(FrameSource):
                               remedy=f"put files of type {', '.join(sorted(self.SUFFIXES))} there")
         self.position = -1
 
-    def read(self) -> Image | None:
+    def read(self, buffers: Buffers) -> Shot | None:  # noqa: ARG002  an image's size is known only once it is decoded
         import cv2
 
         if self.position + 1 >= len(self._files):
@@ -44,7 +44,7 @@ class ImageFolder(FrameSource):
         if image is None:
             raise SourceError("source.image", f"the image {file.name} cannot be decoded", where=str(file),
                               remedy="remove it from the folder, or save it again as PNG or JPEG")
-        return np.asarray(image, np.uint8)
+        return Shot(np.asarray(image, np.uint8), time.monotonic())
 
     def close(self) -> None:
         self._files = []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+import time
 
 from jetfleet_agent.pipeline.preprocess import Image
-from jetfleet_agent.pipeline.sources import FrameSource
+from jetfleet_agent.pipeline.sources import Buffers, FrameSource, Shot
 
 _WORDS = ("jetfleet", "camera 7", "hello", "42 km/h")
 
@@ -24,19 +24,19 @@ class Synthetic(FrameSource):
         self._next = 0
         self.position = -1
 
-    def read(self) -> Image | None:
+    def read(self, buffers: Buffers) -> Shot | None:
         if self._frames is not None and self._next >= self._frames:
             return None
         index, self._next = self._next, self._next + 1
         self.position = -1 if self.live else index
-        return self.picture(index)
+        return Shot(self.picture(index, buffers.take(self._size[1], self._size[0])), time.monotonic())
 
-    def picture(self, index: int) -> Image:
-        """Frame `index`, (H, W, 3) uint8 BGR."""
+    def picture(self, index: int, image: Image) -> Image:
+        """Draw frame `index` into `image`, (H, W, 3) uint8 BGR."""
         import cv2
 
         width, height = self._size
-        image = np.full((height, width, 3), 205, np.uint8)
+        image.fill(205)
         scale = height / 320.0
         for row, word in enumerate(_WORDS):
             x = (index * (2 + row) + row * width // 4) % max(1, width - int(110 * scale))

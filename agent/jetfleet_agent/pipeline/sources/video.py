@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jetfleet_agent.pipeline.preprocess import Image
-from jetfleet_agent.pipeline.sources import FrameSource, missing
+from jetfleet_agent.pipeline.sources import Buffers, FrameSource, Shot, missing
 from jetfleet_contract.errors import SourceError
 
 # Containers estimate their count from duration and rate; a frame or two short is how they end.
@@ -22,6 +22,7 @@ class VideoFile(FrameSource):
         super().__init__()
         self._path = path
         self._capture: Any = None
+        self._size: tuple[int, int] | None = None  # of the last frame: what the next one is read into
         self._expected = 0
 
     def open(self) -> None:
@@ -38,11 +39,12 @@ class VideoFile(FrameSource):
         self._expected = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.position = -1
 
-    def read(self) -> Image | None:
-        good, image = self._capture.read()
+    def read(self, buffers: Buffers) -> Shot | None:
+        good, image = self._capture.read(buffers.take(*self._size)) if self._size else self._capture.read()
         if good:
             self.position += 1
-            return np.asarray(image, np.uint8)
+            self._size = image.shape[:2]
+            return Shot(np.asarray(image, np.uint8), time.monotonic())
         answered = self.position + 1
         if answered == 0 or answered < self._expected - _COUNT_SLACK:
             raise SourceError("source.truncated", f"{self._path.name} ends after {answered} of {max(self._expected, 0)} frames",

@@ -1,0 +1,122 @@
+"""An app's settings: signed with the deployment, versioned by themselves, changed without a model trial.
+
+Every part that is None is off. Nothing in here may name a path or a program of the board: names are looked up among what the board's own
+config or its installed packages offer, because settings come over the network.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+from msgspec import Meta
+
+from .wire import Message
+
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Name = Annotated[str, Meta(min_length=1, max_length=63)]
+Seconds = Annotated[float, Meta(gt=0.0, le=1e7)]
+
+
+class Tile(Message, frozen=True):
+    """Large frames are cut into squares of `size` pixels that share `overlap` (of their side) with their neighbours; answers are merged."""
+
+    size: Annotated[int, Meta(ge=32, le=8192)]
+    overlap: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.2
+
+
+class Batching(Message, frozen=True):
+    """Up to `most` frames of different cameras in one run of the model; the first waits at most `wait_ms` for the others."""
+
+    most: Annotated[int, Meta(ge=1, le=64)] = 1
+    wait_ms: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
+
+
+class Tracking(Message, frozen=True):
+    """Identities over time. `keep_s`: how long a track outlives its last detection; `least_score`: what may begin one."""
+
+    method: Literal["bytetrack"] = "bytetrack"
+    least_score: Share = 0.25
+    keep_s: Seconds = 1.0
+
+
+class JsonlSink(Message, frozen=True, tag="jsonl"):
+    """Results as JSON lines in the board's results folder, under this name; the oldest of `keep` files goes when one passes `max_mb`."""
+
+    name: Name = "results"
+    max_mb: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    keep: Annotated[int, Meta(ge=1, le=100)] = 4
+
+
+class WebhookSink(Message, frozen=True, tag="webhook"):
+    """Results as JSON arrays to an HTTP(S) address (``secret:NAME`` where it holds a token), at most `most` a request."""
+
+    url: Annotated[str, Meta(min_length=1, max_length=2000)]
+    most: Annotated[int, Meta(ge=1, le=1000)] = 50
+    wait_s: Annotated[float, Meta(ge=0.0, le=60.0)] = 1.0
+
+
+class SocketSink(Message, frozen=True, tag="socket"):
+    """Results to every local program that connects to the app's result socket."""
+
+
+class PreviewSink(Message, frozen=True, tag="preview"):
+    """Annotated MJPEG over HTTP. Loopback only, unless `token` (``secret:NAME``) is set; `port` 0: any free one, told in the log."""
+
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    fps: Annotated[float, Meta(gt=0.0, le=60.0)] = 5.0
+    width: Annotated[int, Meta(ge=64, le=4096)] = 960
+    token: Annotated[str, Meta(max_length=80)] = ""
+
+
+SinkSpec = Union[JsonlSink, WebhookSink, SocketSink, PreviewSink]
+
+
+class Privacy(Message, frozen=True):
+    """What may leave the board, and for what. Without this nothing made of pixels does."""
+
+    purposes: tuple[Literal["cascade", "harvest", "snapshot", "preview"], ...] = ()
+    bytes_per_day: Annotated[int, Meta(ge=0)] = 0
+
+
+class Cascade(Message, frozen=True):
+    """Answers whose score lies in [`above`, `below`) go as crops to the host's model; what it says within `deadline_s` is merged."""
+
+    below: Share = 0.5
+    above: Share = 0.1
+    deadline_s: Seconds = 2.0
+    bytes_per_hour: Annotated[int, Meta(ge=0)] = 10_000_000
+
+
+class Drift(Message, frozen=True):
+    """A window's histograms against the bundle's reference: over `threshold` (population stability index) for `windows` windows alarms."""
+
+    threshold: Annotated[float, Meta(gt=0.0, le=10.0)] = 0.2
+    windows: Annotated[int, Meta(ge=1, le=1000)] = 3
+    window_s: Seconds = 60.0
+
+
+class Governor(Message, frozen=True):
+    """How an app gives way to heat: not below `least_fps`, not below `least_scale` of the frame's size; `variants`: may move to a cheaper
+    one. `margin_c`: degrees under the board's own throttling point at which it begins."""
+
+    least_fps: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
+    least_scale: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5
+    variants: bool = True
+    margin_c: Annotated[float, Meta(ge=0.0, le=60.0)] = 8.0
+
+
+class AppConfig(Message, frozen=True):
+    """`options` are the task's own. `kpis` names an installed hook (entry points group ``jetfleet.kpis``) that adds numbers to results."""
+
+    version: int = 1
+    options: dict[str, float | str | bool] = {}
+    publish_results: bool = True
+    tile: Tile | None = None
+    batching: Batching = Batching()
+    tracking: Tracking | None = None
+    sinks: tuple[SinkSpec, ...] = ()
+    privacy: Privacy = Privacy()
+    cascade: Cascade | None = None
+    drift: Drift | None = None
+    governor: Governor | None = None
+    kpis: Annotated[str, Meta(max_length=63)] = ""
