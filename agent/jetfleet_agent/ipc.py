@@ -152,6 +152,15 @@ class SourceEvent(Message, frozen=True, tag="source"):
     detail: str = ""
 
 
+class Raised(Message, frozen=True, tag="raised"):
+    """An alarm begins (`up`) or ends. It stands until it ends or the process does; `code` is stable, `source` may be empty."""
+
+    source: str
+    up: bool
+    code: str
+    detail: str = ""
+
+
 class Failed(Message, frozen=True, tag="failed"):
     """The running model failed; the process exits next. `code` is stable."""
 
@@ -160,7 +169,7 @@ class Failed(Message, frozen=True, tag="failed"):
     detail: str
 
 
-Event = Union[Hello, Running, TrialResult, Switched, Window, Results, SourceEvent, Failed]
+Event = Union[Hello, Running, TrialResult, Switched, Window, Results, SourceEvent, Raised, Failed]
 
 _ENCODER = msgspec.json.Encoder()
 _ORDERS = msgspec.json.Decoder(Order)

@@ -269,8 +269,18 @@ class Series(Message, frozen=True):
     labels: dict[str, int] = {}
 
 
+class Alarm(Message, frozen=True):
+    """Something that a person should know of and that still holds. `code` is stable: drift, age.high ...; `source` may be empty."""
+
+    app: str
+    source: str
+    code: str
+    detail: str = ""
+
+
 class Telemetry(Message, frozen=True):
-    """One numbered window, device-signed. `window` grows by one per session, so that gaps and duplicates show."""
+    """One numbered window, device-signed. `window` grows by one per session, so that gaps and duplicates show; `alarms` stand at its
+    end."""
 
     device: str
     session: int
@@ -279,6 +289,7 @@ class Telemetry(Message, frozen=True):
     duration_s: float
     series: tuple[Series, ...] = ()
     gauges: dict[str, float] = {}
+    alarms: tuple[Alarm, ...] = ()
 
 
 class Result(Message, frozen=True):

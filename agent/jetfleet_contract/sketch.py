@@ -59,7 +59,7 @@ class Sketch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for bucket in sorted(self.buckets):
             seen += self.buckets[bucket]
             if seen > rank:
-                return min(max(_mid(bucket), self.least), self.most)
+                return min(max(mid_of(bucket), self.least), self.most)
         return self.most
 
     def count_above(self, value: float) -> int:
@@ -131,6 +131,7 @@ def _bucket(value: float) -> int:
     return math.ceil(math.log(min(max(value, MIN_VALUE), MAX_VALUE)) * _INV_LOG_GAMMA)
 
 
-def _mid(bucket: int) -> float:
+def mid_of(bucket: int) -> float:
+    """The value that stands for all of a bucket."""
     # DDSketch lemma 2: 2 * gamma**i / (gamma + 1) is within the relative error of the whole bucket.
     return float(2.0 * _GAMMA**bucket / (_GAMMA + 1.0))

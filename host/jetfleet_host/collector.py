@@ -129,6 +129,9 @@ class Collector:
         before = device.gauges
         if fleet.save_window(session, device, window, message.at):
             _tell_forks(session, before, window, message.at)
+            for alarm in window.alarms:
+                of = f"{alarm.app}/{alarm.source}" if alarm.source else alarm.app
+                fleet.raise_alarm(session, window.device, alarm.code, intake.clean(f"{of}: {alarm.detail}"), message.at)
 
     def _result(self, session: Session, message: Incoming, _outcome: Ingested) -> None:
         device = _pinned(session, topics.device_of(message.topic))

@@ -14,7 +14,20 @@ import msgspec
 
 from jetfleet_contract import topics
 from jetfleet_contract.errors import MalformedError, UntrustedError
-from jetfleet_contract.messages import MAX_APPS, AppState, Birth, DeviceState, Envelope, Report, Response, Result, Series, Telemetry, decode
+from jetfleet_contract.messages import (
+    MAX_APPS,
+    Alarm,
+    AppState,
+    Birth,
+    DeviceState,
+    Envelope,
+    Report,
+    Response,
+    Result,
+    Series,
+    Telemetry,
+    decode,
+)
 from jetfleet_contract.predictions import MAX_DETECTIONS
 from jetfleet_contract.uploads import MAX_OFFER_BYTES, Offer, check_offer
 
@@ -22,6 +35,7 @@ MAX_NUMBER = 1 << 53
 MAX_SERIES = 256
 MAX_STAGES = 32
 MAX_PAIRS = 64
+MAX_ALARMS = 32
 MAX_TEXT = 2000
 MAX_WORD = 63
 MAX_CANDIDATE = 200
@@ -138,9 +152,19 @@ def telemetry_from(topic: str, payload: bytes, key: str, verify: VerifyDevice) -
     if window.duration_s < 0 or len(window.series) > MAX_SERIES:
         raise MalformedError("message.bounds", f"a window of {window.duration_s} s with {len(window.series)} series is out of bounds")
     _check_pairs(window.gauges)
+    _check_alarms(window.alarms)
     for series in window.series:
         _check_series(series)
     return window
+
+
+def _check_alarms(alarms: tuple[Alarm, ...]) -> None:
+    if len(alarms) > MAX_ALARMS:
+        raise MalformedError("message.bounds", f"{len(alarms)} alarms are over the limit of {MAX_ALARMS}")
+    for alarm in alarms:
+        topics.check_name("app", alarm.app)
+        _check_words(alarm.source)
+        _check_words(alarm.code)
 
 
 def _check_series(series: Series) -> None:
@@ -151,9 +175,11 @@ def _check_series(series: Series) -> None:
     _check_words(series.candidate, limit=MAX_CANDIDATE)
     _check_number(series.seen, series.done, *series.dropped.values())
     _check_pairs(series.dropped)
-    if len(series.stages) > MAX_STAGES:
-        raise MalformedError("message.bounds", f"{len(series.stages)} stages are over the limit of {MAX_STAGES}")
-    for stage, sketch in series.stages.items():
+    _check_pairs(series.labels)
+    if len(series.stages) > MAX_STAGES or len(series.values) > MAX_STAGES:
+        raise MalformedError("message.bounds",
+                             f"{len(series.stages)} stages and {len(series.values)} values are over the limit of {MAX_STAGES}")
+    for stage, sketch in (*series.stages.items(), *series.values.items()):
         _check_words(stage)
         if not sketch.is_consistent() or sketch.count > MAX_NUMBER:
             raise MalformedError("telemetry.sketch", f"the sketch of stage {stage} does not add up", where=f"app {series.app}")

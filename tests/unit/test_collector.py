@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 from jetfleet_agent.supervisor.identity import Identity
 from jetfleet_contract import topics
 from jetfleet_contract.errors import StorageError
+from jetfleet_contract.messages import Alarm as Standing
 from jetfleet_contract.messages import Birth, Capability, DeviceState, Report, Result, Series, Telemetry, encode
 from jetfleet_contract.predictions import Detection
 from jetfleet_contract.sketch import Sketch, sketch_of
@@ -183,11 +184,22 @@ def test_reports_before_the_birth_wait(database: Database, board: Board) -> None
     ({"gauges": {"x" * 100: 1.0}}, "message.bounds"),
     ({"gauges": {f"g{n}": 1.0 for n in range(65)}}, "message.bounds"),
     ({"duration_s": -1.0}, "message.bounds"),
+    ({"alarms": (Standing("reader", "front", "drift"),) * 33}, "message.bounds"),
+    ({"alarms": (Standing("../reader", "front", "drift"),)}, "name.bad"),
 ])
 def test_windows_out_of_bounds_are_refused(database: Database, board: Board, message: dict[str, object], code: str) -> None:
     ingest(database, board.birth())
     assert ingest(database, board.telemetry(**message)).rejected == 1  # type: ignore[arg-type]
     assert codes(database) == {code: 1}
+
+
+def test_a_standing_alarm_of_a_board_is_one_alarm_that_counts_up(database: Database, board: Board) -> None:
+    standing = (Standing("reader", "front", "drift", "luma moved\x1b[31m"),)
+    ingest(database, board.birth(), board.telemetry(1, alarms=standing), board.telemetry(2, alarms=standing), board.telemetry(3))
+    with database.reading() as session:
+        alarm = session.scalars(select(Alarm)).one()
+        assert (alarm.device, alarm.code, alarm.count) == ("dock-1", "drift", 2)
+        assert alarm.what.startswith("reader/front: luma moved ")
 
 
 def test_text_that_would_break_a_database_or_a_terminal_is_cleaned(database: Database, board: Board) -> None:

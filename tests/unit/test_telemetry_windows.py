@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from jetfleet_agent import ipc
+from jetfleet_agent.supervisor.alarms import MAX_STANDING, StandingAlarms
 from jetfleet_agent.supervisor.telemetry import MAX_GAUGES, MAX_SERIES, BoardGauges, TelemetryWindows, merged
-from jetfleet_contract.messages import MAX_MESSAGE_BYTES, Series, encode
+from jetfleet_contract.messages import MAX_MESSAGE_BYTES, Alarm, Series, encode
 from jetfleet_contract.sketch import sketch_of
 
 
@@ -99,3 +100,24 @@ def test_a_board_tells_whether_it_is_slowed_down(tmp_path: Path, devices: dict[s
         (device / "type").write_text(f"{kind}\n")
         (device / "cur_state").write_text(f"{state}\n")
     assert BoardGauges(dict, tmp_path).read().get("throttled") == told
+
+
+def test_an_alarm_stands_in_every_window_until_it_ends_or_its_process_does() -> None:
+    alarms = StandingAlarms()
+    alarms.note("gate", ipc.Raised("front", True, "drift", "luma 0.9"))
+    alarms.note("gate", ipc.Raised("rear", True, "drift", "blur 0.5"))
+    alarms.note("yard", ipc.Raised("", True, "age.high", ""))
+    alarms.note("gate", ipc.Raised("rear", False, "drift", ""))
+    made = windows()
+    first, second = (made.take(110.0 + i, 0.0, {}, alarms=alarms.now())[0] for i in range(2))
+    assert first.alarms == second.alarms == (Alarm("gate", "front", "drift", "luma 0.9"), Alarm("yard", "", "age.high", ""))
+    alarms.forget("gate")
+    assert alarms.now() == (Alarm("yard", "", "age.high", ""),)
+
+
+def test_a_flood_of_alarms_is_bounded() -> None:
+    alarms = StandingAlarms()
+    for i in range(10 * MAX_STANDING):
+        alarms.note("gate", ipc.Raised(f"cam{i}", True, "drift", "x" * 5000))
+    assert len(alarms.now()) == MAX_STANDING
+    assert all(len(alarm.detail) <= 200 for alarm in alarms.now())

@@ -46,6 +46,7 @@ from jetfleet_contract.messages import (
     encode,
 )
 
+from .alarms import StandingAlarms
 from .bundle_reader import Blobs
 from .commands import Commands, Giving, Keeping, Signer
 from .delegated import ClassMetadata, Vouching
@@ -196,6 +197,7 @@ class Supervisor:
         self._desired = Desired(config.device, msgspec.structs.replace(journal.board(), session=session), trust, journal.save_board,
                                 self._metadata_renewed, self._updater.deploy, self._count, clock)
         now = clock()
+        self._alarms = StandingAlarms()
         self._windows = TelemetryWindows(config.device, session, config.window_s, now.mono, now.wall)
         self._window_s = config.window_s
         self._gauges = BoardGauges(pipelines.pids, sysfs)
@@ -298,6 +300,7 @@ class Supervisor:
             case PipelineSaid():
                 self._said(item)
             case PipelineEnded():
+                self._alarms.forget(item.app)
                 crash = self._pipelines.ended(item)
                 if crash is not None:
                     log.warning("%s: pipeline ended: %s %s", item.app, crash.code, crash.detail)
@@ -347,6 +350,10 @@ class Supervisor:
                     self._link.publish(topics.result(self._device), encode(result), qos=0)
             case ipc.SourceEvent():
                 log.info("%s: source %s %s %s", app, event.source, "came" if event.up else "went", event.code)
+            case ipc.Raised():
+                log.warning("%s: alarm %s of %s %s: %s", app, event.code, event.source or "the app", "begins" if event.up else "ends",
+                            event.detail)
+                self._alarms.note(app, event)
             case ipc.Failed():
                 log.warning("%s: %s %s", app, event.code, event.detail)
             case ipc.Hello():
@@ -372,7 +379,7 @@ class Supervisor:
             return
         topic = topics.telemetry(self._device)
         room = payload_room(self._link.limits, topic, MAX_MESSAGE_BYTES)
-        for window in self._windows.take(now.mono, now.wall, self._read_gauges(), room):
+        for window in self._windows.take(now.mono, now.wall, self._read_gauges(), room, self._alarms.now()):
             self._link.publish(topic, self._identity.sign("telemetry", window), qos=1,
                                expiry_s=max(int(self._window_s * TELEMETRY_EXPIRY_WINDOWS), 60))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jetfleet_agent import ipc
-from jetfleet_contract.messages import MAX_MESSAGE_BYTES, Series, Telemetry, encode
+from jetfleet_contract.messages import MAX_MESSAGE_BYTES, Alarm, Series, Telemetry, encode
 from jetfleet_contract.sketch import Sketch
 
 if TYPE_CHECKING:
@@ -66,11 +66,13 @@ class TelemetryWindows:
         """Seconds until the window ends."""
         return max(self._mono + self._period_s - mono, 0.0)
 
-    def take(self, mono: float, wall: float, gauges: dict[str, float], room: int = MAX_MESSAGE_BYTES) -> tuple[Telemetry, ...]:
+    def take(self, mono: float, wall: float, gauges: dict[str, float], room: int = MAX_MESSAGE_BYTES,
+             alarms: tuple[Alarm, ...] = ()) -> tuple[Telemetry, ...]:
         """End the window and begin the next.
 
         Args:
             gauges: the board's own, at this moment.
+            alarms: what stands.
             room: bytes that a message may have.
         """
         duration = mono - self._mono
@@ -78,8 +80,8 @@ class TelemetryWindows:
         windows = []
         for index, part in enumerate(parts or [()]):
             self._window += 1
-            told = _bounded({**gauges, **self._gauges}) if index == 0 else {}
-            windows.append(Telemetry(self._device, self._session, self._window, self._started, duration, part, told))
+            told, standing = (_bounded({**gauges, **self._gauges}), alarms) if index == 0 else ({}, ())
+            windows.append(Telemetry(self._device, self._session, self._window, self._started, duration, part, told, standing))
         self._begin(mono, wall)
         return tuple(windows)
 
