@@ -2,7 +2,8 @@
 
 The "weights" file is JSON: what to do by `backend:precision`, else by `*`. `ms` answers with that latency (a list: by the
 number of the run), `best` is one better run, `answers` gives predictions; `do` is crash, hang, garbage, silent, exit or error.
-Each run appends a line to the weights file's ``.log`` and leaves its priority in ``.nice``.
+`tuned` answers a job with settings: milliseconds by setting's text, 10 for others; without it such a job gives none; `tune` is crash.
+Each run appends a line to the weights file's ``.log`` (``.settings`` for a job with settings) and leaves its priority in ``.nice``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,24 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
 from jetfleet_contract.messages import decode, encode
 from jetfleet_contract.predictions import Detection
 from jetfleet_contract.sketch import sketch_of
+from jetfleet_contract.tuning import TuningFigures
+
+
+def _settings(job: EvaluationJob, orders: dict[str, Any], result_path: Path) -> int:
+    with Path(job.model).with_suffix(".settings").open("a") as file:
+        file.write(f"{job.backend}:{job.precision}\n")
+    if orders.get("tune") == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    plan = orders.get("tuned")
+    figures = tuple(TuningFigures(tuning, (plan.get(tuning.text, 10.0),) * 3, (10.0,) * 3) for tuning in job.settings) if plan else ()
+    result_path.write_bytes(encode(EvaluationResult(job.backend, precision=job.precision, tuned=figures)))
+    return 0
 
 
 def main(job_path: Path, result_path: Path) -> int:
@@ -28,6 +42,8 @@ def main(job_path: Path, result_path: Path) -> int:
     name = f"{job.backend}:{job.precision}"
     orders = plan.get(name, plan.get("*", {"ms": 10.0}))
     weights.with_suffix(".nice").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
+    if job.settings:
+        return _settings(job, orders, result_path)
     with weights.with_suffix(".log").open("a") as file:
         file.write(f"{name}\n")
     done = weights.with_suffix(".log").read_text().split().count(name)

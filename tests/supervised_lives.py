@@ -27,7 +27,7 @@ from jetfleet_agent.supervisor.outbox import Outbox
 from jetfleet_agent.supervisor.store import BlobStore
 from jetfleet_agent.supervisor.updater import Updater
 from jetfleet_contract import slot_records as r
-from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec, Variant, digest_of
+from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, Variant, digest_of
 from jetfleet_contract.chunks import BlobInfo, ChunkTable
 from jetfleet_contract.deltas import DeltaSource
 from jetfleet_contract.errors import JetfleetError, UntrustedError
@@ -36,6 +36,7 @@ from jetfleet_contract.messages import AppSpec, Deployment, Instant, Report, Sou
 from jetfleet_contract.policy import Candidate, Choice, ChoiceRow, TrialNumbers
 from jetfleet_contract.slots import live_slot
 from jetfleet_contract.trust import BundleTarget, DeltaTarget
+from jetfleet_contract.tuning import Tuning
 from jetfleet_host.bundles import write_bundle
 
 CANDIDATE = Candidate("fp32", "onnxruntime", "fp32")
@@ -293,10 +294,13 @@ class Life:
         assert set(paths) == {"fp32"}
         self.pending.append(lambda: done(Choice((ChoiceRow(CANDIDATE, "chosen", "the only one"),), CANDIDATE)))
 
-    def probe_model(self, model_path: Path, candidate: Candidate, task: TaskSpec, probe: ProbeSet, images: tuple[Path, ...],
+    def probe_model(self, model_path: Path, candidate: Candidate, spec: ModelSpec, probe: ProbeSet, images: tuple[Path, ...],
                     done: Callable[[EvaluationResult, float], None]) -> None:
         assert model_path.is_file()
         self.pending.append(lambda: done(EvaluationResult("onnxruntime"), 0.99 if self.good else 0.1))
+
+    def tuning(self, spec: ModelSpec, candidate: Candidate) -> Tuning:
+        return Tuning()
 
     # --- Running ----------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from jetfleet_contract.messages import (
 )
 from jetfleet_contract.policy import Choice, ChoiceRow
 from jetfleet_contract.trust import BundleTarget, DeltaTarget
+from jetfleet_contract.tuning import Tuning
 
 DEVICE = "board"
 
@@ -160,9 +161,12 @@ class FakeChooser:
     def choose(self, spec: Any, evaluation: Any, paths: Any, images: Any, done: Callable[[Choice], None]) -> None:
         done(Choice((ChoiceRow(CANDIDATE, "chosen", "the only one"),), CANDIDATE))
 
-    def probe_model(self, path: Any, candidate: Any, task: Any, probe: Any, images: Any,
+    def probe_model(self, path: Any, candidate: Any, spec: Any, probe: Any, images: Any,
                     done: Callable[[EvaluationResult, float], None]) -> None:
         done(EvaluationResult("onnxruntime"), 0.99)
+
+    def tuning(self, spec: Any, candidate: Any) -> Tuning:
+        return Tuning()
 
     def stop(self) -> None: ...
 

@@ -144,8 +144,8 @@ def _backends(board: BoardFile, machine: Machine, facts: dict[str, BackendFacts]
             found.append(BackendInfo(rule.name, missing=fact.missing))
             continue
         precisions = allowed_precisions(rule, machine.isa)
-        # bf16 counts only where the runtime says so too; fp16 files run everywhere, in fp32 where there are no such units.
-        said = tuple(p for p in precisions if p != "bf16" or not fact.precisions or p in fact.precisions)
+        # A runtime that says what it computes in would run other halves in something else, and be refused for it after a download.
+        said = tuple(p for p in precisions if p not in ("bf16", "fp16") or not fact.precisions or p in fact.precisions)
         found.append(BackendInfo(rule.name, version=fact.version, precisions=said))
     return tuple(found)
 

@@ -79,6 +79,7 @@ runs = 30
 warmup = 5
 timeout_s = 120.0
 nice = 10                             # 10: running models keep their cores; 0: truer figures on a busy machine
+tune_s = 6.0                          # then settings of the chosen one's runtime are measured so long; 0: its defaults stay
 """
 
 
@@ -109,7 +110,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MeasureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How candidates are measured. `lock` is a file that several agents on one machine share, so that they take turns.
 
-    `nice` is a measurement's priority: at 10 the running models keep their cores; 0 measures truer on a busy machine.
+    `nice` is a measurement's priority: at 10 the running models keep their cores; 0 measures truer on a busy machine. `tune_s`: seconds for
+    measuring settings of the chosen candidate's runtime; 0: its defaults stay.
     """
 
     runs: Annotated[int, Meta(ge=3, le=1000)] = 30
@@ -117,6 +119,7 @@ class MeasureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0
     images: Annotated[int, Meta(ge=1, le=64)] = 1
     nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    tune_s: Annotated[float, Meta(ge=0, le=600)] = 6.0
     lock: str = ""
 
 

@@ -17,12 +17,14 @@ from jetfleet_contract.bundle import ModelSpec
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import AppConfig, Message, Result, Series, Source, TrialPolicy
 from jetfleet_contract.policy import Candidate, TrialNumbers
+from jetfleet_contract.tuning import Tuning
 
 MAX_LINE_BYTES = 1 << 20
 
 
 class Model(Message, frozen=True):
-    """A verified model on disk: which bundle, which file, how to run it. `bundle` is the manifest's 64 hex digits."""
+    """A verified model on disk: which bundle, which file, how to run it. `bundle` is the manifest's 64 hex digits; `tuning` is how its
+    runtime is set up, as this board measured it."""
 
     bundle: str
     version: str
@@ -30,6 +32,7 @@ class Model(Message, frozen=True):
     path: str
     spec: ModelSpec
     threads: int = 0
+    tuning: Tuning = Tuning()
 
 
 # --- supervisor -> pipeline -----------------------------------------------------------------------------------

@@ -7,12 +7,15 @@ challenger comes near the live pipeline. So what was measured is what runs, and 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from .bundle import TaskSpec
 from .messages import Message
 from .predictions import Detection
 from .sketch import Sketch
+from .tuning import MAX_SETTINGS, Tuning, TuningFigures
 
 
 class EvaluationJob(Message, frozen=True):
@@ -20,6 +23,7 @@ class EvaluationJob(Message, frozen=True):
 
     `images` are decoded, pre-processed, inferred and decoded one by one (batch 1); `latency_runs` more inferences on
     the first image's tensor are timed after `warmup` untimed ones. `raw_output` names a .npz for the raw tensors.
+    `tuning` is how the runtime is set up for all of that; `settings` are measured beside each other for `settings_s` seconds.
     """
 
     model: str
@@ -31,12 +35,17 @@ class EvaluationJob(Message, frozen=True):
     warmup: int = 5
     latency_runs: int = 30
     raw_output: str = ""
+    tuning: Tuning = Tuning()
+    settings: Annotated[tuple[Tuning, ...], Meta(max_length=MAX_SETTINGS)] = ()
+    settings_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 0.0
 
 
 class EvaluationResult(Message, frozen=True):
     """What came out. `error` is an error code and its text when the candidate could not run; then the rest is empty.
 
-    `latency` is the session alone in ms; `provider` is what the runtime really used; `precision` what it really ran in.
+    `latency` is the session alone in ms; `provider` is what the runtime really used; `precision` what it really ran in, `layers` how many
+    layers with weights ran in which. With error `backend.fallback` these three say what ran instead of what was asked for. `work_ms` are
+    pre-processing, session and decoding of each image.
     """
 
     backend: str
@@ -50,6 +59,9 @@ class EvaluationResult(Message, frozen=True):
     peak_rss_mb: float = 0.0
     error: str = ""
     detail: str = ""
+    layers: dict[str, int] = {}
+    work_ms: tuple[float, ...] = ()
+    tuned: tuple[TuningFigures, ...] = ()
 
 
 MAX_RESULT_BYTES = 64 << 20

@@ -12,6 +12,7 @@ from typing import Literal
 
 from .bundle import Evaluation, EvaluationRow, ModelSpec, Variant
 from .messages import AppState, Capability, Message, TrialPolicy
+from .tuning import TuningChoice
 
 # Execution precisions of a weight file on a backend, in the order a board should try them.
 PRECISIONS_OF = {
@@ -75,10 +76,11 @@ class ChoiceRow(Message, frozen=True):
 
 
 class Choice(Message, frozen=True):
-    """The table behind a board's choice; `chosen` is None when nothing can run."""
+    """The table behind a board's choice; `chosen` is None when nothing can run. `tuning` is how its runtime is set up here."""
 
     rows: tuple[ChoiceRow, ...]
     chosen: Candidate | None = None
+    tuning: TuningChoice = TuningChoice()
 
 
 class Explanation(Message, frozen=True):

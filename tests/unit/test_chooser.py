@@ -22,6 +22,7 @@ from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import BackendInfo, Capability
 from jetfleet_contract.policy import Candidate, Choice
 from jetfleet_contract.predictions import Detection
+from jetfleet_contract.tuning import Tuning
 
 STAND_IN = (sys.executable, str(Path(__file__).resolve().parent.parent / "evaluate_stand_in.py"))
 SPEC = spec_of("fp32", "int8")
@@ -301,7 +302,7 @@ PROBE = ProbeSet((ProbeItem("sha256:" + "0" * 64, (Detection("cat", 0.9),)), Pro
 def probed(bench: Bench, orders: dict[str, Any], probe: ProbeSet = PROBE, spec: ModelSpec = SPEC) -> tuple[EvaluationResult, float]:
     answers: queue.Queue[tuple[EvaluationResult, float]] = queue.Queue()
     path = bench.weights(int8={INT8: orders})["int8"]
-    bench.chooser().probe_model(path, Candidate("int8", "openvino", "int8"), spec.task, probe, (), lambda *answer: answers.put(answer))
+    bench.chooser().probe_model(path, Candidate("int8", "openvino", "int8"), spec, probe, (), lambda *answer: answers.put(answer))
     return answers.get(timeout=MAX_WAIT_S)
 
 
@@ -321,3 +322,69 @@ def test_a_challenger_that_cannot_be_probed_agrees_with_nothing(bench: Bench, or
     result, agreement = probed(bench, orders)
     assert result.error == code
     assert agreement == 0.0
+
+
+# --- settings of the runtime ------------------------------------------------------------------------------
+
+
+FASTER = {"defaults": 10.0, "folded": 8.0}
+
+
+def tuned_runs(bench: Bench) -> list[str]:
+    log = bench.folder / "fp32.settings"
+    return log.read_text().split() if log.exists() else []
+
+
+def test_the_chosen_ones_settings_are_measured_kept_and_used(bench: Bench) -> None:
+    paths = bench.weights(fp32={FP32: {"ms": 30.0}, BF16: {"ms": 8.0, "tuned": FASTER}}, int8={INT8: {"ms": 15.0}})
+    chooser = bench.chooser()
+    assert chooser.tuning(SPEC, Candidate("fp32", "openvino", "bf16")) == Tuning()
+    choice = bench.choose(paths, chooser=chooser)
+    assert choice.tuning.tuning == Tuning(folded=True)
+    assert choice.tuning.reason == "0.80x the time of the defaults"
+    assert tuned_runs(bench) == [BF16]
+    assert chooser.tuning(SPEC, Candidate("fp32", "openvino", "bf16")) == Tuning(folded=True)
+    again = bench.chooser()
+    assert again.tuning(SPEC, Candidate("fp32", "openvino", "bf16")) == Tuning(folded=True)
+    assert bench.choose(paths, chooser=again) == choice
+    assert tuned_runs(bench) == [BF16]
+
+
+def test_a_crash_while_settings_are_measured_costs_only_them(bench: Bench) -> None:
+    paths = bench.weights(fp32={FP32: {"ms": 30.0}, BF16: {"ms": 8.0, "tune": "crash"}}, int8={INT8: {"ms": 15.0}})
+    choice = bench.choose(paths)
+    assert choice.chosen == Candidate("fp32", "openvino", "bf16")
+    assert choice.tuning.tuning == Tuning()
+    assert "SIGSEGV" in choice.tuning.reason
+    bench.weights(fp32={FP32: {"ms": 30.0}, BF16: {"ms": 8.0, "tuned": FASTER}})
+    assert bench.choose(paths).tuning.tuning == Tuning(folded=True)  # a failure is not kept
+
+
+def test_settings_of_another_runtime_version_or_a_damaged_record_are_measured_anew(bench: Bench) -> None:
+    paths = bench.weights(fp32={FP32: {"ms": 30.0}, BF16: {"ms": 8.0, "tuned": FASTER}}, int8={INT8: {"ms": 15.0}})
+    bench.choose(paths)
+    for record in (bench.folder / "chooser/measurements").glob("*.tuning.json"):
+        record.write_bytes(record.read_bytes()[:-3])
+    bench.choose(paths)
+    newer = capability_of(BackendInfo("openvino", "2", precisions=("fp32", "bf16", "int8")))
+    bench.choose(paths, chooser=bench.chooser(newer))
+    assert tuned_runs(bench) == [BF16] * 3
+
+
+def test_retrained_weights_take_the_settings_of_the_version_before(bench: Bench) -> None:
+    paths = bench.weights(fp32={FP32: {"ms": 30.0}, BF16: {"ms": 8.0, "tuned": FASTER}}, int8={INT8: {"ms": 15.0}})
+    bench.choose(paths)
+    bench.spec = version_2()
+    choice = bench.choose(paths)
+    assert choice.tuning.tuning == Tuning(folded=True)
+    assert tuned_runs(bench) == [BF16]
+    assert bench.chooser().tuning(bench.spec, Candidate("fp32", "openvino", "bf16")) == Tuning(folded=True)
+
+
+def test_settings_may_be_left_to_the_runtime(bench: Bench) -> None:
+    paths = bench.weights(fp32={FP32: {"ms": 30.0}, BF16: {"ms": 8.0, "tuned": FASTER}}, int8={INT8: {"ms": 15.0}})
+    chooser = Chooser(capability_of(BackendInfo("openvino", "1", precisions=("fp32", "bf16", "int8"))), bench.folder / "chooser",
+                      program=STAND_IN, measure=MeasureConfig(runs=5, warmup=1, tune_s=0.0))
+    bench.choosers.append(chooser)
+    assert bench.choose(paths, chooser=chooser).tuning.tuning == Tuning()
+    assert tuned_runs(bench) == []

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from pipelines import bar_image, detector_task, save_map_model
 
+from jetfleet_agent.pipeline.evaluate import read_image
+from jetfleet_agent.pipeline.settings import measure_settings
+from jetfleet_agent.pipeline.tasks import load_task
+from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.evaluation import MAX_RESULT_BYTES, EvaluationJob, EvaluationResult
 from jetfleet_contract.messages import decode, encode
+from jetfleet_contract.tuning import Tuning, settings_to_measure
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -84,3 +92,45 @@ def test_a_job_that_cannot_be_read_has_an_exit_code_and_leaves_no_result(tmp_pat
     assert done.returncode == 3
     assert "message.bad" in done.stderr
     assert not (tmp_path / "result").exists()
+
+
+def test_a_fall_back_says_what_ran_instead(tmp_path: Path) -> None:
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        pytest.skip("x86 has no fp16 kernels in ONNX Runtime; others may")
+    model = tmp_path / "m.onnx"
+    model.write_bytes(importlib.import_module("tiny_models").classifier().SerializeToString())
+    result = evaluated(tmp_path, EvaluationJob(str(model), TaskSpec("classify", InputSpec("x", 16, 16)), "onnxruntime", "fp16", threads=1))
+    assert (result.error, result.precision, result.provider) == ("backend.fallback", "fp32", "CPUExecutionProvider")
+    assert result.layers["fp32"] >= 2
+    assert "asked for fp16" in result.detail
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_settings_are_measured_in_turns_and_compared_with_the_defaults(tmp_path: Path, backend: str) -> None:
+    pytest.importorskip(backend)
+    settings = (*settings_to_measure(backend, threads=0, cores=2), Tuning(provider="NoSuchProvider"))
+    job = EvaluationJob(str(save_map_model(tmp_path / "m.onnx")), detector_task(), backend, images=images(tmp_path, 1),  # type: ignore[arg-type]
+                        warmup=0, latency_runs=0, settings=settings, settings_s=0.2)
+    result = evaluated(tmp_path, job)
+    assert result.error == ""
+    assert [one.tuning for one in result.tuned] == list(settings)
+    *good, bad = result.tuned
+    for one in good:
+        assert one.error == ""
+        assert len(one.period_ms) == len(one.cpu_ms) == 4
+        assert min(one.period_ms) > 0
+    assert bad.error
+    assert bad.period_ms == ()
+
+
+def test_a_setting_that_answers_otherwise_is_refused(tmp_path: Path) -> None:
+    """The bundle's normalisation is not what folding would have to be equal to: a spec is changed between the two."""
+    pytest.importorskip("openvino")
+    job = EvaluationJob(str(save_map_model(tmp_path / "m.onnx")), detector_task(), "openvino", threads=1, images=images(tmp_path, 1),
+                        settings=(Tuning(), Tuning(folded=True)), settings_s=0.1)
+    task = load_task(job.task)
+    task.spec = msgspec.structs.replace(task.spec, input=msgspec.structs.replace(task.spec.input, mean=(0.3, 0.3, 0.3)))
+    plain, folded = measure_settings(job, task, read_image(Path(job.images[0])))
+    assert plain.error == ""
+    assert "[tuning.answers]" in folded.error
+    assert folded.period_ms == ()

@@ -78,6 +78,37 @@ def test_what_is_no_frame_is_refused(frame: np.ndarray) -> None:
     assert caught.value.code == "frame.shape"
 
 
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+@pytest.mark.parametrize("size", [(48, 64), (97, 31), (31, 97), (200, 320), (1, 1)])
+def test_a_folded_tensor_is_the_resized_frame_whatever_was_in_it(resize: str, size: tuple[int, int]) -> None:
+    spec = InputSpec("x", 64, 48, "rgb", resize, mean=MEAN, std=STD)  # type: ignore[arg-type]
+    frame = np.random.default_rng(4).integers(0, 256, (*size, 3), np.uint8)
+    preprocessor = Preprocessor(spec)
+    plain, folded = np.empty((1, 3, 48, 64), np.float32), np.full((1, 48, 64, 3), 77, np.uint8)
+    assert preprocessor.run(frame, plain) == preprocessor.run(frame, folded)
+    values = (folded[0, :, :, ::-1].astype(np.float64) * spec.scale - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_array_equal(plain[0], values.transpose(2, 0, 1).astype(np.float32))
+
+
+def test_two_kinds_of_tensors_in_turns_do_not_spoil_the_border() -> None:
+    spec = InputSpec("x", 64, 48, resize="letterbox")
+    random, preprocessor = np.random.default_rng(8), Preprocessor(spec)
+    plain, folded = np.empty((1, 3, 48, 64), np.float32), np.empty((1, 48, 64, 3), np.uint8)
+    for size in ((48, 48), (20, 90), (48, 64), (90, 20), (90, 20)):
+        frame = random.integers(0, 256, (*size, 3), np.uint8)
+        preprocessor.run(frame, folded)
+        preprocessor.run(frame, plain)
+        np.testing.assert_array_equal(plain, oracle(frame, spec))
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((1, 3, 48, 64), "uint8"), ((1, 48, 64, 3), "float32"), ((2, 3, 48, 64), "float32"),
+                                             ((3, 48, 64), "float32"), ((1, 64, 48, 3), "uint8")])
+def test_a_tensor_of_another_input_is_refused(shape: tuple[int, ...], kind: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Preprocessor(InputSpec("x", 64, 48)).run(np.zeros((48, 64, 3), np.uint8), np.empty(shape, kind))
+    assert caught.value.code == "tensor.shape"
+
+
 def test_no_frame_allocates_a_tensor_or_a_canvas() -> None:
     """The tensor is written in place: what is around it in memory stays, and it is the same memory every time."""
     spec = InputSpec("x", 64, 48, resize="letterbox")

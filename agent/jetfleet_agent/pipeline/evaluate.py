@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from jetfleet_agent.pipeline.backends import Backend, open_backend
 from jetfleet_agent.pipeline.preprocess import Image
+from jetfleet_agent.pipeline.settings import measure_settings
 from jetfleet_agent.pipeline.tasks import Task, load_task
-from jetfleet_contract.errors import InputError, JetfleetError, StorageError
+from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError, StorageError
 from jetfleet_contract.evaluation import MAX_RESULT_BYTES, EvaluationJob, EvaluationResult
 from jetfleet_contract.messages import decode, encode
 from jetfleet_contract.predictions import Prediction
@@ -50,10 +51,17 @@ def _run(job: EvaluationJob) -> EvaluationResult:
         raise InputError("job.bad", f"warmup {job.warmup} or latency_runs {job.latency_runs} is out of bounds")
     task = load_task(job.task)
     backend = open_backend(job.backend, Path(job.model), precision=job.precision, threads=job.threads,
-                           input_shape=task.input_shape)
+                           input_shape=task.input_shape, tuning=job.tuning, spec=task.spec.input)
     began = time.perf_counter()
-    with backend:
-        activate_ms = (time.perf_counter() - began) * 1e3
+    try:
+        backend.activate()
+    except IncompatibleError as error:
+        if error.code != "backend.fallback":
+            raise
+        return EvaluationResult(job.backend, backend.provider, backend.precision, layers=backend.layers, error=error.code,
+                                detail=f"{error.what}; {error.remedy}", peak_rss_mb=_peak_rss_mb())
+    activate_ms = (time.perf_counter() - began) * 1e3
+    try:
         predictions, raw = _predict(job, task, backend)
         latencies = _time_session(job, task, backend)
         if job.raw_output:
@@ -62,7 +70,10 @@ def _run(job: EvaluationJob) -> EvaluationResult:
             backend=job.backend, provider=backend.provider, precision=backend.precision,
             versions={**backend.versions, "numpy": np.__version__, "python": sys.version.split()[0]},
             activate_ms=activate_ms, latency=sketch_of(latencies), latency_ms=tuple(latencies),
-            predictions=tuple(predictions), peak_rss_mb=_peak_rss_mb())
+            predictions=tuple(predictions), peak_rss_mb=_peak_rss_mb(), layers=backend.layers,
+            tuned=measure_settings(job, task, _first_image(job, task)))
+    finally:
+        backend.deactivate()
 
 
 def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[list[Prediction], list[tuple[npt.NDArray[Any], ...]]]:
@@ -80,8 +91,7 @@ def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[list[Pre
 def _time_session(job: EvaluationJob, task: Task, backend: Backend) -> list[float]:
     """Milliseconds of the session alone, on the first image's tensor (a gray one without images)."""
     lane = backend.lanes[0]
-    frame = read_image(Path(job.images[0])) if job.images else np.full((task.input_shape[2], task.input_shape[3], 3), 127, np.uint8)
-    task.prepare(frame, lane.tensor)
+    task.prepare(_first_image(job, task), lane.tensor)
     for _ in range(job.warmup):
         backend.infer(lane)
     latencies = []
@@ -90,6 +100,11 @@ def _time_session(job: EvaluationJob, task: Task, backend: Backend) -> list[floa
         backend.infer(lane)
         latencies.append((time.perf_counter() - began) * 1e3)
     return latencies
+
+
+def _first_image(job: EvaluationJob, task: Task) -> Image:
+    """The first image, a gray one of the input's size without images."""
+    return read_image(Path(job.images[0])) if job.images else np.full((task.input_shape[2], task.input_shape[3], 3), 127, np.uint8)
 
 
 def read_image(path: Path) -> Image:

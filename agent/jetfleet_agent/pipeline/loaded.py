@@ -34,7 +34,7 @@ class LoadedModel:
         self.task: Task = load_task(_with_options(model.spec.task, config))
         self.backend: Backend = open_backend(
             model.candidate.backend, Path(model.path), precision=model.candidate.precision, threads=model.threads,
-            input_shape=self.task.input_shape, lanes=AHEAD + INLINE)
+            input_shape=self.task.input_shape, lanes=AHEAD + INLINE, tuning=model.tuning, spec=model.spec.task.input)
         self.key = (model.bundle, model.version, model.candidate.name)
         self._ahead: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         self._inline: queue.SimpleQueue[Lane] = queue.SimpleQueue()

@@ -37,7 +37,11 @@ class Geometry(msgspec.Struct, frozen=True):
 
 
 class Preprocessor:
-    """Turns (H, W, 3) uint8 BGR frames of any size into (1, 3, h, w) float32. One instance a thread: it owns scratch memory."""
+    """Turns (H, W, 3) uint8 BGR frames of any size into a tensor. One instance a thread: it owns scratch memory.
+
+    The tensor says what it wants: (1, 3, h, w) float32 gets the whole formula; (1, h, w, 3) uint8, of a backend that folds the
+    normalisation into its graph, gets the resized frame.
+    """
 
     def __init__(self, spec: InputSpec) -> None:
         if spec.width <= 0 or spec.height <= 0 or min(spec.std) <= 0:
@@ -55,43 +59,58 @@ class Preprocessor:
     def shape(self) -> tuple[int, int, int, int]:
         return (1, 3, self.spec.height, self.spec.width)
 
-    def run(self, frame: Image, out: npt.NDArray[np.float32]) -> Geometry:
-        """Fill `out` (1, 3, h, w) from the frame; no other memory is touched.
+    @property
+    def folded_shape(self) -> tuple[int, int, int, int]:
+        return (1, self.spec.height, self.spec.width, 3)
+
+    def run(self, frame: Image, out: npt.NDArray[Any]) -> Geometry:
+        """Fill `out`, one frame's tensor, from the frame; no other memory is touched. Of a batch give one image: ``batch[i:i + 1]``.
 
         Raises:
-            InputError: `frame.shape` when the frame is not (H, W, 3) uint8.
+            InputError: `frame.shape` when the frame is not (H, W, 3) uint8, `tensor.shape` when `out` is neither of the two.
         """
         import cv2
 
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or 0 in frame.shape:
             raise InputError("frame.shape", f"a frame of shape {frame.shape} and type {frame.dtype} is no BGR image")
-        resized, geometry = self._resize(cv2, frame)
+        if out.dtype == np.uint8 and out.shape == self.folded_shape:
+            return self._resize(cv2, frame, out[0])
+        if out.dtype != np.float32 or out.shape != self.shape:
+            raise InputError("tensor.shape", f"a tensor of shape {out.shape} and type {out.dtype} is none of the input {self.spec.name!r}")
+        if frame.shape[:2] == (self.spec.height, self.spec.width):
+            resized, geometry = frame, Geometry(self.spec.width, self.spec.height, 1.0, 1.0)
+        else:
+            resized, geometry = self._canvas, self._resize(cv2, frame, self._canvas)
         cv2.split(resized, self._planes)
         for channel, table in enumerate(self._tables):
             plane = self._planes[2 - channel if self.spec.color == "rgb" else channel]
             cv2.LUT(plane, table, dst=out[0, channel])
         return geometry
 
-    def _resize(self, cv2: Any, frame: Image) -> tuple[Image, Geometry]:
+    def _resize(self, cv2: Any, frame: Image, target: Image) -> Geometry:
+        """Write the frame into `target` (h, w, 3) as the spec says."""
         height, width = frame.shape[:2]
         spec = self.spec
         if (width, height) == (spec.width, spec.height):
-            return frame, Geometry(width, height, 1.0, 1.0)
+            np.copyto(target, frame)
+            return Geometry(width, height, 1.0, 1.0)
         if spec.resize == "stretch":
-            cv2.resize(frame, (spec.width, spec.height), dst=self._canvas, interpolation=cv2.INTER_LINEAR)
-            return self._canvas, Geometry(width, height, spec.width / width, spec.height / height)
-        return self._canvas, self._letterbox(cv2, frame)
+            cv2.resize(frame, (spec.width, spec.height), dst=target, interpolation=cv2.INTER_LINEAR)
+            return Geometry(width, height, spec.width / width, spec.height / height)
+        return self._letterbox(cv2, frame, target)
 
-    def _letterbox(self, cv2: Any, frame: Image) -> Geometry:
+    def _letterbox(self, cv2: Any, frame: Image, target: Image) -> Geometry:
         height, width = frame.shape[:2]
         spec = self.spec
         ratio = min(spec.width / width, spec.height / height)
         inner_w = min(spec.width, max(1, round(width * ratio)))
         inner_h = min(spec.height, max(1, round(height * ratio)))
         left, top = (spec.width - inner_w) // 2, (spec.height - inner_h) // 2
-        if self._inner != (left, top, inner_w, inner_h):
-            self._canvas.fill(spec.pad)  # the border stays as long as the frames keep their size
-            self._inner = (left, top, inner_w, inner_h)
-        target = self._canvas[top:top + inner_h, left:left + inner_w]
-        cv2.resize(frame, (inner_w, inner_h), dst=target, interpolation=cv2.INTER_LINEAR)
+        inner = (left, top, inner_w, inner_h)
+        if target is not self._canvas or self._inner != inner:  # our own canvas keeps its border as long as the frames keep their size
+            target[:top], target[top + inner_h:] = spec.pad, spec.pad
+            target[top:top + inner_h, :left], target[top:top + inner_h, left + inner_w:] = spec.pad, spec.pad
+        if target is self._canvas:
+            self._inner = inner
+        cv2.resize(frame, (inner_w, inner_h), dst=target[top:top + inner_h, left:left + inner_w], interpolation=cv2.INTER_LINEAR)
         return Geometry(width, height, inner_w / width, inner_h / height, float(left), float(top))

@@ -23,7 +23,7 @@ from jetfleet_agent.config import MeasureConfig
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
 from jetfleet_contract.errors import StorageError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
-from jetfleet_contract.messages import Capability
+from jetfleet_contract.messages import BackendInfo, Capability
 from jetfleet_contract.policy import (
     Candidate,
     Choice,
@@ -37,6 +37,7 @@ from jetfleet_contract.policy import (
     worth_measuring,
 )
 from jetfleet_contract.predictions import agreement
+from jetfleet_contract.tuning import Tuning, TuningChoice, choose_tuning, settings_to_measure
 
 from .evaluation_process import PROGRAM, EvaluationProcess
 from .measurements import ChoiceRecord, MeasurementStore, measurement_key
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 TIE_ROUNDS = 2
 PROBE_RUNS = 10
+DEFAULTS = Tuning()
 LOCK_POLL_S = 0.2
 
 Progress = Callable[[str, Measurement], None]
@@ -114,20 +116,25 @@ class Chooser:
 
         self._tasks.put(task)
 
-    def probe_model(self, model_path: Path, candidate: Candidate, task: TaskSpec, probe: ProbeSet, images: tuple[Path, ...],
+    def probe_model(self, model_path: Path, candidate: Candidate, spec: ModelSpec, probe: ProbeSet, images: tuple[Path, ...],
                     done: Callable[[EvaluationResult, float], None]) -> None:
-        """Run the signed probe set in a throw-away process.
+        """Run the signed probe set in a throw-away process, set up as the pipeline will be.
 
         Args:
             images: the probe set's images on disk, in its order.
             done: gets the result and the agreement with the reference's answers, 0..1 (0 when it could not run).
         """
         def probing() -> None:
-            result, agreed = self._probe(model_path, candidate, task, probe, images)
+            result, agreed = self._probe(model_path, candidate, spec, probe, images)
             if not self._stopping.is_set():
                 done(result, agreed)
 
         self._tasks.put(probing)
+
+    def tuning(self, spec: ModelSpec, candidate: Candidate) -> Tuning:
+        """How this board sets up the runtime for that candidate: as it measured, else the defaults."""
+        kept = self._store.tuning(self._key(candidate, spec))
+        return kept.tuning if kept is not None else Tuning()
 
     def stop(self) -> None:
         """Kill the measurement in hand; callbacks that have not come will not come."""
@@ -152,7 +159,10 @@ class Chooser:
         try:
             with self._turn():
                 self._measure_all(table, paths, images)
-            return table.choice()
+                choice = table.choice()
+                if choice.chosen is None:
+                    return choice
+                return msgspec.structs.replace(choice, tuning=self._tuned(choice.chosen, spec, paths, images))
         except Exception as error:
             log.exception("choosing for %s %s failed", spec.name, spec.version)
             return Choice(tuple(ChoiceRow(candidate, "refused", f"could not be measured: {error}") for candidate in candidates(spec)))
@@ -210,15 +220,41 @@ class Chooser:
             for candidate in contenders(table.choice(), table.measured):
                 self._measure_fresh(candidate, table, paths[candidate.variant], images)
 
-    def _run(self, path: Path, candidate: Candidate, task: TaskSpec, images: tuple[Path, ...], runs: int) -> EvaluationResult:
-        backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt']", candidate.backend)
-        return self._process.run(EvaluationJob(
-            model=str(path), task=task, backend=backend, precision=candidate.precision, threads=self._threads,
-            images=tuple(str(image) for image in images), warmup=self._measure.warmup, latency_runs=runs))
+    def _tuned(self, chosen: Candidate, spec: ModelSpec, paths: Mapping[str, Path], images: tuple[Path, ...]) -> TuningChoice:
+        """The settings kept for that candidate, or those of another version whose files are alike, or measured now."""
+        settings = settings_to_measure(chosen.backend, threads=self._threads, cores=self._capability.cores)
+        if not settings or not self._measure.tune_s or chosen.variant not in paths:
+            return TuningChoice()
+        key = self._key(chosen, spec)
+        kept = self._store.tuning(key)
+        if kept is not None and tuple(one.tuning for one in kept.figures) == settings:
+            return kept
+        other = self._store.other_version(spec, self._capability)
+        if other is not None and other.choice.chosen == chosen and other.choice.tuning.figures:
+            tuning = other.choice.tuning
+        else:
+            job = self._job(paths[chosen.variant], chosen, spec.task, images[:1], 0, Tuning())
+            result = self._process.run(msgspec.structs.replace(job, settings=settings, settings_s=self._measure.tune_s))
+            if result.error or not result.tuned:
+                return TuningChoice(reason=f"not measured: {result.detail or 'no figures'}")
+            tuning = choose_tuning(result.tuned)
+        with contextlib.suppress(OSError, StorageError):
+            self._store.keep_tuning(key, tuning)
+        return tuning
 
-    def _probe(self, model_path: Path, candidate: Candidate, task: TaskSpec, probe: ProbeSet,
+    def _run(self, path: Path, candidate: Candidate, task: TaskSpec, images: tuple[Path, ...], runs: int,
+             tuning: Tuning = DEFAULTS) -> EvaluationResult:
+        return self._process.run(self._job(path, candidate, task, images, runs, tuning))
+
+    def _job(self, path: Path, candidate: Candidate, task: TaskSpec, images: tuple[Path, ...], runs: int, tuning: Tuning) -> EvaluationJob:
+        backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt']", candidate.backend)
+        return EvaluationJob(
+            model=str(path), task=task, backend=backend, precision=candidate.precision, threads=self._threads,
+            images=tuple(str(image) for image in images), warmup=self._measure.warmup, latency_runs=runs, tuning=tuning)
+
+    def _probe(self, model_path: Path, candidate: Candidate, spec: ModelSpec, probe: ProbeSet,
                images: tuple[Path, ...]) -> tuple[EvaluationResult, float]:
-        result = self._run(model_path, candidate, task, images, PROBE_RUNS)
+        result = self._run(model_path, candidate, spec.task, images, PROBE_RUNS, self.tuning(spec, candidate))
         if result.error:
             return result, 0.0
         expected = [item.expected for item in probe.items]
@@ -228,7 +264,7 @@ class Chooser:
         return result, agreement(expected, result.predictions)
 
     def _key(self, candidate: Candidate, spec: ModelSpec) -> str:
-        backend = next(b for b in self._capability.backends if b.name == candidate.backend)
+        backend = next((b for b in self._capability.backends if b.name == candidate.backend), BackendInfo(candidate.backend))
         return measurement_key(spec.variant(candidate.variant).digest, candidate, backend, self._capability, self._threads)
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_agent import ipc
-from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
+from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import Instant, Source, TrialPolicy
@@ -42,6 +42,7 @@ from jetfleet_contract.slot_records import (
     Switch,
     Try,
 )
+from jetfleet_contract.tuning import Tuning
 
 from .bundle_reader import Blobs, BundleReader, Contents, blob_of_digest
 from .downloads import Bundles, Downloads, Fetching, Reports
@@ -59,8 +60,9 @@ class Choosing(Protocol):
     def wanted(self, spec: ModelSpec, evaluation: Evaluation) -> tuple[Candidate, ...]: ...
     def choose(self, spec: ModelSpec, evaluation: Evaluation, paths: Mapping[str, Path], images: tuple[Path, ...],
                done: Callable[[Choice], None]) -> None: ...
-    def probe_model(self, model_path: Path, candidate: Candidate, task: TaskSpec, probe: ProbeSet, images: tuple[Path, ...],
+    def probe_model(self, model_path: Path, candidate: Candidate, spec: ModelSpec, probe: ProbeSet, images: tuple[Path, ...],
                     done: Callable[[EvaluationResult, float], None]) -> None: ...
+    def tuning(self, spec: ModelSpec, candidate: Candidate) -> Tuning: ...
 
 
 class Running(Protocol):
@@ -232,7 +234,7 @@ class EffectRunner:
             self._post(AppEvent(app, _probed(slot.bundle, result, agreement, contents.probe.min_agreement), turn))
 
         weights = self._store.verified(slot.weights)
-        self._chooser.probe_model(weights, slot.candidate, contents.spec.task, contents.probe, contents.images, done)
+        self._chooser.probe_model(weights, slot.candidate, contents.spec, contents.probe, contents.images, done)
 
     def _next_turn(self, app: str) -> int:
         self._turns[app] = self._turns.get(app, 0) + 1
@@ -248,7 +250,8 @@ class EffectRunner:
             raise StorageError("slots.candidate", f"no candidate is stored for {slot.name} {slot.version}")
         spec = self._reader.spec(slot.bundle)
         path = str(self._store.verified(slot.weights))
-        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads)
+        tuning = self._chooser.tuning(spec, slot.candidate)
+        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning)
 
     def _run_of(self, slot: Slot) -> ipc.Run:
         setup = slot.setup

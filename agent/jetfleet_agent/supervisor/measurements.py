@@ -1,8 +1,8 @@
-"""Measurements and choices of this board, kept over restarts.
+"""Measurements, settings and choices of this board, kept over restarts.
 
-A measurement is keyed by everything that it depends on: weights, runtime and version, execution precision, threads and
-CPU. A file that cannot be read is no measurement; it is made again. Errors are not kept: a time-out under load must not
-condemn a candidate for ever.
+A measurement, and the settings that won for a candidate, are keyed by everything that they depend on: weights, runtime and
+version, execution precision, threads and CPU. A file that cannot be read is no measurement; it is made again. Errors are not
+kept: a time-out under load must not condemn a candidate for ever.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jetfleet_contract.bundle import ModelSpec
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import BackendInfo, Capability, Message, decode, encode
 from jetfleet_contract.policy import Candidate, Choice, Measurement
+from jetfleet_contract.tuning import TuningChoice
 
 MAX_RECORD_BYTES = 1 << 20
 MAX_CHOICES = 64
@@ -58,6 +59,18 @@ class MeasurementStore:
         """Keep a measurement durably, or StorageError `store.write`."""
         self._measurements.mkdir(parents=True, exist_ok=True)
         write_file(self._measurements / f"{key}.json", encode(measurement))
+
+    def tuning(self, key: str) -> TuningChoice | None:
+        """The kept settings of that key, or None."""
+        try:
+            return decode((self._measurements / f"{key}.tuning.json").read_bytes(), TuningChoice, limit=MAX_RECORD_BYTES)
+        except (OSError, MalformedError):
+            return None
+
+    def keep_tuning(self, key: str, tuning: TuningChoice) -> None:
+        """Keep settings durably, or StorageError `store.write`."""
+        self._measurements.mkdir(parents=True, exist_ok=True)
+        write_file(self._measurements / f"{key}.tuning.json", encode(tuning))
 
     def keep_choice(self, record: ChoiceRecord) -> None:
         """Keep the last choice for that model and version, or StorageError `store.write`; the oldest go when there are many."""

@@ -53,13 +53,20 @@ class Scorer:
         return "accuracy" if all(item.box is None for answer in self._data.truth for item in answer) else "f1@iou0.5"
 
     def answer(self, model: ModelHandle, backend: str, precision: str) -> Answer:
-        """The candidate's predictions on all images, from a process of its own."""
+        """The candidate's predictions on all images, from a process of its own.
+
+        A runtime that cannot run it as asked on this machine is asked again for what it ran instead: that arithmetic on the same
+        weights is the best that this machine can say of their accuracy, and `ran_in` tells of it. A board refuses what it cannot run.
+        """
         key = self._checkpoints.key("answer", model.digest, self._data.digest, self._task, backend, precision, self._threads)
         kept = self._checkpoints.value(key, Answer)
         if kept is not None:
             return kept
-        result = self._runner.run(EvaluationJob(str(model.path), self._task, backend, precision, self._threads,  # type: ignore[arg-type]
-                                                tuple(str(image) for image in self._data.images), warmup=0, latency_runs=0))
+        job = EvaluationJob(str(model.path), self._task, backend, precision, self._threads,  # type: ignore[arg-type]
+                            tuple(str(image) for image in self._data.images), warmup=0, latency_runs=0)
+        result = self._runner.run(job)
+        if result.error == "backend.fallback" and result.precision:
+            result = self._runner.run(msgspec.structs.replace(job, precision=result.precision))
         answer = _answer_of(result)
         if not answer.error:  # a crash may be the machine's, so it is tried again next time
             self._checkpoints.keep_value(key, answer)

@@ -126,7 +126,7 @@ class DemoFleet:
                 f'[broker]\nhost = {text(broker.host)}\nport = {broker.port}\n\n'
                 f'[local_sources]\nfront = {text(str(self._video))}\n\n'
                 # One lock for all: boards that share a machine must not disturb each other's measurements.
-                f'[measure]\nruns = 12\nwarmup = 3\nlock = {text(str(self._folder / "measure.lock"))}\n')
+                f'[measure]\nruns = 12\nwarmup = 3\ntune_s = 2.0\nlock = {text(str(self._folder / "measure.lock"))}\n')
 
     def close(self) -> None:
         self._link.stop()

@@ -9,6 +9,9 @@ inside the class that needs it: this package imports on any machine.
     with backend:
         backend.lanes[0].tensor[...] = ...
         outputs = backend.infer(backend.lanes[0])
+
+What a runtime really did is read back after loading: where it ran and in which precision. A runtime that quietly did something
+else than it was asked for is refused with `backend.fallback`: its speed and its accuracy were measured for another candidate.
 """
 
 from __future__ import annotations
@@ -18,13 +21,16 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.errors import IncompatibleError, InputError, OrderError
+from jetfleet_contract.tuning import Tuning, ran_in
 
-Tensor = npt.NDArray[np.float32]
+Tensor = npt.NDArray[Any]
 Outputs = tuple[npt.NDArray[Any], ...]
+
+DEFAULTS = Tuning()
 
 _CLASSES = {
     "onnxruntime": ("onnxruntime", "OnnxRuntime"),
@@ -34,7 +40,8 @@ _CLASSES = {
 
 
 class Lane:
-    """One frame in flight: `tensor` is (1, 3, H, W) float32; `binding` is the runtime's own, `outputs` are its results."""
+    """One frame in flight, or a batch of N: `tensor` is (N, 3, H, W) float32, or (N, H, W, 3) uint8 BGR where normalising is folded into
+    the graph; `binding` is the runtime's own, `outputs` are its results."""
 
     __slots__ = ("binding", "index", "outputs", "tensor")
 
@@ -52,25 +59,36 @@ class Backend(ABC):
         path: the ONNX file (TensorRT: also a serialized ``.plan``).
         precision: execution precision asked for: fp32, bf16, fp16 or int8.
         threads: CPU threads for the session; 0 lets the runtime decide.
-        input_shape: (1, 3, H, W); fixes the dynamic axes of the file.
-        lanes: frames that may be in flight together.
+        input_shape: (N, 3, H, W) of the file, N frames a batch; fixes its dynamic axes.
+        lanes: frames (or batches) that may be in flight together.
+        tuning: how the runtime is set up.
+        spec: the bundle's input, needed where `tuning` folds its normalisation into the graph.
 
-    After `activate`, `provider` is what the runtime really uses and `precision` what it really runs in.
+    After `activate`, also one that ended in `backend.fallback`, `provider` is what the runtime really uses, `precision` what it really runs
+    in, and `layers` how many layers with weights run in which (empty: the runtime does not tell).
     """
 
     name = ""
     precisions: tuple[str, ...] = ()
+    can_fold = False
 
-    def __init__(self, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1) -> None:
+    def __init__(self, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1,
+                 tuning: Tuning = DEFAULTS, spec: InputSpec | None = None) -> None:
         if precision not in self.precisions:
             raise IncompatibleError("backend.precision", f"{self.name} does not run in {precision}",
                                     remedy=f"use one of {', '.join(self.precisions)}")
+        if tuning.folded and (spec is None or not self.can_fold):
+            raise IncompatibleError("backend.fold", f"{self.name} cannot take uint8 frames for {path.name}",
+                                    remedy="only openvino folds the normalisation of a frame into the graph")
         self.path = path
         self.requested = precision
         self.precision = precision
         self.threads = threads
         self.input_shape = input_shape
+        self.tuning = tuning
+        self.spec = spec
         self.provider = ""
+        self.layers: dict[str, int] = {}
         self.versions: dict[str, str] = {}
         self.lanes: tuple[Lane, ...] = ()
         self._lane_count = lanes
@@ -80,7 +98,7 @@ class Backend(ABC):
 
         Raises:
             IncompatibleError: `backend.missing` when the runtime is not installed, `backend.input` when the model's
-                input cannot take `input_shape`.
+                input cannot take `input_shape`, `backend.fallback` when the runtime ran somewhere else, or in another precision.
             RuntimeFailure: `backend.load` when the runtime refuses the model.
         """
         if self.lanes:
@@ -89,9 +107,22 @@ class Backend(ABC):
             raise InputError("model.missing", f"the model file {self.path.name} is not there", where=str(self.path))
         try:
             self.lanes = self._load(self._lane_count)
+            self._refuse_fallback()
         except BaseException:
             self.deactivate()  # what was allocated before the failure
             raise
+
+    def _refuse_fallback(self) -> None:
+        wanted = self.tuning.provider
+        if wanted and wanted != self.provider:
+            raise IncompatibleError("backend.fallback", f"{self.name} was asked for {wanted} and ran {self.path.name} on {self.provider}",
+                                    remedy=f"install what {wanted} needs, or do without it")
+        self.precision = ran_in(self.requested, self.layers)
+        if self.precision != self.requested:
+            total, same = sum(self.layers.values()), self.layers.get(self.precision, 0)
+            raise IncompatibleError(
+                "backend.fallback", f"{self.name} was asked for {self.requested} and ran {same} of {total} layers in {self.precision}",
+                remedy=f"ask for {self.precision}, or use a CPU and a file that {self.name} can run in {self.requested}")
 
     def infer(self, lane: Lane) -> Outputs:
         """Run the lane's tensor; the outputs are valid until the lane is run again.
@@ -130,18 +161,19 @@ class Backend(ABC):
 
 
 def open_backend(
-    name: str, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1,
+    name: str, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1, tuning: Tuning = DEFAULTS,
+    spec: InputSpec | None = None,
 ) -> Backend:
     """The backend of that name, not yet activated.
 
     Raises:
-        IncompatibleError: `backend.unknown` or `backend.precision`.
+        IncompatibleError: `backend.unknown`, `backend.precision` or `backend.fold`.
     """
     if name not in _CLASSES:
         raise IncompatibleError("backend.unknown", f"there is no backend {name[:40]!r}", remedy=f"use one of {', '.join(_CLASSES)}")
     module, kind = _CLASSES[name]
     backend: type[Backend] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
-    return backend(path, precision=precision, threads=threads, input_shape=input_shape, lanes=lanes)
+    return backend(path, precision=precision, threads=threads, input_shape=input_shape, lanes=lanes, tuning=tuning, spec=spec)
 
 
 def check_input_shape(model: str, declared: list[Any], wanted: tuple[int, ...]) -> None:
