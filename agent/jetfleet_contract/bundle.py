@@ -15,13 +15,13 @@ are referrers: manifests whose `subject` is this bundle's descriptor.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from .errors import MalformedError
 from .messages import MAX_MESSAGE_BYTES, Message, decode
-from .predictions import Detection
+from .predictions import Detection, trim
 from .topics import check_name
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -193,6 +193,12 @@ class ProbeSet(Message, frozen=True):
 
     items: tuple[ProbeItem, ...]
     min_agreement: float = 0.9
+
+    def to_tree(self) -> Any:
+        tree = super().to_tree()
+        for item in tree["items"]:
+            trim(item["expected"])
+        return tree
 
 
 MAX_SPEC_BYTES = 4 * MAX_MESSAGE_BYTES

@@ -8,13 +8,13 @@ that a signed command can never pass for a deployment.
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from .app_config import AppConfig as AppConfig  # noqa: PLC0414  part of the messages
 from .errors import MalformedError
-from .predictions import Detection
+from .predictions import Detection, trim
 from .sketch import Sketch
 from .wire import Message as Message  # noqa: PLC0414  everybody takes it from here
 
@@ -306,6 +306,11 @@ class Result(Message, frozen=True):
     position: int = -1  # index inside the file or folder; -1 for live sources
     kpis: dict[str, float] = {}
 
+    def to_tree(self) -> Any:
+        tree = super().to_tree()
+        trim(tree.get("detections", ()))
+        return tree
+
 
 # --- codec -------------------------------------------------------------------------------------------------
 
@@ -316,7 +321,7 @@ def encode(message: msgspec.Struct) -> bytes:
     """JSON with sorted keys: the same message is always the same bytes."""
     if isinstance(message, Envelope):  # its raw part must travel as it is
         return _ENCODER.encode(message)
-    return _ENCODER.encode(msgspec.to_builtins(message, str_keys=True))  # a sketch's buckets have int keys, JSON has none
+    return _ENCODER.encode(message.to_tree() if isinstance(message, Message) else msgspec.to_builtins(message, str_keys=True))
 
 
 def decode(data: bytes, kind: type[T], *, limit: int = MAX_MESSAGE_BYTES) -> T:

@@ -28,7 +28,7 @@ from jetfleet_contract.messages import (
     Telemetry,
     decode,
 )
-from jetfleet_contract.predictions import MAX_DETECTIONS
+from jetfleet_contract.predictions import is_bounded
 from jetfleet_contract.uploads import MAX_OFFER_BYTES, Offer, check_offer
 
 MAX_NUMBER = 1 << 53
@@ -193,7 +193,7 @@ def result_from(topic: str, payload: bytes) -> Result:
     _check_words(result.source)
     _check_words(result.version)
     _check_words(result.candidate, limit=MAX_CANDIDATE)
-    if len(result.detections) > MAX_DETECTIONS or abs(result.position) > MAX_NUMBER or not 0 <= result.frame <= MAX_NUMBER:
+    if not is_bounded(result.detections) or abs(result.position) > MAX_NUMBER or not 0 <= result.frame <= MAX_NUMBER:
         raise MalformedError("message.bounds", f"a result with {len(result.detections)} detections is out of bounds")
     return result
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jetfleet_contract.errors import InputError
-from jetfleet_contract.predictions import iou
+from jetfleet_contract.similarity import iou
 from jetfleet_host.demo import labels, scene
 
 

@@ -11,7 +11,7 @@ from jetfleet_agent.pipeline.preprocess import Geometry
 from jetfleet_agent.pipeline.tasks import load_task
 from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.errors import IncompatibleError, InputError
-from jetfleet_contract.predictions import iou
+from jetfleet_contract.similarity import iou
 
 W, H = 320, 240
 SAME = Geometry(W, H, 1.0, 1.0)

@@ -41,6 +41,11 @@ def samples() -> dict[str, msgspec.Struct]:
         "telemetry": messages.Telemetry("cam-01", 3, 9, 1790000000.0, 10.0, (series,), {"rss_mb": 61.5}),
         "result": messages.Result("text", "front", 41, 1790000000.0, 18.5, "2", "fp32@openvino:bf16",
                                   (Detection("text", 0.93, (1.0, 2.0, 30.0, 12.0), (1.0, 2.0, 30.0, 2.0, 30.0, 12.0, 1.0, 12.0)),), 41),
+        "result_things": messages.Result(
+            "dock", "front", 42, 1790000000.0, 18.5, "2", "fp32@openvino:bf16",
+            (Detection("person", 0.93, (1.0, 2.0, 30.0, 12.0), (), (1.0, 2.0, 30.0, 2.0, 15.0, 12.0), (4.0, 5.0, 0.9), (), 3),
+             Detection("car", 0.5, (1.0, 2.0, 3.0, 4.0), track=4), Detection("embedding", 1.0, values=(0.25, -1.5)))),
+        "probe": bundle.ProbeSet((bundle.ProbeItem(bundle.digest_of(b"png"), (Detection("text", 0.5, (1.0, 2.0, 3.0, 4.0)),)),), 0.8),
         "manifest": bundle.Manifest(2, bundle.OCI_MANIFEST, bundle.MODEL_ARTIFACT,
                                     bundle.Descriptor(bundle.MODEL_CONFIG, bundle.digest_of(b"{}"), 2),
                                     (bundle.Descriptor(bundle.WEIGHT, bundle.digest_of(b"w"), 1, {bundle.FILEPATH: "fp32.onnx"}),)),

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 MAX_RESULTS_WAITING = 2000
 MAX_RESULTS_A_LINE = 64
-MAX_DETECTIONS_A_LINE = 1500
+MAX_NUMBERS_A_LINE = 24_000
 _BATCH_S = 0.05
 
 
@@ -96,14 +96,14 @@ class Link:
     def _take_results(self) -> list[tuple[Result, ...]]:
         batches: list[tuple[Result, ...]] = []
         batch: list[Result] = []
-        detections = 0
+        numbers = 0
         while self._results:
             result = self._results.popleft()
-            if batch and (len(batch) >= MAX_RESULTS_A_LINE or detections + len(result.detections) > MAX_DETECTIONS_A_LINE):
+            if batch and (len(batch) >= MAX_RESULTS_A_LINE or numbers + _numbers(result) > MAX_NUMBERS_A_LINE):
                 batches.append(tuple(batch))
-                batch, detections = [], 0
+                batch, numbers = [], 0
             batch.append(result)
-            detections += len(result.detections)
+            numbers += _numbers(result)
         if batch:
             batches.append(tuple(batch))
         return batches
@@ -133,3 +133,8 @@ class Link:
             log.error("%s", error)  # noqa: TRY400  the sentence says it all
             return
         self._on_order(order)
+
+
+def _numbers(result: Result) -> int:
+    """What decides how long a result's text is."""
+    return sum(detection.numbers for detection in result.detections)

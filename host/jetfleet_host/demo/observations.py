@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from jetfleet_contract import topics
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import AppState, Birth, Envelope, Report, Result, Series, Telemetry, decode
-from jetfleet_contract.predictions import Detection, MatchCount, iou, match_frame
+from jetfleet_contract.predictions import Detection, MatchCount, match_frame
+from jetfleet_contract.similarity import iou
 from jetfleet_contract.sketch import Sketch
 
 from .plots import LatencyPoint, SwapMark
