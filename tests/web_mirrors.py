@@ -134,3 +134,17 @@ class BadServer:
         request.end_headers()
 
 
+def tls_files(folder: Path) -> dict[str, Path]:
+    """A private CA, a server certificate for the loopback address and a client's, made with openssl."""
+    def run(*words: str) -> None:
+        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
+
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    run("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test CA",
+        "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    for name, names in (("server", "IP:127.0.0.1"), ("client", "DNS:b0")):
+        (folder / "ext").write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
+        run("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem",
+            "-days", "2", "-extfile", "ext")
+    return {path.stem + path.suffix: path for path in folder.iterdir()}

@@ -8,6 +8,7 @@ file. Camera addresses may hold credentials: they stay on the board and are neve
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,6 +71,13 @@ ca = ""                               # the server's CA; empty: the system's
 cert = ""                             # set with key: mutual TLS
 key = ""
 min_kbit_s = 64.0                     # slower over 10 s is as bad as nothing
+
+[results]                             # where apps' sinks may write and listen on this board
+folder = ""                           # result files; empty: results/ in the state folder
+max_mb = 1024                         # of one sink's files together, whatever a deployment asks
+sockets = ""                          # result sockets APP.sock; empty: with the agent's own. /run/jetfleet-results: for other users
+preview_address = "127.0.0.1"         # where previews with a token listen, for example "0.0.0.0"; those without one: always here
+webhook_ca = ""                       # the CA of webhooks' servers; empty: the system's
 
 [clock]                               # a board without a battery-backed clock starts in the past
 policy = "floor"                      # judge expiry by the newest signed time seen; "strict": nothing new until a time service has set it
@@ -145,6 +153,17 @@ class MirrorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_kbit_s: Annotated[float, Meta(ge=0, le=1_000_000)] = 64.0
 
 
+class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the sinks of apps may write and listen, and how much: a deployment names a file or a port, this board says where. Empty folders
+    are those beside the agent's own."""
+
+    folder: str = ""
+    max_mb: Annotated[int, Meta(ge=2, le=10_000_000)] = 1024
+    sockets: str = ""
+    preview_address: Annotated[str, Meta(max_length=45)] = "127.0.0.1"
+    webhook_ca: str = ""
+
+
 class ClockConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What counts as now while no time service keeps the clock; see `supervisor.trust`."""
 
@@ -168,6 +187,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upload: UploadConfig = UploadConfig()
     mirror: MirrorConfig = MirrorConfig()
     clock: ClockConfig = ClockConfig()
+    results: ResultsConfig = ResultsConfig()
 
 
 def load(path: Path) -> AgentConfig:
@@ -188,6 +208,9 @@ def load(path: Path) -> AgentConfig:
         if file and not Path(file).is_file():
             raise InputError("config.missing-file", f"the mirror's {key} {file} does not exist", where=str(path),
                              remedy="copy it to that place, or correct the path in [mirror]")
+    if config.results.webhook_ca and not Path(config.results.webhook_ca).is_file():
+        raise InputError("config.missing-file", f"the CA of webhooks {config.results.webhook_ca} does not exist", where=str(path),
+                         remedy="copy it to that place, or correct the path in [results]")
     if not config.root.is_file():
         raise InputError("config.root", f"the pinned root metadata {config.root} does not exist", where=f"{path}, key root",
                          remedy="copy device/root.json from the host's project folder (`jetfleet init` makes it) to that place")
@@ -208,6 +231,7 @@ def parse(text: str, path: Path) -> AgentConfig:
             check_name("local source", name)
         _ = config.broker.limits
         _check_mirror(config.mirror.url)
+        _check_listening(config.results.preview_address)
     except (msgspec.ValidationError, MalformedError) as error:
         what = error.what if isinstance(error, MalformedError) else str(error)
         raise InputError("config.bad", f"a value does not fit: {what}", where=str(path),
@@ -256,6 +280,14 @@ def _check_mirror(url: str) -> None:
         raise MalformedError("mirror.url", "mirror.url must be http:// or https:// with a host, without user, password or query")
 
 
+def _check_listening(address: str) -> None:
+    """MalformedError `results.address` unless it is an IP address: a name could come to mean another interface."""
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        raise MalformedError("results.address", "results.preview_address must be an IP address, as 127.0.0.1, 0.0.0.0 or ::") from None
+
+
 def _to_path(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str) and value:
         return Path(value)
@@ -270,5 +302,8 @@ def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
                                      cert=resolved(config.broker.cert), key=resolved(config.broker.key))
     mirror = msgspec.structs.replace(config.mirror, ca=resolved(config.mirror.ca), cert=resolved(config.mirror.cert),
                                      key=resolved(config.mirror.key))
-    return msgspec.structs.replace(config, broker=broker, mirror=mirror, root=folder / config.root, state_dir=folder / config.state_dir,
+    results = msgspec.structs.replace(config.results, folder=resolved(config.results.folder), sockets=resolved(config.results.sockets),
+                                      webhook_ca=resolved(config.results.webhook_ca))
+    return msgspec.structs.replace(config, broker=broker, mirror=mirror, results=results, root=folder / config.root,
+                                   state_dir=folder / config.state_dir,
                                    measure=msgspec.structs.replace(config.measure, lock=resolved(config.measure.lock)))

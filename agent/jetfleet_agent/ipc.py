@@ -38,6 +38,16 @@ class Model(Message, frozen=True):
 # --- supervisor -> pipeline -----------------------------------------------------------------------------------
 
 
+class SinkPlaces(Message, frozen=True):
+    """Where this board lets an app's sinks write and listen: the folder of its result files (empty: none) with the bound on all of one
+    sink's files in MB, the folder of result sockets (empty: none), and the address that previews with a token bind to."""
+
+    files: str = ""
+    files_mb: int = 1024
+    sockets: str = ""
+    preview_address: str = "127.0.0.1"
+
+
 class Run(Message, frozen=True, tag="run"):
     """Start, or restart from nothing, with this model, these sources, this config.
 
@@ -52,6 +62,7 @@ class Run(Message, frozen=True, tag="run"):
     feed_to: tuple[str, ...] = ()
     feed: str = ""
     window_s: float = 10.0
+    places: SinkPlaces = SinkPlaces()
 
 
 class Configure(Message, frozen=True, tag="configure"):
@@ -141,7 +152,7 @@ class Window(Message, frozen=True, tag="window"):
 
 
 class Results(Message, frozen=True, tag="results"):
-    """Results for the MQTT sink. Bounded: the oldest are dropped, and counted as `sink`, when the socket is full."""
+    """Results for what the supervisor sends on: MQTT and webhooks. Bounded: the oldest go, counted, when the socket is full."""
 
     results: tuple[Result, ...]
 
@@ -156,7 +167,8 @@ class SourceEvent(Message, frozen=True, tag="source"):
 
 
 class Raised(Message, frozen=True, tag="raised"):
-    """An alarm begins (`up`) or ends. It stands until it ends or the process does; `code` is stable, `source` may be empty."""
+    """An alarm begins (`up`) or ends. It stands until it ends or the process does; `code` is stable, `source` may be empty, a camera, or
+    what stands behind the model: ``sink.NAME`` or ``kpi``."""
 
     source: str
     up: bool

@@ -40,7 +40,8 @@ class Tracking(Message, frozen=True):
 
 
 class JsonlSink(Message, frozen=True, tag="jsonl"):
-    """Results as JSON lines in the board's results folder, under this name; the oldest of `keep` files goes when one passes `max_mb`."""
+    """Results as JSON lines in the board's results folder, under this name; a file of `max_mb` is put away, the oldest of `keep` goes. The
+    board's own bound on an app's files stands above both."""
 
     name: Name = "results"
     max_mb: Annotated[int, Meta(ge=1, le=100_000)] = 64
@@ -48,7 +49,8 @@ class JsonlSink(Message, frozen=True, tag="jsonl"):
 
 
 class WebhookSink(Message, frozen=True, tag="webhook"):
-    """Results as JSON arrays to an HTTP(S) address (``secret:NAME`` where it holds a token), at most `most` a request."""
+    """Results as JSON arrays to an HTTP(S) address (``secret:NAME`` where it holds a password or a token), at most `most` a request, the
+    first of them at most `wait_s` old."""
 
     url: Annotated[str, Meta(min_length=1, max_length=2000)]
     most: Annotated[int, Meta(ge=1, le=1000)] = 50
@@ -60,7 +62,8 @@ class SocketSink(Message, frozen=True, tag="socket"):
 
 
 class PreviewSink(Message, frozen=True, tag="preview"):
-    """Annotated MJPEG over HTTP. Loopback only, unless `token` (``secret:NAME``) is set; `port` 0: any free one, told in the log."""
+    """Annotated MJPEG over HTTP. On the loopback without `token`; with one (``secret:NAME``) on the address that the board's own config
+    gives to previews, which off the loopback also wants the privacy purpose ``preview``. `port` 0: any free one, told in the log."""
 
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
     fps: Annotated[float, Meta(gt=0.0, le=60.0)] = 5.0
@@ -69,6 +72,15 @@ class PreviewSink(Message, frozen=True, tag="preview"):
 
 
 SinkSpec = Union[JsonlSink, WebhookSink, SocketSink, PreviewSink]
+
+
+class MqttResults(Message, frozen=True):
+    """How results go out over MQTT, where `publish_results` lets them. `per_second` (0: all) is the most that one source may send;
+    `bytes_per_hour` (0: no bound) keeps a metered link: what comes when it is used up is dropped and counted."""
+
+    qos: Literal[0, 1] = 0
+    per_second: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
+    bytes_per_hour: Annotated[int, Meta(ge=0)] = 0
 
 
 class Privacy(Message, frozen=True):
@@ -106,11 +118,13 @@ class Governor(Message, frozen=True):
 
 
 class AppConfig(Message, frozen=True):
-    """`options` are the task's own. `kpis` names an installed hook (entry points group ``jetfleet.kpis``) that adds numbers to results."""
+    """`options` are the task's own. `kpis` names an installed hook (entry points group ``jetfleet.kpis``) that adds numbers to results;
+    `kpi_options` are that hook's."""
 
     version: int = 1
     options: dict[str, float | str | bool] = {}
     publish_results: bool = True
+    results: MqttResults = MqttResults()
     tile: Tile | None = None
     batching: Batching = Batching()
     tracking: Tracking | None = None
@@ -120,3 +134,4 @@ class AppConfig(Message, frozen=True):
     drift: Drift | None = None
     governor: Governor | None = None
     kpis: Annotated[str, Meta(max_length=63)] = ""
+    kpi_options: dict[str, float | str | bool] = {}

@@ -32,10 +32,15 @@ def check_name(kind: str, value: str) -> str:
     Raises:
         MalformedError: `name.bad`.
     """
-    if not _NAME.fullmatch(value) or ".." in value:
+    if not is_name(value):
         raise MalformedError("name.bad", f"{kind} name {value[:80]!r} is not allowed",
                              remedy="use 1 to 63 of a-z, 0-9, '.', '_', '-', beginning and ending with a letter or digit")
     return value
+
+
+def is_name(value: str) -> bool:
+    """Whether `check_name` takes it."""
+    return _NAME.fullmatch(value) is not None and ".." not in value
 
 
 def check_blob(value: str) -> str:

@@ -21,7 +21,7 @@ import pytest
 from brokers import LOOPBACK, Mosquitto, mosquitto, until
 from delivery_rig import Board, Host, MemoryBlobs, content, holds
 from fleet_rig import AgentProcess, HostRig, app_spec
-from web_mirrors import BadServer, nginx
+from web_mirrors import BadServer, nginx, tls_files
 
 from jetfleet_agent.supervisor import web
 from jetfleet_agent.supervisor.mirror import Mirror
@@ -138,22 +138,6 @@ def test_it_goes_on_where_it_was(site: Site) -> None:
     site.fetch(again)
     first = next(wanted for blob, wanted in server.asked if blob == site.blob)
     assert int(first.removeprefix("bytes=").split("-")[0]) > 0, "what was there is not fetched again"
-
-
-def tls_files(folder: Path) -> dict[str, Path]:
-    """A private CA, a server certificate for the loopback address and a client's, made with openssl."""
-    def run(*words: str) -> None:
-        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
-
-    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    run("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test CA",
-        "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    for name, names in (("server", "IP:127.0.0.1"), ("client", "DNS:b0")):
-        (folder / "ext").write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
-        run("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem",
-            "-days", "2", "-extfile", "ext")
-    return {path.stem + path.suffix: path for path in folder.iterdir()}
 
 
 def test_tls_with_a_private_ca_and_a_clients_certificate(site: Site, tmp_path: Path, quick: None) -> None:

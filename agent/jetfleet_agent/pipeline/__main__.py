@@ -45,7 +45,7 @@ def run(app: str, path: Path, lines_path: Path | None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: inbox.put(Stop()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the supervisor decides for us
     link = Link(path, on_order)
-    sinks = Sinks(app, link.publish, JsonLines(lines_path) if lines_path else None)
+    sinks = Sinks(app, link.publish, JsonLines(lines_path) if lines_path else None, link.send)
     controller = Controller(app, inbox, link.send, sinks, link.take_dropped)
     link.start(app, os.getpid())
     try:

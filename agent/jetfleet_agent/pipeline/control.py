@@ -39,6 +39,7 @@ from jetfleet_agent.pipeline.answers import Answers
 from jetfleet_agent.pipeline.capture import Capture
 from jetfleet_agent.pipeline.feed import FeedReceiver, socket_path
 from jetfleet_agent.pipeline.frames import Frame
+from jetfleet_agent.pipeline.kpis import KpiStep
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_agent.pipeline.meter import Meter
 from jetfleet_agent.pipeline.sinks import Sinks
@@ -82,8 +83,9 @@ class Controller:
         self._inbox = inbox
         self._send = send
         self._sinks = sinks
-        self._answers = Answers((sinks,))
         self._meter = Meter(app)
+        self._kpis = KpiStep(app, self._meter, send)
+        self._answers = Answers((self._kpis, sinks))
         self._results_dropped = results_dropped
         self._run: Run | None = None
         self._stages: Stages | None = None
@@ -159,6 +161,7 @@ class Controller:
         champion = LoadedModel(order.model, order.config)
         champion.activate()
         stages = self._stages = Stages(champion, self._meter, self.deliver, self._inbox.put)
+        self._sinks.place(order.places)
         self._answers.configure(order.config)
         self._sinks.feed_to(order.feed, order.feed_to)
         stages.start()
@@ -324,5 +327,6 @@ class Controller:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         gauges = {"rss_peak_mb": usage.ru_maxrss / 1024.0, "cpu_s": usage.ru_utime + usage.ru_stime,
                   "results_dropped": float(self._results_dropped()), "crops_dropped": float(self._sinks.take_dropped_crops()),
-                  "sources_alive": float(sum(capture.is_alive for capture in self._captures.values()))}
+                  "sources_alive": float(sum(capture.is_alive for capture in self._captures.values())),
+                  **self._sinks.counts(), **self._kpis.counts()}
         self._send(Window(wall, now - began, self._meter.take(), gauges))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 
 from jetfleet_contract.messages import Series
 from jetfleet_contract.sketch import SketchRecorder
@@ -16,17 +17,18 @@ Key = tuple[str, str, str]
 
 
 class _Cell:
-    __slots__ = ("done", "dropped", "seen", "stages")
+    __slots__ = ("done", "dropped", "seen", "stages", "values")
 
     def __init__(self) -> None:
         self.seen = 0
         self.done = 0
         self.dropped: Counter[str] = Counter()
         self.stages: dict[str, SketchRecorder] = {}
+        self.values: dict[str, SketchRecorder] = {}
 
     @property
     def is_empty(self) -> bool:
-        return not (self.seen or self.done or self.dropped)
+        return not (self.seen or self.done or self.dropped or self.stages or self.values)
 
 
 class Meter:
@@ -51,10 +53,19 @@ class Meter:
             cell = self._cell(key, source)
             cell.done += 1
             for name, value in stages.items():
-                recorder = cell.stages.get(name)
-                if recorder is None:
-                    recorder = cell.stages[name] = SketchRecorder()
-                recorder.add(value)
+                _record(cell.stages, name, value)
+
+    def stage(self, key: Key, source: str, name: str, ms: float) -> None:
+        """The time of one more stage of a frame, which `done` does not tell."""
+        with self._lock:
+            _record(self._cell(key, source).stages, name, ms)
+
+    def values(self, key: Key, source: str, values: Mapping[str, float]) -> None:
+        """Numbers of one answered frame that are no time: each non-negative and finite."""
+        with self._lock:
+            recorders = self._cell(key, source).values
+            for name, value in values.items():
+                _record(recorders, name, value)
 
     def take(self) -> tuple[Series, ...]:
         """Everything since the last call."""
@@ -62,7 +73,8 @@ class Meter:
             cells, self._cells = self._cells, {}
         return tuple(
             Series(self._app, bundle, version, candidate, source, cell.seen, cell.done, dict(cell.dropped),
-                   {name: recorder.peek() for name, recorder in cell.stages.items()})
+                   {name: recorder.peek() for name, recorder in cell.stages.items()},
+                   {name: recorder.peek() for name, recorder in cell.values.items()})
             for ((bundle, version, candidate), source), cell in cells.items() if not cell.is_empty)
 
     def _cell(self, key: Key, source: str) -> _Cell:
@@ -70,3 +82,10 @@ class Meter:
         if cell is None:
             cell = self._cells[key, source] = _Cell()
         return cell
+
+
+def _record(recorders: dict[str, SketchRecorder], name: str, value: float) -> None:
+    recorder = recorders.get(name)
+    if recorder is None:
+        recorder = recorders[name] = SketchRecorder()
+    recorder.add(value)

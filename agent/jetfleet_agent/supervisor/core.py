@@ -57,6 +57,7 @@ from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDow
 from .journal import Journal
 from .outbox import Outbox
 from .pipelines import Pipelines
+from .results import ResultDelivery
 from .sealed_secrets import NoSecrets
 from .telemetry import BoardGauges, TelemetryWindows
 from .updater import Updater
@@ -185,8 +186,12 @@ class Supervisor:
         self._clock = clock
         self._beat = beat
         self._outbox = Outbox(config.state_dir / "reports", config.device, session, self._signed_report, random.random)
-        settings = RunSettings(config.local_sources, config.threads, config.window_s)
+        places = config.results
+        settings = RunSettings(config.local_sources, config.threads, config.window_s, places.folder or str(config.state_dir / "results"),
+                               places.max_mb, places.sockets or str(pipelines.result_folder), places.preview_address)
         self._secrets: Secrets = secret_store or NoSecrets()
+        self._results = ResultDelivery(config.device, link, pipelines.config, self._secrets, places.webhook_ca,
+                                       lambda: clock().mono, random.random)
         self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings,
                                     self._secrets)
         self._updater = Updater(journal, self._runner, self._outbox, clock)
@@ -203,7 +208,7 @@ class Supervisor:
         self._gauges = BoardGauges(pipelines.pids, sysfs)
         self._refused: dict[str, int] = {}
         self._running = True
-        self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._class_metadata)
+        self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._class_metadata, self._results)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -256,6 +261,7 @@ class Supervisor:
     def _end(self) -> None:
         self._inbox.close()
         self._pipelines.finish()
+        self._results.close()
         self._chooser.stop()
         self._fetcher.close()
         self._uploads.close()
@@ -346,8 +352,7 @@ class Supervisor:
             case ipc.Window():
                 self._windows.add(app, event)
             case ipc.Results():
-                for result in event.results:
-                    self._link.publish(topics.result(self._device), encode(result), qos=0)
+                self._results.send(app, event.results)
             case ipc.SourceEvent():
                 log.info("%s: source %s %s %s", app, event.source, "came" if event.up else "went", event.code)
             case ipc.Raised():
@@ -390,7 +395,7 @@ class Supervisor:
         crashes = {f"{app}.crashes": float(count) for app, count in self._pipelines.crashes().items()}
         refused = {f"refused.{code}": float(count) for code, count in {**self._link.refused, **self._refused}.items()}
         return {**self._gauges.read(), **{name: float(value) for name, value in counters.items()}, **self._fetcher.gauges, **crashes,
-                **refused}
+                **refused, **self._results.gauges}
 
     def _send_birth(self) -> None:
         if not self._link.connected:

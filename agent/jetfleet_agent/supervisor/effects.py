@@ -14,11 +14,13 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_agent import ipc
+from jetfleet_contract.app_config import PreviewSink, SinkSpec
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
-from jetfleet_contract.messages import Instant, Source, TrialPolicy
+from jetfleet_contract.messages import AppConfig, Instant, Source, TrialPolicy
 from jetfleet_contract.policy import Candidate, Choice
+from jetfleet_contract.sink_rules import MAX_TOKEN, MIN_TOKEN, SECRET
 from jetfleet_contract.slot_records import (
     Abandon,
     AppSlots,
@@ -42,6 +44,7 @@ from jetfleet_contract.slot_records import (
     Switch,
     Try,
 )
+from jetfleet_contract.topics import check_name
 from jetfleet_contract.tuning import Tuning
 
 from .bundle_reader import Blobs, BundleReader, Contents, blob_of_digest
@@ -87,11 +90,20 @@ class Revealing(Protocol):
 
 class RunSettings(msgspec.Struct, frozen=True):
     """What the board's own config adds to every pipeline. `local_sources` maps the NAME of ``local:NAME`` to an address, which may be a
-    ``secret:NAME`` in turn."""
+    ``secret:NAME`` in turn. `files` is the folder of all result files, `sockets` that of result sockets."""
 
     local_sources: dict[str, str] = {}
     threads: int = 0
     window_s: float = 10.0
+    files: str = ""
+    files_mb: int = 1024
+    sockets: str = ""
+    preview_address: str = "127.0.0.1"
+
+    def places(self, app: str) -> ipc.SinkPlaces:
+        """Where this app's sinks may write and listen."""
+        files = str(Path(self.files) / check_name("app", app)) if self.files else ""
+        return ipc.SinkPlaces(files, self.files_mb, self.sockets, self.preview_address)
 
 
 class EffectRunner:
@@ -154,7 +166,7 @@ class EffectRunner:
             case DropChallenger():
                 self._pipelines.drop(app, effect.bundle)
             case Back():
-                self._pipelines.back(app, self._run_of(effect.slot))
+                self._pipelines.back(app, self._run_of(app, effect.slot))
             case StopPipeline():
                 self._pipelines.stop(app)
             case Abandon():
@@ -243,7 +255,7 @@ class EffectRunner:
     # --- pipelines ------------------------------------------------------------------------------------------
 
     def _start(self, app: str, slot: Slot) -> None:
-        self._pipelines.start(app, self._run_of(slot))
+        self._pipelines.start(app, self._run_of(app, slot))
 
     def _model(self, slot: Slot) -> ipc.Model:
         if slot.candidate is None:
@@ -253,13 +265,29 @@ class EffectRunner:
         tuning = self._chooser.tuning(spec, slot.candidate)
         return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning)
 
-    def _run_of(self, slot: Slot) -> ipc.Run:
+    def _run_of(self, app: str, slot: Slot) -> ipc.Run:
         setup = slot.setup
-        return ipc.Run(self._model(slot), setup.config, self.resolve(setup.sources), setup.input_from, setup.feed_to,
-                       str(self._pipelines.feed_folder), self._settings.window_s)
+        return ipc.Run(self._model(slot), self._opened_config(setup.config), self.resolve(setup.sources), setup.input_from, setup.feed_to,
+                       str(self._pipelines.feed_folder), self._settings.window_s, self._settings.places(app))
 
     def _configure_of(self, setup: Setup) -> ipc.Configure:
-        return ipc.Configure(setup.config, self.resolve(setup.sources), setup.feed_to)
+        return ipc.Configure(self._opened_config(setup.config), self.resolve(setup.sources), setup.feed_to)
+
+    def _opened_config(self, config: AppConfig) -> AppConfig:
+        """A new object, with the tokens of previews opened. One that is not known, or does not fit, stays closed: the pipeline then leaves
+        that preview out, and says so. Addresses of webhooks stay closed: the pipeline has no network."""
+        sinks = tuple(self._opened_sink(spec) for spec in config.sinks)
+        return msgspec.structs.replace(config, sinks=sinks)
+
+    def _opened_sink(self, spec: SinkSpec) -> SinkSpec:
+        if not isinstance(spec, PreviewSink) or not spec.token.startswith(SECRET):
+            return spec
+        try:
+            token = self._secrets.reveal(spec.token.removeprefix(SECRET))
+        except JetfleetError as error:
+            log.warning("a preview's token is not known: %s [%s]", error.what, error.code)
+            return spec
+        return msgspec.structs.replace(spec, token=token) if MIN_TOKEN <= len(token) <= MAX_TOKEN else spec
 
     def resolve(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         """The sources with ``local:NAME`` looked up in this board's config, and ``secret:NAME`` opened. What comes out may hold a password:

@@ -92,9 +92,9 @@ class PipelineLink:
         self._call(self._halt)
         self._thread.join(timeout=5.0)
         self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another agent's files may lie beside it
-            self.path.parent.joinpath("feed").rmdir()
-            self.path.parent.rmdir()
+        for folder in (self.path.parent / "feed", self.path.parent / "results", self.path.parent):
+            with contextlib.suppress(OSError):  # another agent's files may lie beside it
+                folder.rmdir()
 
     def watch(self, app: str, process: subprocess.Popen[bytes]) -> None:
         """Expect this process to connect and to end. Its standard error, if piped, is read here."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from jetfleet_agent import ipc
-from jetfleet_contract.messages import TrialPolicy
+from jetfleet_contract.messages import AppConfig, TrialPolicy
 from jetfleet_contract.policy import backoff
 from jetfleet_contract.slot_records import Crashed, Setup
 
@@ -98,6 +98,16 @@ class Pipelines:
     def feed_folder(self) -> Path:
         """Where chained apps have their sockets."""
         return self._link.path.parent / "feed"
+
+    @property
+    def result_folder(self) -> Path:
+        """Where result sockets are, unless the board's config says otherwise."""
+        return self._link.path.parent / "results"
+
+    def config(self, name: str) -> AppConfig | None:
+        """The settings of an app that should run; a new object whenever they, or a secret that they name, may have changed."""
+        app = self._apps.get(name)
+        return None if app is None or app.gone else app.run.config
 
     def pids(self) -> dict[str, int]:
         """Process id by app, of those that run."""

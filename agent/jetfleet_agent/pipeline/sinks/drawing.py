@@ -1,0 +1,149 @@
+"""Answers drawn over a small copy of their frame: boxes, quads and labels that can be read at 640 pixels and by the colour-blind.
+
+Colours: Okabe and Ito's palette of eight (2008), told apart with every common kind of colour-blindness; each label keeps its colour. A line
+has a dark edge below it, so that it shows on bright and dark pictures alike; a label stands on a ground of its colour, black or white by
+that ground's luminance (ITU-R BT.601).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from jetfleet_contract.predictions import Detection
+
+Image = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+Point = tuple[int, int]
+
+PALETTE: tuple[Colour, ...] = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0), (0, 94, 213), (167, 121, 204))
+"""BGR of Okabe and Ito's orange, sky blue, bluish green, yellow, blue, vermilion and reddish purple."""
+MAX_DRAWN = 100
+MAX_TEXT = 40
+_EDGE: Colour = (20, 20, 20)
+
+
+def shrunk(image: Image, width: int) -> Image:
+    """A copy of at most `width` pixels' width, proportions kept; image uint8 (H, W, 3), BGR."""
+    import cv2
+
+    height, wide = image.shape[:2]
+    if wide <= width:
+        return image.copy()
+    tall = max(1, round(height * width / wide))
+    small: Image = cv2.resize(image, (width, tall), interpolation=cv2.INTER_AREA if wide >= 2 * width else cv2.INTER_LINEAR)
+    return small
+
+
+def colour_of(label: str) -> Colour:
+    """The same colour for a label in every frame, process and board."""
+    return PALETTE[zlib.crc32(label.encode()) % len(PALETTE)]
+
+
+def draw(image: Image, detections: Sequence[Detection], scale: float, origin: tuple[float, float], footer: str) -> None:
+    """Draw the first `MAX_DRAWN` answers into `image`, uint8 (H, W, 3), BGR.
+
+    Args:
+        scale: pixels of `image` per pixel of the answers' frame.
+        origin: where the frame's top left corner is in the answers' coordinates (a fed crop's is not 0, 0).
+        footer: a line at the lower left.
+    """
+    pen = _Pen(image)
+    whole = [d for d in detections if d.box is None]
+    placed = [d for d in detections if d.box is not None][:MAX_DRAWN]
+    for found in placed:
+        pen.shape(_corners(found, scale, origin), colour_of(found.label))
+    for found in placed:  # above all shapes
+        corner = min(_corners(found, scale, origin), key=lambda point: (point[1], point[0]))
+        pen.tag(_text(found), corner, colour_of(found.label))
+    for row, found in enumerate(whole[:5]):
+        pen.line_of_text(_text(found), row, colour_of(found.label))
+    if footer:
+        pen.footer(plain(footer))
+
+
+def plain(text: str) -> str:
+    """What the drawing's font has: accents are dropped, anything else that is not ASCII becomes a question mark."""
+    flat = unicodedata.normalize("NFKD", text[:MAX_TEXT])
+    return "".join(c if " " <= c <= "~" else "?" for c in flat if not unicodedata.combining(c))
+
+
+def _text(found: Detection) -> str:
+    return f"{plain(found.label)} {found.score * 100:.0f}%"
+
+
+def _corners(found: Detection, scale: float, origin: tuple[float, float]) -> list[Point]:
+    def at(x: float, y: float) -> Point:
+        return _bounded((x - origin[0]) * scale), _bounded((y - origin[1]) * scale)
+
+    if len(found.quad) == 8:
+        return [at(found.quad[i], found.quad[i + 1]) for i in range(0, 8, 2)]
+    x0, y0, x1, y1 = found.box or (0.0, 0.0, 0.0, 0.0)
+    return [at(x0, y0), at(x1, y0), at(x1, y1), at(x0, y1)]
+
+
+def _bounded(value: float) -> int:
+    """A model may answer anything; the drawing takes 16 bits."""
+    return int(min(max(value, -16000.0), 16000.0)) if value == value else 0
+
+
+class _Pen:
+    """Widths and letters in proportion to the picture."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._height, self._width = image.shape[:2]
+        self._thick = max(2, round(self._width / 480))
+        self._size = min(max(self._width / 1600, 0.42), 1.2)
+
+    def shape(self, corners: list[Point], colour: Colour) -> None:
+        import cv2
+
+        points = [np.array(corners, np.int32).reshape(-1, 1, 2)]
+        cv2.polylines(self._image, points, True, _EDGE, self._thick + 2, cv2.LINE_AA)
+        cv2.polylines(self._image, points, True, colour, self._thick, cv2.LINE_AA)
+
+    def tag(self, text: str, corner: Point, colour: Colour) -> None:
+        """On top of the shape where there is room above it, else inside."""
+        wide, tall = self._extent(text)
+        x = min(max(corner[0] - self._thick // 2, 0), max(self._width - wide, 0))
+        y = corner[1] - tall if corner[1] >= tall else max(corner[1], 0)
+        self._write(text, x, y, colour)
+
+    def line_of_text(self, text: str, row: int, colour: Colour) -> None:
+        _, tall = self._extent(text)
+        self._write(text, 0, row * tall, colour)
+
+    def footer(self, text: str) -> None:
+        _, tall = self._extent(text)
+        self._write(text, 0, self._height - tall, _EDGE)
+
+    def _extent(self, text: str) -> Point:
+        import cv2
+
+        (wide, tall), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, self._size, 1)
+        return wide + 10, tall + base + 8
+
+    def _write(self, text: str, x: int, y: int, ground: Colour) -> None:
+        import cv2
+
+        wide, tall = self._extent(text)
+        _, base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, self._size, 1)
+        cv2.rectangle(self._image, (x, y), (x + wide - 1, y + tall - 1), ground, cv2.FILLED)
+        bright = 0.114 * ground[0] + 0.587 * ground[1] + 0.299 * ground[2] > 127
+        letters = (0, 0, 0) if bright else (255, 255, 255)
+        cv2.putText(self._image, text, (x + 5, y + tall - base - 3), cv2.FONT_HERSHEY_SIMPLEX, self._size, letters, 1, cv2.LINE_AA)
+
+
+def jpeg(image: Image, quality: int = 80) -> bytes:
+    """The picture as baseline JPEG."""
+    import cv2
+
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError("the picture cannot be encoded")
+    return data.tobytes()
