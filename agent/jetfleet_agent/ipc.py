@@ -115,12 +115,15 @@ class Hello(Message, frozen=True, tag="hello"):
 
 
 class Running(Message, frozen=True, tag="running"):
-    """The model is loaded and its first frame has been answered (or no frame came within 5 s: `frames` is then 0)."""
+    """The model is loaded and its first frame has been answered (or no frame came within 5 s: `frames` is then 0). `floor_ms`: its session
+    alone, at warm-up; `tuning`: how its runtime is set up, in words."""
 
     bundle: str
     candidate: str
     provider: str = ""
     frames: int = 0
+    floor_ms: float = 0.0
+    tuning: str = ""
 
 
 class TrialResult(Message, frozen=True, tag="trial"):

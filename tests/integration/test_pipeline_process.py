@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from pipelines import (
     PipelineProcess,
@@ -23,6 +24,7 @@ from pipelines import (
 from jetfleet_agent.ipc import Back, Configure, Drop, Failed, Run, Running, SourceEvent, Switch, Switched, TrialResult, Try, Window
 from jetfleet_contract.messages import AppConfig, Source, TrialPolicy
 from jetfleet_contract.policy import judge_trial
+from jetfleet_contract.tuning import Tuning
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -107,6 +109,30 @@ def test_windows_count_every_frame_by_stage(start: Callable[..., PipelineProcess
     assert all(sketch.is_consistent() for sketch in series.stages.values())
     assert series.candidate == "v@onnxruntime:fp32"
     assert pipeline.stop() == 0
+
+
+@pytest.mark.parametrize("tuning", [Tuning(), Tuning(folded=True)], ids=lambda one: one.text)
+def test_the_overhead_over_the_models_own_floor_is_told_in_every_window(
+        start: Callable[..., PipelineProcess], tmp_path: Path, good: Path, tuning: Tuning) -> None:
+    """With frames that are normalised before the session, and inside it."""
+    pytest.importorskip("openvino")
+    pipeline = start()
+    model = msgspec.structs.replace(model_of(good, detector_task(), backend="openvino"), tuning=tuning)
+    pipeline.send(Run(model, CONFIG, (Source("front", str(save_video(tmp_path / "v.avi", 40)), fps=60, loop=True),), window_s=0.4))
+    running = pipeline.wait(Running)
+    assert running.floor_ms > 0
+    assert running.tuning == tuning.text
+    pipeline.until(lambda: sum("overhead_ratio" in window.gauges for window in pipeline.of(Window)) >= 3)
+    told = [window.gauges for window in pipeline.of(Window) if "overhead_ratio" in window.gauges]
+    floors = [gauges["floor_ms"] for gauges in told]
+    assert floors == sorted(floors, reverse=True)
+    assert floors[0] <= running.floor_ms
+    assert all(gauges["overhead_ratio"] >= gauges["session_ratio"] >= 1.0 for gauges in told)
+    assert pipeline.stop() == 0
+    for result in pipeline.results[:30]:
+        (found,) = result.detections
+        assert found.box is not None
+        assert (found.box[0] + found.box[2]) / 2 == pytest.approx(4 + result.position * 3 % 40 + 8, abs=2.5)
 
 
 def test_a_planted_wrong_model_is_seen_and_dropped(start: Callable[..., PipelineProcess], tmp_path: Path, good: Path) -> None:

@@ -46,6 +46,7 @@ from jetfleet_agent.pipeline.sinks import Sinks
 from jetfleet_agent.pipeline.stages import Broken, Stages, Swapped
 from jetfleet_agent.pipeline.trial import Trial
 from jetfleet_contract.errors import InputError, JetfleetError, RuntimeFailure
+from jetfleet_contract.floor import after_window
 from jetfleet_contract.messages import AppConfig, Source
 from jetfleet_contract.policy import TrialNumbers
 
@@ -309,7 +310,8 @@ class Controller:
         if self._running_deadline and (stages.answered or now > self._running_deadline):
             self._running_deadline = 0.0
             champion = stages.champion
-            self._send(Running(champion.model.bundle, champion.key[2], champion.backend.provider, stages.answered))
+            self._send(Running(champion.model.bundle, champion.key[2], champion.backend.provider, stages.answered,
+                               champion.overhead.floor.session_ms, champion.model.tuning.text))
         if self._swap_deadline and now > self._swap_deadline:
             self._swap_deadline = 0.0  # no frame came to measure with
             self._send(Switched(stages.champion.model.bundle, stages.champion.key[2], 0.0, 0, 0.0))
@@ -329,4 +331,10 @@ class Controller:
                   "results_dropped": float(self._results_dropped()), "crops_dropped": float(self._sinks.take_dropped_crops()),
                   "sources_alive": float(sum(capture.is_alive for capture in self._captures.values())),
                   **self._sinks.counts(), **self._kpis.counts()}
-        self._send(Window(wall, now - began, self._meter.take(), gauges))
+        series = self._meter.take()
+        if self._stages is not None:
+            champion = self._stages.champion
+            ours = [one for one in series if (one.bundle, one.version, one.candidate) == champion.key]
+            champion.overhead = after_window(champion.overhead, ours)
+            gauges |= champion.overhead.gauges
+        self._send(Window(wall, now - began, series, gauges))

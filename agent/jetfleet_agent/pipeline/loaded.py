@@ -16,18 +16,19 @@ import numpy as np
 
 from jetfleet_agent.ipc import Model
 from jetfleet_agent.pipeline.backends import Backend, Lane, open_backend
+from jetfleet_agent.pipeline.floor import measure_floor
 from jetfleet_agent.pipeline.preprocess import Geometry, Image, Preprocessor
 from jetfleet_agent.pipeline.tasks import Task, load_task
 from jetfleet_contract.bundle import TaskSpec
+from jetfleet_contract.floor import Overhead
 from jetfleet_contract.messages import AppConfig
 
 AHEAD = 3
 INLINE = 2
-WARMUP = 3
 
 
 class LoadedModel:
-    """One activated model. `key` (bundle, version, candidate) names its telemetry."""
+    """One activated model. `key` (bundle, version, candidate) names its telemetry; `overhead` is kept by the window it is told in."""
 
     def __init__(self, model: Model, config: AppConfig) -> None:
         self.model = model
@@ -36,12 +37,13 @@ class LoadedModel:
             model.candidate.backend, Path(model.path), precision=model.candidate.precision, threads=model.threads,
             input_shape=self.task.input_shape, lanes=AHEAD + INLINE, tuning=model.tuning, spec=model.spec.task.input)
         self.key = (model.bundle, model.version, model.candidate.name)
+        self.overhead = Overhead()
         self._ahead: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         self._inline: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         self._scratch = threading.local()
 
     def activate(self) -> None:
-        """Load, then run a few times on a gray frame, so that no live frame pays for first use.
+        """Load, then run on a gray frame, so that no live frame pays for first use, and measure the floor.
 
         Raises:
             JetfleetError: see `Backend.activate` and `Backend.infer`.
@@ -52,10 +54,10 @@ class LoadedModel:
         _, _, height, width = self.task.input_shape
         gray = np.full((height, width, 3), 127, np.uint8)
         lane = self.backend.lanes[0]
+        geometry = Geometry(width, height, 1.0, 1.0)
         try:
-            for _ in range(WARMUP):
-                geometry = self.prepare(gray, lane)
-                self.task.decode(self.backend.infer(lane), geometry)
+            self.overhead = Overhead(measure_floor(lambda: self.prepare(gray, lane), lambda: self.backend.infer(lane),
+                                                   lambda: self.task.decode(lane.outputs, geometry)))
         except BaseException:
             self.deactivate()
             raise

@@ -245,6 +245,9 @@ class Pipelines:
             app.started_with = app.run.model.bundle
         elif isinstance(event, (ipc.Running, ipc.Switched)):
             app.live = event.bundle
+            if isinstance(event, ipc.Running):
+                log.info("pipeline %s runs %s on %s, settings: %s; its session alone takes %.2f ms", item.app, event.candidate,
+                         event.provider or "?", event.tuning or "?", event.floor_ms)
             if app.trying is not None:
                 self._send_try(app)
             elif app.live == app.run.model.bundle:
