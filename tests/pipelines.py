@@ -132,7 +132,7 @@ def save_map_model(path: Path, *, gain: float = 1.0, width: int = WIDTH, height:
         nodes.append(helper.make_node("Conv", [last, f"k{index}"], [f"c{index}"], pads=[1, 1, 1, 1]))
         last = f"c{index}"
     nodes.append(helper.make_node("Clip", [last, "low", "high"], ["map"]))
-    return _save(path, helper.make_graph(
+    return save_graph(path, helper.make_graph(
         nodes, "map", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, height, width])],
         [helper.make_tensor_value_info("map", TensorProto.FLOAT, [1, 1, height, width])], weights))
 
@@ -146,11 +146,12 @@ def save_brightness_model(path: Path, *, width: int = WIDTH, height: int = HEIGH
              helper.make_node("Gemm", ["f", "w", "b"], ["y"])]
     w = np.array([[-10 / 3, 10 / 3]] * 3, np.float32)
     weights = [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.array([10.0, 0.0], np.float32), "b")]
-    return _save(path, helper.make_graph(nodes, "brightness", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+    return save_graph(path, helper.make_graph(nodes, "brightness", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
                                          [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])], weights))
 
 
-def _save(path: Path, graph: Any) -> Path:
+def save_graph(path: Path, graph: Any) -> Path:
+    """Checked, as opset 17."""
     import onnx
     from onnx import helper
 

@@ -40,6 +40,7 @@ simulate = false                      # true: put the board file over this machi
 threads = 0                           # CPU threads a model may use; 0: the runtime decides
 memory_mb = 0                         # budget of one model's process; 0: none
 window_s = 10.0                       # telemetry window
+stuck_s = 30.0                        # a camera, model or sink that is in one call for so long is taken for hung
 
 [broker]
 host = "broker.example.org"
@@ -171,7 +172,8 @@ class ClockConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The checked config. `threads` and `memory_mb` 0 mean no limit; `window_s` is the telemetry window in seconds."""
+    """The checked config. `threads` and `memory_mb` 0 mean no limit; `window_s` is the telemetry window in seconds. `stuck_s`: a part of a
+    pipeline that has been in one call for so many seconds is taken for hung."""
 
     device: str
     root: Path
@@ -182,6 +184,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     memory_mb: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
     window_s: Annotated[float, Meta(ge=0.2, le=3600)] = 10.0
+    stuck_s: Annotated[float, Meta(ge=1.0, le=3600)] = 30.0
     local_sources: dict[str, str] = {}
     measure: MeasureConfig = MeasureConfig()
     upload: UploadConfig = UploadConfig()

@@ -52,7 +52,8 @@ class Run(Message, frozen=True, tag="run"):
     """Start, or restart from nothing, with this model, these sources, this config.
 
     `feed` is the folder of Unix sockets for chained apps: an app with `input_from` listens on ``feed/APP.sock`` and
-    receives crops from the app that it names.
+    receives crops from the app that it names. `stuck_s`: a part that has been in one call of a driver or a vendor's library for so long is
+    taken for hung.
     """
 
     model: Model
@@ -63,6 +64,7 @@ class Run(Message, frozen=True, tag="run"):
     feed: str = ""
     window_s: float = 10.0
     places: SinkPlaces = SinkPlaces()
+    stuck_s: float = 30.0
 
 
 class Configure(Message, frozen=True, tag="configure"):
@@ -97,11 +99,28 @@ class Back(Message, frozen=True, tag="back"):
     """Put the previous model back, from memory while it is still loaded."""
 
 
+class Pace(Message, frozen=True, tag="pace"):
+    """How much the app may do while the board is short of cooling or power; obeyed at once, without a restart, and until the next one.
+
+    `fps`: frames a second that are read of each source at most, by its name; ``""`` stands for every source that is not named. A source's
+    own `fps` stays a bound. An empty map lifts all caps. `hot`: nothing may run that can wait, as a trial's shadow. `reason` is a stable
+    code, empty when all is well.
+    """
+
+    fps: dict[str, float] = {}
+    hot: bool = False
+    reason: str = ""
+
+    def cap(self, source: str) -> float:
+        """Frames a second of that source at most; 0: no cap."""
+        return self.fps.get(source, self.fps.get("", 0.0))
+
+
 class Stop(Message, frozen=True, tag="stop"):
     """Finish the frame in hand, close the sources, exit 0."""
 
 
-Order = Union[Run, Configure, Try, Switch, Drop, Back, Stop]
+Order = Union[Run, Configure, Try, Switch, Drop, Back, Pace, Stop]
 
 
 # --- pipeline -> supervisor -----------------------------------------------------------------------------------
@@ -179,6 +198,17 @@ class Raised(Message, frozen=True, tag="raised"):
     detail: str = ""
 
 
+class Stuck(Message, frozen=True, tag="stuck"):
+    """A part has been in one call for `seconds`. `code`: ``watchdog.source`` (that source was opened anew beside the hung thread; `fatal`
+    when there are too many of those), ``watchdog.infer``, ``watchdog.decode``, ``watchdog.sink``. A thread cannot be ended, so `fatal`
+    asks for a new process."""
+
+    code: str
+    part: str
+    seconds: float
+    fatal: bool
+
+
 class Failed(Message, frozen=True, tag="failed"):
     """The running model failed; the process exits next. `code` is stable."""
 
@@ -187,7 +217,7 @@ class Failed(Message, frozen=True, tag="failed"):
     detail: str
 
 
-Event = Union[Hello, Running, TrialResult, Switched, Window, Results, SourceEvent, Raised, Failed]
+Event = Union[Hello, Running, TrialResult, Switched, Window, Results, SourceEvent, Raised, Stuck, Failed]
 
 _ENCODER = msgspec.json.Encoder()
 _ORDERS = msgspec.json.Decoder(Order)

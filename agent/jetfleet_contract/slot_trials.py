@@ -48,6 +48,8 @@ from .slot_records import (
 )
 
 MAX_ATTEMPTS = 3
+NOT_THE_MODELS = ("source.", "watchdog.source", "watchdog.sink")
+"""Causes of a pipeline's end, or their beginnings, that say nothing about its model."""
 
 
 # --- gates -------------------------------------------------------------------------------------------------
@@ -110,8 +112,8 @@ def took_over(state: AppSlots, event: TookOver, now: Instant) -> Step:
 
 
 def crashed(state: AppSlots, event: Crashed, now: Instant) -> Step:
-    """The pipeline ended. Outside a trial it is just started again; in one it counts, unless a camera was to blame."""
-    if state.phase not in ("trial", "keeping") or event.code.startswith("source."):
+    """The pipeline ended. Outside a trial it is just started again; in one it counts, unless a camera or a sink was to blame."""
+    if state.phase not in ("trial", "keeping") or event.code.startswith(NOT_THE_MODELS):
         return state, (*run_live(state), *(work(state) if state.phase == "trial" else ()))
     champion = state.champion
     if state.phase == "trial" and champion and not state.alone and event.bundle == champion.bundle:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from jetfleet_agent.ipc import SourceEvent
 from jetfleet_agent.pipeline.frames import Frame
+from jetfleet_agent.pipeline.pulse import Pulse
 from jetfleet_agent.pipeline.sources import Buffers, FrameSource, FreshBuffers, Shot, open_source
 from jetfleet_contract.errors import JetfleetError, SourceError
 from jetfleet_contract.messages import Source
@@ -53,6 +54,10 @@ class Pace:
         """Seconds until the next frame may be read."""
         return max(0.0, self._due - now) if self._period else 0.0
 
+    def set_fps(self, fps: float) -> None:
+        """From the next frame on."""
+        self._period = 1.0 / fps if fps > 0 else 0.0
+
     def is_early(self, now: float) -> bool:
         """True for a camera's frame that comes more than half a period before it is due: over the cap."""
         return now < self._due - 0.5 * self._period
@@ -72,6 +77,9 @@ class Capture:
         self._tell = tell
         self._stopped = threading.Event()
         self._last_event: tuple[bool, str] | None = None
+        self._pulse = Pulse()
+        self._cap = 0.0
+        self._left = False
         self._thread = threading.Thread(target=self._run, name=f"capture-{source.name}", daemon=True)
 
     def start(self) -> None:
@@ -81,6 +89,19 @@ class Capture:
         """A camera that hangs in a driver is left behind (the thread is a daemon); it can no longer hand in frames."""
         self._stopped.set()
         self._thread.join(timeout)
+
+    def abandon(self) -> None:
+        """Leave a thread behind that hangs in a driver; it can hand in and tell nothing any more."""
+        self._left = True
+        self._stopped.set()
+
+    def set_cap(self, fps: float) -> None:
+        """Read so many frames a second at most, from the next frame on; 0: as the source's own `fps` says."""
+        self._cap = fps
+
+    def stuck_s(self, now: float) -> float:
+        """Seconds that the call into the source in hand has taken at `now`, 0 between calls."""
+        return self._pulse.stuck_s(now)
 
     @property
     def is_alive(self) -> bool:
@@ -106,7 +127,8 @@ class Capture:
         while not self._stopped.is_set():
             count = 0
             try:
-                reader.open()
+                with self._pulse:
+                    reader.open()
                 for shot, took_ms in self._frames(reader):
                     count += 1
                     attempt = 0
@@ -131,15 +153,17 @@ class Capture:
 
     def _frames(self, reader: FrameSource) -> Iterator[tuple[Shot, float]]:
         """(shot, read time in ms) until the end, paced by fps; unreadable images are told and skipped."""
-        fps = self.source.fps or (SYNTHETIC_FPS if self.source.uri.startswith("synthetic:") and reader.live else 0.0)
-        pace = Pace(fps, time.monotonic())
+        own = self.source.fps or (SYNTHETIC_FPS if self.source.uri.startswith("synthetic:") and reader.live else 0.0)
+        pace = Pace(own, time.monotonic())
         bad = 0
         while not self._stopped.is_set():
+            pace.set_fps(min(own or self._cap, self._cap or own))
             if not self._is_camera and self._stopped.wait(pace.wait_s(time.monotonic())):
                 return
             began = time.monotonic()
             try:
-                shot = reader.read(self._buffers)
+                with self._pulse:
+                    shot = reader.read(self._buffers)
             except SourceError as error:
                 bad += 1
                 if error.code != "source.image" or bad > _BAD_IMAGES_IN_A_ROW:
@@ -174,7 +198,7 @@ class Capture:
 
     def _event(self, up: bool, code: str, detail: str) -> None:
         """Tell a change of state once; a repeated cause is silent until the source was up again."""
-        if self._last_event == (up, code) and code != "source.image":
+        if self._left or (self._last_event == (up, code) and code != "source.image"):
             return
         self._last_event = (up, code)
         self._tell(SourceEvent(self.source.name, up, code, detail))

@@ -25,6 +25,7 @@ from jetfleet_agent.ipc import (
     Failed,
     Model,
     Order,
+    Pace,
     Run,
     Running,
     SourceEvent,
@@ -45,6 +46,7 @@ from jetfleet_agent.pipeline.meter import Meter
 from jetfleet_agent.pipeline.sinks import Sinks
 from jetfleet_agent.pipeline.stages import Broken, Stages, Swapped
 from jetfleet_agent.pipeline.trial import Trial
+from jetfleet_agent.pipeline.watchdog import Watchdog
 from jetfleet_contract.errors import InputError, JetfleetError, RuntimeFailure
 from jetfleet_contract.floor import after_window
 from jetfleet_contract.messages import AppConfig, Source
@@ -91,6 +93,8 @@ class Controller:
         self._run: Run | None = None
         self._stages: Stages | None = None
         self._captures: dict[str, Capture] = {}
+        self._pace = Pace()
+        self._watchdog = Watchdog(send)
         self._receiver: FeedReceiver | None = None
         self._trial: Trial | None = None
         self._previous: LoadedModel | None = None
@@ -153,6 +157,8 @@ class Controller:
             self._drop_trial(self._stages, note.bundle)
         elif isinstance(note, Back):
             self._back(self._stages)
+        elif isinstance(note, Pace):
+            self._set_pace(note)
 
     # --- run, configure, stop ----------------------------------------------------------------------------------
 
@@ -198,8 +204,17 @@ class Controller:
                 stages.remove(name)
         for name, source in wanted.items():
             if name not in self._captures:
-                capture = self._captures[name] = Capture(source, stages, self._send)
-                capture.start()
+                self._capture(stages, source)
+
+    def _capture(self, stages: Stages, source: Source) -> None:
+        capture = self._captures[source.name] = Capture(source, stages, self._send)
+        capture.set_cap(self._pace.cap(source.name))
+        capture.start()
+
+    def _set_pace(self, order: Pace) -> None:
+        self._pace = order
+        for name, capture in self._captures.items():
+            capture.set_cap(order.cap(name))
 
     def _stop_all(self) -> None:
         if self._trial is not None:
@@ -319,6 +334,9 @@ class Controller:
             self._previous.deactivate()
         if self._trial is not None:
             self._trial.tick(now)
+        self._watchdog.look(stages.pulses, run.stuck_s, now)
+        for source in self._watchdog.hung(self._captures, run.stuck_s, now):
+            self._capture(stages, source)
         if now - self._window_began[0] >= run.window_s:
             self._tell_window()
 

@@ -24,6 +24,7 @@ from jetfleet_agent.pipeline.frames import Frame, FrameQueue
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_agent.pipeline.meter import Meter
 from jetfleet_agent.pipeline.preprocess import Geometry
+from jetfleet_agent.pipeline.pulse import Pulses
 from jetfleet_agent.pipeline.trial import Trial
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.predictions import Detection
@@ -79,6 +80,7 @@ class Stages:
     def __init__(self, champion: LoadedModel, meter: Meter, deliver: Callable[[Frame, LoadedModel], None],
                  note: Callable[[Note], None]) -> None:
         self.frames = FrameQueue()
+        self.pulses = Pulses()
         self.answered = 0
         self._champion = champion
         self._next: LoadedModel | None = None
@@ -180,7 +182,8 @@ class Stages:
                 self._champion, self._next = self._next, None
             frame = self.frames.get(0.2)
             if frame is not None:
-                self._infer(frame)
+                with self.pulses.infer:
+                    self._infer(frame)
         self._decoding.put(None)
 
     def _infer(self, frame: Frame) -> None:
@@ -232,12 +235,14 @@ class Stages:
     def _answer(self, answer: _Answer) -> None:
         frame, model = answer.frame, answer.model
         began = time.monotonic()
-        frame.detections = _placed(model.task.decode(answer.outputs, answer.geometry), frame.box)
+        with self.pulses.decode:
+            frame.detections = _placed(model.task.decode(answer.outputs, answer.geometry), frame.box)
         decoded = time.monotonic()
         model.release(answer.lane)
         decode_ms = (decoded - began) * 1e3
         frame.work_ms = answer.work_ms + decode_ms
-        self._deliver(frame, model)
+        with self.pulses.sink:
+            self._deliver(frame, model)
         now = time.monotonic()
         self.answered += 1
         swapped = self._gaps.result(model, frame.ordinal, now, on_trial=self._trial is not None)

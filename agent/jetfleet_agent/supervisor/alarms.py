@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from jetfleet_agent.ipc import Raised
+import logging
+
+from jetfleet_agent.ipc import Raised, SourceEvent, Stuck
 from jetfleet_contract.messages import Alarm
+
+log = logging.getLogger(__name__)
 
 MAX_STANDING = 32
 MAX_DETAIL = 200
@@ -14,6 +18,20 @@ class StandingAlarms:
 
     def __init__(self) -> None:
         self._standing: dict[tuple[str, str, str], Alarm] = {}
+
+    def hear(self, app: str, event: Raised | SourceEvent | Stuck) -> None:
+        """What a pipeline says of its parts. A source that hung stands as an alarm until a frame of it comes."""
+        if isinstance(event, SourceEvent):
+            log.info("%s: source %s %s %s", app, event.source, "came" if event.up else "went", event.code)
+            if event.up:
+                self.note(app, Raised(event.source, False, "watchdog.source"))
+        elif isinstance(event, Stuck):
+            log.warning("%s: %s has been in one call for %.0f s and is left behind [%s]", app, event.part, event.seconds, event.code)
+            self.note(app, Raised(event.part, True, event.code, f"one call took over {event.seconds:.0f} s"))
+        else:
+            log.warning("%s: alarm %s of %s %s: %s", app, event.code, event.source or "the app", "begins" if event.up else "ends",
+                        event.detail)
+            self.note(app, event)
 
     def note(self, app: str, event: Raised) -> None:
         """One begins or ends; past `MAX_STANDING` no more are taken."""

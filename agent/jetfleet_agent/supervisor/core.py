@@ -188,7 +188,7 @@ class Supervisor:
         self._outbox = Outbox(config.state_dir / "reports", config.device, session, self._signed_report, random.random)
         places = config.results
         settings = RunSettings(config.local_sources, config.threads, config.window_s, places.folder or str(config.state_dir / "results"),
-                               places.max_mb, places.sockets or str(pipelines.result_folder), places.preview_address)
+                               places.max_mb, places.sockets or str(pipelines.result_folder), places.preview_address, config.stuck_s)
         self._secrets: Secrets = secret_store or NoSecrets()
         self._results = ResultDelivery(config.device, link, pipelines.config, self._secrets, places.webhook_ca,
                                        lambda: clock().mono, random.random)
@@ -353,12 +353,8 @@ class Supervisor:
                 self._windows.add(app, event)
             case ipc.Results():
                 self._results.send(app, event.results)
-            case ipc.SourceEvent():
-                log.info("%s: source %s %s %s", app, event.source, "came" if event.up else "went", event.code)
-            case ipc.Raised():
-                log.warning("%s: alarm %s of %s %s: %s", app, event.code, event.source or "the app", "begins" if event.up else "ends",
-                            event.detail)
-                self._alarms.note(app, event)
+            case ipc.SourceEvent() | ipc.Raised() | ipc.Stuck():
+                self._alarms.hear(app, event)
             case ipc.Failed():
                 log.warning("%s: %s %s", app, event.code, event.detail)
             case ipc.Hello():

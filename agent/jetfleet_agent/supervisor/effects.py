@@ -99,6 +99,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     files_mb: int = 1024
     sockets: str = ""
     preview_address: str = "127.0.0.1"
+    stuck_s: float = 30.0
 
     def places(self, app: str) -> ipc.SinkPlaces:
         """Where this app's sinks may write and listen."""
@@ -268,7 +269,7 @@ class EffectRunner:
     def _run_of(self, app: str, slot: Slot) -> ipc.Run:
         setup = slot.setup
         return ipc.Run(self._model(slot), self._opened_config(setup.config), self.resolve(setup.sources), setup.input_from, setup.feed_to,
-                       str(self._pipelines.feed_folder), self._settings.window_s, self._settings.places(app))
+                       str(self._pipelines.feed_folder), self._settings.window_s, self._settings.places(app), self._settings.stuck_s)
 
     def _configure_of(self, setup: Setup) -> ipc.Configure:
         return ipc.Configure(self._opened_config(setup.config), self.resolve(setup.sources), setup.feed_to)

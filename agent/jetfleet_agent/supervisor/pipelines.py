@@ -60,6 +60,8 @@ class _App:
         self.try_sent = False
         self.failed: ipc.Failed | None = None
         self.cause = ""
+        self.detail = ""
+        self.pace = ipc.Pace()
 
     def new_process(self, process: subprocess.Popen[bytes], now: float) -> None:
         self.process = process
@@ -70,7 +72,7 @@ class _App:
         self.live = ""
         self.connected = self.try_sent = False
         self.failed = None
-        self.cause = ""
+        self.cause = self.detail = ""
 
 
 class Pipelines:
@@ -213,6 +215,14 @@ class Pipelines:
             self._send(app, ipc.Stop())
             self._end(app, STOP_S if app.connected else 0.0)  # one that is still starting has nothing to finish
 
+    def pace(self, name: str, pace: ipc.Pace) -> None:
+        """The app obeys these caps, also after a restart."""
+        app = self._apps.get(name)
+        if app is None or app.pace == pace:
+            return
+        app.pace = pace
+        self._send(app, pace)
+
     def restart(self, name: str) -> bool:
         """End the app's process; it is started again at once. False when there is none."""
         app = self._apps.get(name)
@@ -242,6 +252,8 @@ class Pipelines:
         if isinstance(event, ipc.Hello):
             app.connected = True
             self._link.send(item.pid, app.run)
+            if app.pace != ipc.Pace():
+                self._link.send(item.pid, app.pace)
             app.started_with = app.run.model.bundle
         elif isinstance(event, (ipc.Running, ipc.Switched)):
             app.live = event.bundle
@@ -254,6 +266,11 @@ class Pipelines:
                 app.try_sent = False  # one model is in charge again: it is to blame from now on
         elif isinstance(event, ipc.Failed):
             app.failed = event
+        elif isinstance(event, ipc.Stuck) and event.fatal:
+            app.cause, app.detail = event.code, f"{event.part} has been in one call for {event.seconds:.0f} s"
+            log.warning("pipeline %s is restarted: %s [%s]", item.app, app.detail, event.code)
+            self._end(app)
+            return False
         elif isinstance(event, ipc.TrialResult) and event.code and event.bundle in ("", app.run.model.bundle):
             log.warning("pipeline %s cannot exchange models in memory (%s) and is restarted", item.app, event.code)
             self._end(app)
@@ -347,7 +364,7 @@ class Pipelines:
             return Crashed(app.failed.bundle, app.failed.code, app.failed.detail)
         blamed = "" if app.try_sent else app.live or app.started_with
         if app.cause:
-            return Crashed(blamed, app.cause, "no sign of life")
+            return Crashed(blamed, app.cause, app.detail or "no sign of life")
         if item.code < 0:
             return Crashed(blamed, "pipeline.killed", f"{signal.Signals(-item.code).name}; {last}")
         return Crashed(blamed, "pipeline.exit", f"exit code {item.code}; {last}")

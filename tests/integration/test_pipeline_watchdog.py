@@ -1,0 +1,160 @@
+"""Parts of a real pipeline that really hang: only what hangs is given up, and the supervisor is told which."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pipelines import (
+    PipelineProcess,
+    bar_image,
+    classifier_task,
+    detector_task,
+    model_of,
+    save_brightness_model,
+    save_graph,
+    save_map_model,
+)
+
+from jetfleet_agent.ipc import Pace, Results, Run, Running, SourceEvent, Stuck
+from jetfleet_contract.bundle import InputSpec, TaskSpec
+from jetfleet_contract.messages import AppConfig, Result, Source
+
+cv2 = pytest.importorskip("cv2")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+ENDLESS = Source("front", "synthetic:64x48?frames=1000000", fps=50)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., PipelineProcess]]:
+    running: list[PipelineProcess] = []
+
+    def starter(**environment: str) -> PipelineProcess:
+        running.append(PipelineProcess(tmp_path / "run", environment=environment))
+        return running[-1]
+
+    yield starter
+    for process in running:
+        process.close()
+
+
+def test_a_source_that_hangs_is_opened_anew_and_the_others_never_notice(start: Callable[..., PipelineProcess], tmp_path: Path) -> None:
+    hung = save_hung_video(tmp_path)
+    pipeline = start()
+    model = model_of(save_map_model(tmp_path / "good.onnx"), detector_task())
+    pipeline.send(Run(model, AppConfig(), (ENDLESS, Source("hung", str(hung))), window_s=0.5, stuck_s=0.5))
+    pipeline.wait(Running)
+    first, second = pipeline.wait(Stuck), pipeline.wait(Stuck)
+    assert (first.code, first.part, first.fatal) == ("watchdog.source", "hung", False)
+    assert first.seconds >= 0.5
+    assert second.seconds >= 1.0, "one that hung before is given twice the time"
+    count = len(pipeline.results)
+    pipeline.until(lambda: len(pipeline.results) > count + 20)
+    assert {r.source for r in pipeline.results} == {"front"}
+    assert [r.frame for r in pipeline.results] == list(range(len(pipeline.results)))
+    pipeline.until(lambda: any(s.fatal for s in pipeline.of(Stuck)))
+    assert [s.fatal for s in pipeline.of(Stuck)] == [False, False, False, True], "threads that are left behind are bounded"
+
+
+def test_a_source_that_comes_back_is_read_again(start: Callable[..., PipelineProcess], tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(folder / f"{index}.png"), bar_image(index))
+    pipeline = start()
+    model = model_of(save_map_model(tmp_path / "good.onnx"), detector_task())
+    pipeline.send(Run(model, AppConfig(), (Source("images", str(folder), fps=0.5, loop=True),), window_s=0.5, stuck_s=1.0))
+    pipeline.until(lambda: len(pipeline.results) == 1)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe").rename(folder / "2.png")  # listed already; reading it blocks
+    pipeline.wait(Stuck)
+    before = len(pipeline.results)
+    pipeline.until(lambda: len(pipeline.results) >= before + 3)
+    assert len(pipeline.of(Stuck)) == 1
+    assert [e.up for e in pipeline.of(SourceEvent)] == [True, True]
+
+
+def test_a_model_that_hangs_is_named(start: Callable[..., PipelineProcess], tmp_path: Path) -> None:
+    pipeline = start()
+    model = model_of(save_endless_model(tmp_path / "endless.onnx"), classifier_task())
+    pipeline.send(Run(model, AppConfig(), (ENDLESS,), window_s=0.5, stuck_s=1.0))
+    stuck = pipeline.wait(Stuck)
+    assert (stuck.code, stuck.part, stuck.fatal) == ("watchdog.infer", "infer", True)
+
+
+def test_a_task_that_hangs_is_named_and_not_what_waits_for_it(start: Callable[..., PipelineProcess], tmp_path: Path) -> None:
+    package = tmp_path / "plugins"
+    (package / "sleepy-1.dist-info").mkdir(parents=True)
+    (package / "sleepy-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sleepy\nVersion: 1\n")
+    (package / "sleepy-1.dist-info" / "entry_points.txt").write_text("[jetfleet.tasks]\nsleepy = sleepy:Sleepy\n")
+    (package / "sleepy.py").write_text(
+        "import threading, time\nfrom jetfleet_agent.pipeline.tasks import Task\n\n"
+        "class Sleepy(Task):\n    def decode(self, outputs, geometry):\n"
+        "        time.sleep(0 if threading.current_thread() is threading.main_thread() else 3600)\n        return ()\n")
+    pipeline = start(PYTHONPATH=os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]))
+    task = TaskSpec("sleepy", InputSpec("x", 64, 48))
+    model = model_of(save_brightness_model(tmp_path / "m.onnx"), task)
+    pipeline.send(Run(model, AppConfig(), (ENDLESS,), window_s=0.5, stuck_s=1.0))
+    stuck = pipeline.wait(Stuck)
+    assert (stuck.code, stuck.part, stuck.fatal) == ("watchdog.decode", "decode", True)
+
+
+def test_a_pace_is_obeyed_at_once_and_lifted_again(start: Callable[..., PipelineProcess], tmp_path: Path) -> None:
+    pipeline = start()
+    model = model_of(save_map_model(tmp_path / "good.onnx"), detector_task())
+    sources = (Source("front", "synthetic:64x48?frames=1000000", fps=100), Source("back", "synthetic:64x48?frames=1000000", fps=100))
+    pipeline.send(Run(model, AppConfig(), sources, window_s=0.5))
+    running = pipeline.wait(Running)
+    assert running.frames > 0
+    pipeline.send(Pace({"front": 2.0, "": 20.0}, hot=True, reason="governor.heat"))
+    since = time.monotonic()
+    pipeline.until(lambda: sum(r.source == "back" for r in results_since(pipeline, since + 0.5)) > 30)
+    counts = {name: sum(r.source == name for r in results_since(pipeline, since + 0.5)) for name in ("front", "back")}
+    assert counts["front"] * 4 < counts["back"], counts
+    pipeline.send(Pace())
+    front = sum(r.source == "front" for r in pipeline.results)
+    since = time.monotonic()
+    pipeline.until(lambda: sum(r.source == "front" for r in pipeline.results) > front + 40)
+    numbers = [r.frame for r in pipeline.results if r.source == "front"]
+    assert numbers == list(range(len(numbers))), "a cap on a file's rate loses none of its frames"
+    assert pipeline.stop() == 0
+
+
+def save_hung_video(folder: Path) -> Path:
+    """A playlist whose one piece is a pipe that nobody writes to: FFmpeg's call blocks for ever in open(2), as in a wedged driver."""
+    os.mkfifo(folder / "piece.ts")
+    path = folder / "hung.m3u8"
+    path.write_text("#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10.0,\npiece.ts\n#EXT-X-ENDLIST\n")
+    return path
+
+
+def results_since(pipeline: PipelineProcess, since: float) -> list[Result]:
+    told = [event for event, at in zip(list(pipeline.events), list(pipeline.times), strict=False) if at >= since]
+    return [result for event in told if isinstance(event, Results) for result in event.results]
+
+
+def save_endless_model(path: Path) -> Path:
+    """A classifier that answers a gray frame and computes for ever on one with anything brighter: ``Loop``, 1e18 times per brightness."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["sum", "one"], ["more"])], "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("more", TensorProto.FLOAT, [1, 2])],
+        [numpy_helper.from_array(np.float32(1.0), "one")])
+    nodes = [helper.make_node("ReduceMax", ["x"], ["peak"], keepdims=0), helper.make_node("Sub", ["peak", "gray"], ["over"]),
+             helper.make_node("Relu", ["over"], ["bright"]), helper.make_node("Mul", ["bright", "many"], ["times"]),
+             helper.make_node("Cast", ["times"], ["trips"], to=TensorProto.INT64),
+             helper.make_node("Loop", ["trips", "yes", "start"], ["y"], body=body)]
+    weights = [numpy_helper.from_array(np.float32(1e18), "many"), numpy_helper.from_array(np.float32(0.6), "gray"),
+               numpy_helper.from_array(np.array(True), "yes"),
+               numpy_helper.from_array(np.zeros((1, 2), np.float32), "start")]
+    return save_graph(path, helper.make_graph(nodes, "endless", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 48, 64])],
+                                         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])], weights))
