@@ -100,11 +100,16 @@ class Cascade(Message, frozen=True):
 
 
 class Drift(Message, frozen=True):
-    """A window's histograms against the bundle's reference: over `threshold` (population stability index) for `windows` windows alarms."""
+    """A window's histograms against a reference: over `threshold` (population stability index) for `windows` windows alarms.
 
+    `reference`: what the builder's images were like (`bundle`), or what this camera showed in its first `windows` windows since the process
+    began (`camera`: where a scene never changes, but is unlike the builder's images).
+    """
+
+    reference: Literal["bundle", "camera"] = "bundle"
     threshold: Annotated[float, Meta(gt=0.0, le=10.0)] = 0.2
     windows: Annotated[int, Meta(ge=1, le=1000)] = 3
-    window_s: Seconds = 60.0
+    window_s: Annotated[float, Meta(ge=5.0, le=86400.0)] = 60.0
 
 
 class Governor(Message, frozen=True):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from .drift import DriftReference
 from .errors import MalformedError
 from .messages import MAX_MESSAGE_BYTES, Message, decode
 from .predictions import Detection, trim
@@ -130,13 +131,15 @@ class Variant(Message, frozen=True):
 
 
 class ModelSpec(Message, frozen=True):
-    """Name, version, task and variants of a bundle. `targets` are the device classes it was prepared for."""
+    """Name, version, task and variants of a bundle. `targets` are the device classes it was prepared for; `reference` is what the reference
+    model saw and said on the builder's images, which drift is judged against."""
 
     name: str
     version: str
     task: TaskSpec
     variants: tuple[Variant, ...]
     targets: tuple[str, ...]
+    reference: DriftReference | None = None
 
     def variant(self, name: str) -> Variant:
         """The variant of that name, or MalformedError `bundle.variant`."""

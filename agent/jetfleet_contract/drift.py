@@ -81,11 +81,13 @@ def histogram(values: Sequence[float], bins: int = BINS) -> Histogram | None:
 
 
 def reference_of(images: Sequence[tuple[float, float]], answers: Sequence[Prediction]) -> DriftReference | None:
-    """The reference of a bundle: (luma, blur) and the answers of each image. None without images."""
+    """The reference of a bundle: (luma, blur) and the answers of each image. None without images. Rounded, so that two machines whose
+    arithmetic differs in the last bit make the same bundle."""
     if not images or len(images) != len(answers):
         return None
-    samples = {"luma": [luma for luma, _ in images], "blur": [blur for _, blur in images],
-               "answers": [float(len(answer)) for answer in answers], "score": [item.score for answer in answers for item in answer]}
+    samples = {"luma": [round(luma, 2) for luma, _ in images], "blur": [round(blur, 2) for _, blur in images],
+               "answers": [float(len(answer)) for answer in answers],
+               "score": [round(item.score, 4) for answer in answers for item in answer]}
     counted = Counter(item.label for answer in answers for item in answer)
     total = sum(counted.values())
     kept = dict(counted.most_common(MAX_LABELS))
@@ -94,6 +96,21 @@ def reference_of(images: Sequence[tuple[float, float]], answers: Sequence[Predic
     found = {name: histogram(values) for name, values in samples.items()}
     return DriftReference(len(images), {name: one for name, one in found.items() if one is not None},
                           {label: count / total for label, count in sorted(kept.items())})
+
+
+def reference_from(windows: Sequence[Seen]) -> DriftReference:
+    """A camera's own reference: what it saw in its first windows."""
+    values = {name: Sketch() for window in windows for name in window.values}
+    labels: Counter[str] = Counter()
+    for window in windows:
+        labels.update(window.labels)
+        for name, sketch in window.values.items():
+            values[name] = values[name].merged(sketch)
+    total = sum(labels.values())
+    found = {name: histogram([mid_of(bucket) for bucket, count in sketch.buckets.items() for _ in range(count)])
+             for name, sketch in values.items()}
+    return DriftReference(sum(window.frames for window in windows), {name: one for name, one in found.items() if one is not None},
+                          {label: count / total for label, count in sorted(labels.items())})
 
 
 def stability(expected: Sequence[float], counts: Sequence[int], *, draws: int, reference_draws: int) -> float:

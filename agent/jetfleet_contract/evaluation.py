@@ -45,7 +45,7 @@ class EvaluationResult(Message, frozen=True):
 
     `latency` is the session alone in ms; `provider` is what the runtime really used; `precision` what it really ran in, `layers` how many
     layers with weights ran in which. With error `backend.fallback` these three say what ran instead of what was asked for. `work_ms` are
-    pre-processing, session and decoding of each image.
+    pre-processing, session and decoding of each image; `frames` its mean luma and sharpness.
     """
 
     backend: str
@@ -56,6 +56,7 @@ class EvaluationResult(Message, frozen=True):
     latency: Sketch = Sketch()
     latency_ms: tuple[float, ...] = ()
     predictions: tuple[tuple[Detection, ...], ...] = ()
+    frames: tuple[tuple[float, float], ...] = ()
     peak_rss_mb: float = 0.0
     error: str = ""
     detail: str = ""

@@ -7,7 +7,8 @@ from every_decoder import Decoder, decoders, fuzz
 
 NAMES = (
     "message deployment", "message command", "message birth", "message state", "message report", "message ack", "message telemetry",
-    "message result", "message result_things", "message probe", "host reads birth", "host reads report", "host reads telemetry", "envelope", "board reads package",
+    "message result", "message result_things", "message probe", "host reads birth", "host reads report", "host reads telemetry",
+    "envelope", "board reads package",
     "board verifies package", "board opens deployment", "board opens command", "bundle manifest", "want", "chunk", "round mark",
     "mark to one board", "bitmap", "chunk table", "root page", "upload part", "upload mark", "offer", "verdict",
     "explanation", "board's log", "host reads offer", "host reads response", "delta index", "delta", "engine", "sealed box", "root draft",

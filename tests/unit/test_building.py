@@ -96,6 +96,16 @@ def test_probe_answers_are_the_reference_models(made: tuple[Path, Job, BuildRepo
         assert item.expected[0].label == str(colour)
 
 
+def test_the_bundle_says_what_its_images_were_like(made: tuple[Path, Job, BuildReport]) -> None:
+    _, job, report = made
+    reference = open_bundle(job.out).spec.reference
+    assert reference is not None
+    assert reference == report.spec.reference
+    assert reference.frames == report.evaluation.rows[0].samples
+    assert {"luma", "blur", "answers", "score"} == set(reference.values)
+    assert sum(reference.labels.values()) == pytest.approx(1.0)
+
+
 def test_timings_are_beside_the_bundle_never_in_it(made: tuple[Path, Job, BuildReport]) -> None:
     bundle = open_bundle(made[1].out)
     assert all(row.latency_p50_ms == 0.0 == row.latency_p99_ms for row in bundle.evaluation.rows)

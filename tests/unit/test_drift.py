@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jetfleet_agent.ipc import Raised
+from jetfleet_agent.pipeline.drift import DriftWatch
+from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.image_stats import luma_and_blur
 from jetfleet_contract.app_config import Drift
 from jetfleet_contract.drift import (
@@ -24,6 +30,7 @@ from jetfleet_contract.drift import (
     step,
     worst,
 )
+from jetfleet_contract.messages import AppConfig
 from jetfleet_contract.predictions import Detection
 from jetfleet_contract.sketch import sketch_of
 
@@ -169,3 +176,107 @@ def test_luma_and_sharpness_of_known_frames() -> None:
     blue = np.zeros((48, 64, 3), np.uint8)
     blue[:, :, 0] = 255
     assert luma_and_blur(blue)[0] == pytest.approx(0.114 * 255)
+
+
+# --- the step on real frames: the demo's photographs with moving labels, as they are and darkened -------------------------------------
+
+
+class Recorded:
+    """A meter that only counts."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.counted = 0
+
+    def values(self, key: tuple[str, str, str], source: str, values: Mapping[str, float]) -> None:
+        assert all(value >= 0 for value in values.values())
+        self.names |= set(values)
+
+    def labels(self, key: tuple[str, str, str], source: str, labels: Mapping[str, int]) -> None:
+        self.counted += sum(labels.values())
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Frames of the demo's video, some seconds apart in what they show."""
+    import cv2
+
+    from jetfleet_host.demo.scene import make_video
+
+    capture = cv2.VideoCapture(str(make_video(tmp_path_factory.mktemp("drift"), seconds=16.0).path))
+    frames: list[Any] = []
+    while True:
+        good, image = capture.read()
+        if not good:
+            return frames[::4]
+        frames.append(image)
+
+
+def found_in(image: Any) -> tuple[Detection, ...]:
+    """A stand-in for a detector, as sure as the picture is bright."""
+    luma, _ = luma_and_blur(image)
+    return (Detection("text", min(1.0, luma / 255), (0, 0, 9, 9)),) if luma > 40 else ()
+
+
+def loaded(reference: DriftReference | None, bundle: str = "a") -> Any:
+    spec = SimpleNamespace(reference=reference)
+    return SimpleNamespace(model=SimpleNamespace(spec=spec), key=(bundle * 64, "1", "v@onnxruntime:fp32"))
+
+
+def watch(spec: Drift) -> tuple[DriftWatch, list[Raised], Recorded]:
+    told: list[Raised] = []
+    record = Recorded()
+    watching = DriftWatch(told.append, record)
+    watching.configure(AppConfig(drift=spec))
+    return watching, told, record
+
+
+def play(watching: DriftWatch, model: Any, images: list[Any], began: float, seconds: float) -> float:
+    """Ten frames a second, the images over and over."""
+    for index in range(round(10 * seconds)):
+        image = images[index % len(images)]
+        frame = Frame("front", index, -1, image, began, 0.0)
+        frame.detections = found_in(image)
+        began += 0.1
+        watching.take(frame, model, began)
+    return began
+
+
+def test_a_darkened_video_raises_the_alarm_and_daylight_ends_it(shots: list[Any]) -> None:
+    made = reference_of([luma_and_blur(image) for image in shots[::2]], [found_in(image) for image in shots[::2]])
+    watching, told, record = watch(Drift(window_s=10.0, windows=3))
+    now = play(watching, loaded(made), shots[1::2], 0.0, 120.0)
+    assert told == [], "the scene that the reference was made of"
+    dark = [(image * 0.35).astype(np.uint8) for image in shots]
+    now = play(watching, loaded(made), dark, now, 60.0)
+    assert [(event.source, event.up, event.code) for event in told] == [("front", True, "drift")]
+    assert watching.gauges()["drift.front"] > 0.2
+    play(watching, loaded(made), shots, now, 60.0)
+    assert [event.up for event in told] == [True, False]
+    assert record.names == {"luma", "blur", "answers", "score"}
+    assert record.counted > 0
+
+
+def test_a_camera_can_be_its_own_reference(shots: list[Any]) -> None:
+    watching, told, _ = watch(Drift(reference="camera", window_s=10.0, windows=2))
+    now = play(watching, loaded(None), shots, 0.0, 100.0)
+    assert told == []
+    play(watching, loaded(None), [(image * 0.3).astype(np.uint8) for image in shots], now, 40.0)
+    assert [event.code for event in told] == ["drift"]
+
+
+def test_a_bundle_without_a_reference_says_so_once(shots: list[Any]) -> None:
+    watching, told, _ = watch(Drift(window_s=10.0))
+    play(watching, loaded(None), shots[:5], 0.0, 60.0)
+    assert [(event.up, event.code) for event in told] == [(True, "drift.no-reference")]
+
+
+def test_other_settings_end_the_alarm_and_none_looks_at_nothing(shots: list[Any]) -> None:
+    made = reference_of([luma_and_blur(image) for image in shots], [found_in(image) for image in shots])
+    watching, told, record = watch(Drift(window_s=10.0, windows=1))
+    play(watching, loaded(made), [(image * 0.2).astype(np.uint8) for image in shots], 0.0, 20.0)
+    watching.configure(AppConfig())
+    assert [event.up for event in told] == [True, False]
+    record.names.clear()
+    play(watching, loaded(made), shots, 50.0, 5.0)
+    assert not record.names

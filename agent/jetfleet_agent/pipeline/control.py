@@ -38,6 +38,7 @@ from jetfleet_agent.ipc import (
 )
 from jetfleet_agent.pipeline.answers import Answers
 from jetfleet_agent.pipeline.capture import Capture
+from jetfleet_agent.pipeline.drift import DriftWatch
 from jetfleet_agent.pipeline.feed import FeedReceiver, socket_path
 from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.kpis import KpiStep
@@ -88,7 +89,8 @@ class Controller:
         self._sinks = sinks
         self._meter = Meter(app)
         self._kpis = KpiStep(app, self._meter, send)
-        self._answers = Answers((self._kpis, sinks))
+        self._drift = DriftWatch(send, self._meter)
+        self._answers = Answers((self._kpis, self._drift, sinks))
         self._results_dropped = results_dropped
         self._run: Run | None = None
         self._stages: Stages | None = None
@@ -348,7 +350,7 @@ class Controller:
         gauges = {"rss_peak_mb": usage.ru_maxrss / 1024.0, "cpu_s": usage.ru_utime + usage.ru_stime,
                   "results_dropped": float(self._results_dropped()), "crops_dropped": float(self._sinks.take_dropped_crops()),
                   "sources_alive": float(sum(capture.is_alive for capture in self._captures.values())),
-                  **self._sinks.counts(), **self._kpis.counts()}
+                  **self._sinks.counts(), **self._kpis.counts(), **self._drift.gauges()}
         series = self._meter.take()
         if self._stages is not None:
             champion = self._stages.champion

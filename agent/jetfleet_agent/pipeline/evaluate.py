@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jetfleet_agent.pipeline.backends import Backend, open_backend
+from jetfleet_agent.pipeline.image_stats import luma_and_blur
 from jetfleet_agent.pipeline.preprocess import Image
 from jetfleet_agent.pipeline.settings import measure_settings
 from jetfleet_agent.pipeline.tasks import Task, load_task
@@ -62,7 +63,7 @@ def _run(job: EvaluationJob) -> EvaluationResult:
                                 detail=f"{error.what}; {error.remedy}", peak_rss_mb=_peak_rss_mb())
     activate_ms = (time.perf_counter() - began) * 1e3
     try:
-        predictions, raw = _predict(job, task, backend)
+        frames, predictions, raw = _predict(job, task, backend)
         latencies = _time_session(job, task, backend)
         if job.raw_output:
             _write_raw(Path(job.raw_output), raw)
@@ -70,22 +71,26 @@ def _run(job: EvaluationJob) -> EvaluationResult:
             backend=job.backend, provider=backend.provider, precision=backend.precision,
             versions={**backend.versions, "numpy": np.__version__, "python": sys.version.split()[0]},
             activate_ms=activate_ms, latency=sketch_of(latencies), latency_ms=tuple(latencies),
-            predictions=tuple(predictions), peak_rss_mb=_peak_rss_mb(), layers=backend.layers,
+            predictions=tuple(predictions), frames=tuple(frames), peak_rss_mb=_peak_rss_mb(), layers=backend.layers,
             tuned=measure_settings(job, task, _first_image(job, task)))
     finally:
         backend.deactivate()
 
 
-def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[list[Prediction], list[tuple[npt.NDArray[Any], ...]]]:
+def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[
+        list[tuple[float, float]], list[Prediction], list[tuple[npt.NDArray[Any], ...]]]:
+    """Luma and sharpness of each image, what the model says of it, and its raw outputs where the job wants them."""
     lane = backend.lanes[0]
-    predictions, raw = [], []
+    frames, predictions, raw = [], [], []
     for name in job.images:
-        geometry = task.prepare(read_image(Path(name)), lane.tensor)
+        image = read_image(Path(name))
+        frames.append(luma_and_blur(image))
+        geometry = task.prepare(image, lane.tensor)
         outputs = backend.infer(lane)
         predictions.append(task.decode(outputs, geometry))
         if job.raw_output:
             raw.append(tuple(output.copy() for output in outputs))
-    return predictions, raw
+    return frames, predictions, raw
 
 
 def _time_session(job: EvaluationJob, task: Task, backend: Backend) -> list[float]:

@@ -10,14 +10,16 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
+from jetfleet_contract.drift import REST
 from jetfleet_contract.messages import Series
 from jetfleet_contract.sketch import SketchRecorder
 
 Key = tuple[str, str, str]
+MAX_LABELS = 60  # a window has room for 64 pairs
 
 
 class _Cell:
-    __slots__ = ("done", "dropped", "seen", "stages", "values")
+    __slots__ = ("done", "dropped", "labels", "seen", "stages", "values")
 
     def __init__(self) -> None:
         self.seen = 0
@@ -25,6 +27,7 @@ class _Cell:
         self.dropped: Counter[str] = Counter()
         self.stages: dict[str, SketchRecorder] = {}
         self.values: dict[str, SketchRecorder] = {}
+        self.labels: Counter[str] = Counter()
 
     @property
     def is_empty(self) -> bool:
@@ -67,6 +70,13 @@ class Meter:
             for name, value in values.items():
                 _record(recorders, name, value)
 
+    def labels(self, key: Key, source: str, labels: Mapping[str, int]) -> None:
+        """Answers of one frame, counted by label; past `MAX_LABELS` different ones, the further go under one name."""
+        with self._lock:
+            known = self._cell(key, source).labels
+            for label, count in labels.items():
+                known[label if label in known or len(known) < MAX_LABELS else REST] += count
+
     def take(self) -> tuple[Series, ...]:
         """Everything since the last call."""
         with self._lock:
@@ -74,7 +84,7 @@ class Meter:
         return tuple(
             Series(self._app, bundle, version, candidate, source, cell.seen, cell.done, dict(cell.dropped),
                    {name: recorder.peek() for name, recorder in cell.stages.items()},
-                   {name: recorder.peek() for name, recorder in cell.values.items()})
+                   {name: recorder.peek() for name, recorder in cell.values.items()}, dict(cell.labels))
             for ((bundle, version, candidate), source), cell in cells.items() if not cell.is_empty)
 
     def _cell(self, key: Key, source: str) -> _Cell:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetfleet_contract.bundle import Evaluation, EvaluationRow, ModelSpec, ProbeItem, ProbeSet, TaskSpec, Variant, digest_of
+from jetfleet_contract.drift import reference_of
 from jetfleet_contract.errors import IncompatibleError, InputError
 from jetfleet_contract.predictions import agreement
 from jetfleet_contract.topics import check_name
@@ -218,7 +219,9 @@ class _Build:
     def _write(self, data: DataSet, rows: tuple[EvaluationRow, ...], shipped: Sequence[Built], refused: tuple[str, ...]) -> BuildReport:
         recipe = self.recipe
         self.progress("write", 0, 1)
-        spec = ModelSpec(recipe.name, recipe.version, self.task, tuple(built.variant for built in shipped), recipe.targets)
+        reference = self.answers[REFERENCE]
+        spec = ModelSpec(recipe.name, recipe.version, self.task, tuple(built.variant for built in shipped), recipe.targets,
+                         reference_of(reference.frames, reference.predictions))
         evaluation = Evaluation(rows[0].metric, "@".join(REFERENCE[:2]), recipe.max_drop, machine_name(), rows, library_versions())
         probe, files = self._probes(data, rows)
         decisive = msgspec.structs.replace(recipe, threads=0, latency_rounds=0, latency_runs=0)  # how it was timed changes no byte

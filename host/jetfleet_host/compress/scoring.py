@@ -22,9 +22,11 @@ REFERENCE = ("fp32", "onnxruntime", "fp32")
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a candidate said of all images; `ran_in` is the precision that the runtime really used."""
+    """What a candidate said of all images; `frames` is each one's luma and sharpness, `ran_in` the precision that the runtime really
+    used."""
 
     predictions: tuple[Prediction, ...] = ()
+    frames: tuple[tuple[float, float], ...] = ()
     provider: str = ""
     ran_in: str = ""
     versions: dict[str, str] = {}
@@ -114,4 +116,4 @@ def ways_to_run(variant: Variant) -> tuple[tuple[str, str], ...]:
 
 def _answer_of(result: EvaluationResult) -> Answer:
     error = f"{result.detail or result.error} [{result.error}]" if result.error else ""
-    return Answer(result.predictions, result.provider, result.precision, result.versions, error)
+    return Answer(result.predictions, result.frames, result.provider, result.precision, result.versions, error)
