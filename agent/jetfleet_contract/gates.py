@@ -8,6 +8,8 @@ blocks nor passes a rollout. Latency: the ratio of a quantile, new over old on t
 one observation (frames of a board are not independent): Student's t on the logarithms. With fewer it can speak of these boards only:
 each quantile's error by order statistics on the buckets, with the counts weighed down by their scatter between windows. A gate that
 looks `LOOKS` times at growing evidence errs more often than one that looks once, so each look gets an equal part of the error (Bonferroni).
+Business figures: the mean over frames, by itself or against the old one on the same boards; boards or windows are the observations, and
+the same looks and confidence hold (see `kpis`).
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from typing import Literal
 import msgspec
 
 from . import significance
+from .kpis import KpiBound, Tally, bounds
 from .messages import Message
 from .sketch import RELATIVE_ERROR, Sketch
 
-GateName = Literal["install", "latency", "tail", "agreement", "probe", "crashes", "heat", "throttling"]
+GateName = Literal["install", "latency", "tail", "agreement", "probe", "crashes", "heat", "throttling", "kpi"]
 Result = Literal["passed", "breached", "undecided"]
 
 LOOK_SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
@@ -40,7 +43,7 @@ class Gates(Message, frozen=True):
     the new bundle `evidence_s` after the hold, where the old one had some, is a breach. `min_agreement` and `min_probe_agreement` (0..1,
     0: none) bound what boards reported of live frames and probe set. `max_crashes` bounds the pipeline's crashes on any board (below 0:
     none), `max_temperature_c` its heat (0: none), `max_throttled` the share (0..1, 1: none) of windows in which it was throttled.
-    `on_undecided` is what follows when `evidence_s` did not suffice.
+    `on_undecided` is what follows when `evidence_s` did not suffice. `kpis` bounds business figures by name.
     """
 
     max_bad: int = 0
@@ -58,12 +61,13 @@ class Gates(Message, frozen=True):
     max_temperature_c: float = 0.0
     max_throttled: float = 1.0
     on_undecided: Literal["pause", "pass", "breach"] = "pause"
+    kpis: dict[str, KpiBound] = {}
 
     @property
     def need_evidence(self) -> bool:
         """Whether any gate asks for more than the boards' answers."""
         return bool(self.max_p95_ratio or self.max_p99_ratio or self.min_agreement or self.min_probe_agreement or self.max_crashes >= 0
-                    or self.max_temperature_c or self.max_throttled < 1.0)
+                    or self.max_temperature_c or self.max_throttled < 1.0 or self.kpis)
 
 
 class BoardEvidence(Message, frozen=True):
@@ -71,7 +75,8 @@ class BoardEvidence(Message, frozen=True):
 
     `old` and `new` are its frames' latency (stage `total`, ms) under the old and the new bundle; `old_spread` and `new_spread` are their
     `significance.dispersion`. `noisy` counts windows left out, because the board was throttled or its processor was taken by others.
-    `crashes` since the issue; `temperature_c` the highest; `throttled` a share of windows; agreements 0..1 as reported.
+    `crashes` since the issue; `temperature_c` the highest; `throttled` a share of windows; agreements 0..1 as reported. `kpis`: each
+    figure that the plan bounds, under the old and the new bundle.
     """
 
     device: str
@@ -86,6 +91,7 @@ class BoardEvidence(Message, frozen=True):
     agreement: float | None = None
     probe_agreement: float | None = None
     first: bool = False  # it had no such app before: there is nothing to compare with
+    kpis: dict[str, tuple[Tally, Tally]] = {}
 
 
 class Ruling(msgspec.Struct, frozen=True):
@@ -121,6 +127,8 @@ def judge_evidence(gates: Gates, boards: Sequence[BoardEvidence]) -> tuple[Rulin
         rulings.append(_most("heat", gates.max_temperature_c, boards, lambda b: b.temperature_c, "C at the hottest board"))
     if gates.max_throttled < 1.0:
         rulings.append(_most("throttling", gates.max_throttled, boards, lambda b: b.throttled, "of a board's windows throttled"))
+    for name, bound in gates.kpis.items():
+        rulings += _figures(gates, name, bound, boards)
     return tuple(ruling for ruling in rulings if ruling is not None)
 
 
@@ -212,3 +220,53 @@ def ratio_bounds(boards: Sequence[BoardEvidence], q: float, alpha: float) -> tup
 
 def _positive(value: float) -> float:
     return max(value, 1e-3)
+
+
+# --- business figures ----------------------------------------------------------------------------------------------
+
+
+class _Limit(msgspec.Struct, frozen=True):
+    """``new - factor * old`` may not be below `value`, or above it where it is a ceiling. `is_ratio`: it needs an old figure."""
+
+    factor: float
+    value: float
+    is_ceiling: bool
+    is_ratio: bool
+
+
+def _figures(gates: Gates, name: str, bound: KpiBound, boards: Sequence[BoardEvidence]) -> list[Ruling]:
+    """One ruling for each limit that the plan sets of this figure."""
+    alone = [_Limit(0.0, value, is_ceiling, is_ratio=False) for value, is_ceiling in ((bound.least, False), (bound.most, True))
+             if value is not None]
+    ratios = [_Limit(factor, 0.0, is_ceiling, is_ratio=True) for factor, is_ceiling in ((bound.min_ratio, False), (bound.max_ratio, True))
+              if factor is not None]
+    return [_figure(gates, name, limit, boards) for limit in (*alone, *ratios)]
+
+
+def _figure(gates: Gates, name: str, limit: _Limit, boards: Sequence[BoardEvidence]) -> Ruling:
+    """Whether this figure surely keeps, or surely breaks, one limit."""
+    asked = [board for board in boards if not (limit.is_ratio and board.first)]
+    if not asked:
+        return Ruling("kpi", "passed", f"{name}: no old bundle to compare with")
+    pairs = [board.kpis.get(name, (Tally(), Tally())) for board in asked]
+    told = [(old, new) for old, new in pairs
+            if new.count >= gates.min_samples and (not limit.is_ratio or old.count >= gates.min_samples)]
+    mute = len(asked) - len(told)
+    numbers = {"boards": float(len(told)), "mute": float(mute), "limit": limit.factor if limit.is_ratio else limit.value}
+    if not told:
+        had = any(old.count >= gates.min_samples and not new.count for old, new in pairs)
+        return Ruling("kpi", "undecided", f"{name}: no figures on {_count(len(asked))}", numbers, missing=had)
+    old, new = (math.fsum(pair[side].mean for pair in told) / len(told) for side in (0, 1))
+    if limit.is_ratio and old < 0.0:
+        return Ruling("kpi", "undecided", f"{name}: its old mean {old:.4g} is negative, a ratio says nothing of it", numbers)
+    _, low, high = bounds(told, limit.factor, (1.0 - gates.confidence) / LOOKS)
+    base, side = limit.factor * old, "at most" if limit.is_ceiling else "at least"
+    numbers |= {"new": new, "old": old} | ({"low": low + base, "high": high + base} if math.isfinite(high) else {})
+    sure = f", surely {low + base:.4g} to {high + base:.4g}" if math.isfinite(high) else ", too few windows to be sure"
+    asks = f"{side} {base:.4g}, {limit.factor:.4g} of the old {old:.4g}" if limit.is_ratio else f"{side} {limit.value:.4g}"
+    why = f"{name}: mean {new:.4g} on {_count(len(told))}{sure}, limit {asks}" + (f", no figures yet from {mute}" if mute else "")
+    slack = 1e-9 * max(abs(new), abs(base), abs(limit.value))  # equal figures are equal, whatever binary makes of them
+    if low > limit.value + slack if limit.is_ceiling else high < limit.value - slack:
+        return Ruling("kpi", "breached", why, numbers)
+    keeps = high <= limit.value + slack if limit.is_ceiling else low >= limit.value - slack
+    return Ruling("kpi", "passed" if keeps and not mute else "undecided", why, numbers)

@@ -33,9 +33,14 @@ MIN_WINDOWS = 4
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,38}[a-z0-9])?")
 
 
+def is_name(name: object) -> bool:
+    """Whether this may name a figure: 1 to 40 of ``a-z 0-9 _ -``."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 def check_name(name: object) -> str:
-    """A figure's name: 1 to 40 of ``a-z 0-9 _ -``. MalformedError `kpi.name`."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    """A figure's name. MalformedError `kpi.name`."""
+    if not isinstance(name, str) or not is_name(name):
         raise MalformedError("kpi.name", f"{str(name)[:60]!r} is no name of a figure", remedy="1 to 40 of a-z, 0-9, '_', '-'")
     return name
 
@@ -68,6 +73,11 @@ def as_values(kpis: Mapping[str, float]) -> dict[str, float]:
     return {f"{PREFIX}{name}{NEGATIVE}" if value < 0 else f"{PREFIX}{name}": abs(value) for name, value in kpis.items()}
 
 
+def names_in(values: Iterable[str]) -> set[str]:
+    """The figures among the names of a series' values."""
+    return {name.removeprefix(PREFIX).removesuffix(NEGATIVE) for name in values if name.startswith(PREFIX)}
+
+
 class Figure(msgspec.Struct, frozen=True):
     """The distribution of one figure: `above` of values from 0 up, `below` of the magnitudes of the others."""
 
@@ -77,6 +87,10 @@ class Figure(msgspec.Struct, frozen=True):
     @property
     def count(self) -> int:
         return self.above.count + self.below.count
+
+    def merged(self, other: Figure) -> Figure:
+        """The figure of both samples together."""
+        return Figure(self.above.merged(other.above), self.below.merged(other.below))
 
     @property
     def total(self) -> float:

@@ -214,7 +214,7 @@ def _evidence(state: Rollout, event: Event, now: Instant) -> Step:
     gates, waited = state.plan.gates, elapsed_s(state.since, now) - state.plan.hold_s(state.wave)
     boards = [board for board in event.boards if board.device in state.devices and state.devices[board.device].status == "committed"]
     rulings = judge_evidence(gates, boards)
-    harm = [ruling for ruling in rulings if ruling.result == "breached" and ruling.gate not in ("latency", "tail")]
+    harm = [ruling for ruling in rulings if ruling.result == "breached" and ruling.gate not in ("latency", "tail", "kpi")]
     if harm:  # what happened once has happened: no test, and so no reason to wait
         return _breach(state, f"rollout.{harm[0].gate}", now, *verdicts_of(state, harm))
     look = due_look(state, waited)
@@ -222,7 +222,8 @@ def _evidence(state: Rollout, event: Event, now: Instant) -> Step:
         return state, ()
     breached = [ruling for ruling in rulings if ruling.result == "breached"]
     if breached:
-        return _breach(state, "rollout.latency", now, *verdicts_of(state, breached))
+        code = "rollout.kpi" if all(ruling.gate == "kpi" for ruling in breached) else "rollout.latency"
+        return _breach(state, code, now, *verdicts_of(state, breached))
     if all(ruling.result == "passed" for ruling in rulings):
         return _proceed(with_verdicts(state, *verdicts_of(state, rulings)), Tick(), now)
     if look < LOOKS - 1:

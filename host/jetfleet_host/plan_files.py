@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.gates import Gates
+from jetfleet_contract.kpis import MAX_KPIS, KpiBound, is_name
 from jetfleet_contract.messages import DeliveryPolicy, TrialPolicy
 from jetfleet_contract.rollout_plan import Budget, OnBreach, Selector, Window
 
@@ -64,7 +65,7 @@ class WindowSection(_Section, frozen=True):
 
 
 class GatesSection(_Section, frozen=True):
-    """See `gates.Gates`; `max_bad` is 0 unless `min_success` allows for some."""
+    """See `gates.Gates`; `max_bad` is 0 unless `min_success` allows for some. `kpi` bounds business figures by name."""
 
     max_bad: int | None = None
     min_success: Share = 1.0
@@ -79,6 +80,7 @@ class GatesSection(_Section, frozen=True):
     max_throttled: Share = 1.0
     evidence: Length = 120.0
     on_undecided: Literal["pause", "pass", "breach"] = "pause"
+    kpi: dict[str, KpiBound] = {}
 
 
 class DeliverySection(_Section, frozen=True):
@@ -190,7 +192,18 @@ def gates_of(plan: PlanFile) -> Gates:
     max_bad = said.max_bad if said.max_bad is not None else (0 if said.min_success >= 1.0 else -1)
     return Gates(max_bad, said.min_success, said.max_p95_ratio, said.min_samples, holds_of(plan)[0], seconds_of(said.evidence),
                  seconds_of(plan.timeout), said.confidence, said.max_p99_ratio, said.min_agreement, said.min_probe_agreement,
-                 said.max_crashes, said.max_temperature_c, said.max_throttled, said.on_undecided)
+                 said.max_crashes, said.max_temperature_c, said.max_throttled, said.on_undecided, _kpis_of(said.kpi))
+
+
+def _kpis_of(said: dict[str, KpiBound]) -> dict[str, KpiBound]:
+    if len(said) > MAX_KPIS:
+        raise ValueError(f"gates.kpi bounds {len(said)} figures, an app has at most {MAX_KPIS}")
+    for name, bound in said.items():
+        if not is_name(name):
+            raise ValueError(f"gates.kpi.{name[:60]!s} is no name of a figure: 1 to 40 of a-z, 0-9, '_', '-'")
+        if bound == KpiBound():
+            raise ValueError(f"gates.kpi.{name} sets no bound: least, most, min_ratio or max_ratio")
+    return dict(said)
 
 
 def holds_of(plan: PlanFile) -> tuple[float, ...]:
@@ -268,6 +281,11 @@ max_temperature_c = 90.0      # 0: no such gate
 max_throttled = 0.5           # share of a board's windows; 1: no such gate
 evidence = "10m"              # how long after the hold the gates may look for evidence
 on_undecided = "pause"        # or pass, or breach: what follows when it did not suffice
+# [gates.kpi.people]          # the mean over frames of a figure that the app's KPI hook gives; any of:
+# min_ratio = 0.9             # new over old on the same boards
+# max_ratio = 1.1
+# least = 0.5                 # by itself
+# most = 40.0
 
 [budget]                      # bytes that all boards together may receive; 0: no bound
 max_bytes = "20 GB"

@@ -22,6 +22,7 @@ from jetfleet_contract.errors import InputError, MalformedError
 from jetfleet_contract.gates import Gates
 from jetfleet_contract.messages import AppConfig, AppSpec, Source, TrialPolicy
 from jetfleet_contract.rollout_plan import Budget, OnBreach, Plan, Selector, Window, sized_waves, waves_of
+from jetfleet_contract.sink_rules import check_sinks
 
 from .plan_files import Size, boards_of
 from .store import journal, tags
@@ -57,7 +58,7 @@ def read_apps(path: Path) -> dict[str, AppEntry]:
     """Read apps.toml: one table an app.
 
     Raises:
-        InputError: `apps.unreadable`, `apps.syntax`, `apps.value` (unknown keys too), `apps.secret`.
+        InputError: `apps.unreadable`, `apps.syntax`, `apps.value` (unknown keys too), `apps.secret`, and as `check_sinks`.
     """
     try:
         data = path.read_bytes()
@@ -82,6 +83,7 @@ def _read_entry(app: str, table: object, path: Path) -> AppEntry:
             topics.check_name("source", source.name)
         if entry.input_from:
             topics.check_name("app", entry.input_from)
+        check_sinks(entry.sinks)
     except (msgspec.ValidationError, MalformedError) as error:
         raise InputError("apps.value", f"app {app[:63]!r}: {getattr(error, 'what', error)}", where=str(path),
                          remedy=f"an app has: {known}") from None

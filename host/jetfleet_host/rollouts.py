@@ -240,7 +240,8 @@ class RolloutDriver:
         due = due_look(state, elapsed_s(state.since, now) - state.plan.hold_s(state.wave)) is not None
         members = [device for device in state.wave_devices(state.wave) if state.devices[device].status == "committed"]
         with self._database.reading() as session:
-            return Evidence(evidence.of_boards(session, state.plan.id, state.plan.app, members, sketches=due))
+            return Evidence(evidence.of_boards(session, state.plan.id, state.plan.app, members, sketches=due,
+                                               kpis=tuple(state.plan.gates.kpis)))
 
     def _count(self, state: Rollout, now: Instant) -> None:
         """Bytes for the budget, and boards that have come since."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
@@ -27,9 +27,16 @@ def refuse_unknown(table: dict[str, Any], kind: type[msgspec.Struct], code: str,
             raise InputError(code, f"unknown key {prefix}{key!s:.60} in {file}", where=where,
                              remedy=f"did you mean {prefix}{near[0]}?" if near else f"valid keys here: {', '.join(sorted(hints))}")
         inner = next((part for part in _parts(hints[key]) if isinstance(part, type) and issubclass(part, msgspec.Struct)), None)
-        for item in value if isinstance(value, list) else [value]:
+        for name, item in _items(hints[key], key, value):
             if inner is not None and isinstance(item, dict):
-                refuse_unknown(item, inner, code, file, where, f"{prefix}{key}.")
+                refuse_unknown(item, inner, code, file, where, f"{prefix}{name}.")
+
+
+def _items(hint: Any, key: str, value: Any) -> list[tuple[str, Any]]:
+    """The tables in a value with what they are called: itself, those of a list, or those that a dict holds under names of the user's."""
+    if get_origin(hint) is dict and isinstance(value, dict):
+        return [(f"{key}.{name}", item) for name, item in value.items()]
+    return [(key, item) for item in (value if isinstance(value, list) else [value])]
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:

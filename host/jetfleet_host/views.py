@@ -14,12 +14,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jetfleet_contract.errors import InputError
+from jetfleet_contract.kpis import Figure, names_in
 from jetfleet_contract.rollout_records import Rollout, Verdict
 from jetfleet_contract.sketch import Sketch
 
 from .store import accounting, journal, tags
 from .store.accounting import BoardBytes
-from .store.fleet import unpack_stage
+from .store.fleet import names_of, unpack_figure, unpack_stage
 from .store.models import Alarm, AppRow, Counter, Desired, Device, Rejected, ReportRow, RolloutRow, SeriesRow, WindowRow
 
 By = Literal["device", "class", "version"]
@@ -91,6 +92,22 @@ class LatencyRow(msgspec.Struct, frozen=True):
     p99_ms: float
     mean_ms: float
     max_ms: float
+    devices: int
+
+
+class FigureRow(msgspec.Struct, frozen=True):
+    """The distribution of one business figure over the frames of one group and app. Mean, sum, least and most are exact."""
+
+    group: str
+    app: str
+    kpi: str
+    frames: int
+    mean: float
+    least: float
+    p50: float
+    p95: float
+    most: float
+    total: float
     devices: int
 
 
@@ -213,11 +230,28 @@ def latency(session: Session, *, by: By, stage: str, since: float, app: str = ""
             for (group, name), total in sorted(sums.items()) if (s := total.stages[stage]).count]
 
 
+def figures(session: Session, *, by: By, since: float, app: str = "", kpi: str = "") -> list[FigureRow]:
+    """Business figures by board, class or version, apart for each app; all of them, or one."""
+    classes: dict[str, str] = {name: kind for name, kind in session.execute(select(Device.device, Device.device_class))}  # noqa: C416
+    query = select(SeriesRow).where(SeriesRow.received >= since)
+    found: dict[tuple[str, str, str], Figure] = defaultdict(Figure)
+    boards: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for row in session.scalars(query.where(SeriesRow.app == app) if app else query):
+        group = {"device": row.device, "class": classes.get(row.device, ""), "version": row.version}[by]
+        for name in names_in(names_of(row.stages)[1]):
+            if kpi in ("", name):
+                key = group, row.app, name
+                found[key] = found[key].merged(unpack_figure(row.stages, name))
+                boards[key].add(row.device)
+    return [FigureRow(*key, f.count, f.mean, f.least, f.quantile(0.5), f.quantile(0.95), f.most, f.total, len(boards[key]))
+            for key, f in sorted(found.items()) if f.count]
+
+
 def stages(session: Session, since: float) -> list[str]:
     """Names of the stages that boards have sent since."""
     names: set[str] = set()
     for packed in session.scalars(select(SeriesRow.stages).where(SeriesRow.received >= since).order_by(SeriesRow.id.desc()).limit(200)):
-        names |= set(msgspec.msgpack.decode(packed, type=dict[str, msgspec.Raw]))
+        names |= names_of(packed)[0]
     return sorted(names)
 
 

@@ -37,7 +37,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
                           (AppState("reader", "cd" * 32, "ocr", "2", "fp32@onnxruntime:fp32", "committed"),))
             fleet.save_birth(session, None, birth, json.dumps({"signed": {"device": name}}).encode(), now)
         series = Series("reader", "cd" * 32, "2", "fp32@onnxruntime:fp32", "front", 101, 100, {"stale": 1},
-                        {"total": sketch_of([10.0] * 99 + [50.0]), "age": sketch_of([20.0])})
+                        {"total": sketch_of([10.0] * 99 + [50.0]), "age": sketch_of([20.0])},
+                        {"kpi.people": sketch_of([2.0] * 75 + [4.0] * 25), "kpi.balance.neg": sketch_of([3.0] * 50),
+                         "kpi.balance": sketch_of([1.0] * 50), "luma": sketch_of([120.0])})
         fleet.save_window(session, session.get_one(Device, "dock-1"),
                           Telemetry("dock-1", 1, 1, now, 10.0, (series,), {"cpu_pct": 42.0, "temperature_c": 61.0}), now)
         refusal = Report("gate-1", 1, 1, "reader", now, "idle", "cd" * 32, "3", "2", "refused", "trial.probe", "too bad")
@@ -71,6 +73,24 @@ def test_device_show(project: Path, capsys: pytest.CaptureFixture[str], monkeypa
     _, out, _ = run(capsys, monkeypatch, "device", "show", "gate-1", "--dir", str(project))
     assert "refused trial.probe too bad" in out
     assert "ALARM" in out
+
+
+def test_kpis(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, _ = run(capsys, monkeypatch, "kpis", "--dir", str(project), "--by", "version", "--json")
+    rows = {row["kpi"]: row for row in json.loads(out)}
+    assert status == 0
+    assert set(rows) == {"people", "balance"}
+    assert (rows["people"]["group"], rows["people"]["frames"], rows["people"]["mean"]) == ("2", 100, 2.5)
+    assert (rows["balance"]["mean"], rows["balance"]["least"], rows["balance"]["most"]) == (-1.0, -3.0, 1.0)
+    _, out, _ = run(capsys, monkeypatch, "kpis", "balance", "--dir", str(project))
+    assert "balance" in out
+    assert "people" not in out
+    _, out, _ = run(capsys, monkeypatch, "kpis", "none", "--dir", str(project))
+    assert "No figures" in out
+    status, _, told = run(capsys, monkeypatch, "kpis", "--by", "moon", "--dir", str(project))
+    assert (status, "kpis.by" in told) == (2, True)
+    status, _, told = run(capsys, monkeypatch, "latency", "--stage", "luma", "--dir", str(project))
+    assert (status, "there are: age, total" in told) == (2, True), "what is no time is no stage"
 
 
 def test_top(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

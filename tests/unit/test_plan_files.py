@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jetfleet_contract.errors import InputError
+from jetfleet_contract.kpis import KpiBound
 from jetfleet_contract.messages import DeliveryPolicy
 from jetfleet_contract.rollout_plan import Budget, Selector, Window
 from jetfleet_host import plan_files
@@ -39,8 +40,14 @@ def test_every_key_is_in_the_example() -> None:
     sections = [PlanFile, plan_files.SelectSection, plan_files.WindowSection, plan_files.GatesSection, plan_files.DeliverySection,
                 plan_files.BudgetSection]
     known = {field for section in sections for field in section.__struct_encode_fields__} - {"max_bad", "min_samples", "everybody"}
-    assert {key for key in known if f"{key} =" not in EXAMPLE and f"[{key}]" not in EXAMPLE} == set()
+    assert {key for key in known if not any(mark in EXAMPLE for mark in (f"{key} =", f"[{key}]", f"[gates.{key}."))} == set()
     assert tomllib.loads(EXAMPLE)
+
+
+def test_figures_are_bounded_by_name(tmp_path: Path) -> None:
+    text = EXAMPLE.replace("# [gates.kpi.people]", "[gates.kpi.people]").replace("# min_ratio = 0.9", "min_ratio = 0.9")
+    plan = written(tmp_path, text)
+    assert plan_files.gates_of(plan).kpis == {"people": KpiBound(min_ratio=0.9)}
 
 
 def test_an_empty_plan_is_what_the_command_does_without_one(tmp_path: Path) -> None:
@@ -57,6 +64,10 @@ def test_paths_are_relative_to_the_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "code", "told"), [
     ("canry = 1", "plan.unknown", "did you mean canary?"),
     ("[gates]\nmax_p95 = 1.2", "plan.unknown", "did you mean gates.max_p95_ratio?"),
+    ("[gates.kpi.people]\nmin_ration = 0.9", "plan.unknown", "did you mean gates.kpi.people.min_ratio?"),
+    ("[gates.kpi.people]\nmin_ratio = -1.0", "plan.value", ""),
+    ("[gates.kpi.people]", "plan.value", ""),
+    ("[gates.kpi.'a b']\nleast = 1.0", "plan.value", ""),
     ("[[windows]]\nhour = [1, 2]", "plan.unknown", "did you mean windows.hours?"),
     ("[select]\nclasses = ['x']", "plan.unknown", "did you mean select.class?"),
     ("[trial]\nframe = 3", "plan.unknown", "did you mean trial.frames?"),

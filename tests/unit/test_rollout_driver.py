@@ -15,6 +15,7 @@ from sqlalchemy import event, select
 
 from jetfleet_contract.errors import StorageError
 from jetfleet_contract.gates import Gates
+from jetfleet_contract.kpis import KpiBound
 from jetfleet_contract.messages import (
     AppConfig,
     AppSpec,
@@ -107,6 +108,14 @@ class Host:
         with self.database.session() as session:
             row = session.get_one(Device, device)
             fleet.save_window(session, row, Telemetry(device, 1, number, 0.0, 10.0, (series,), gauges), self.now().wall)
+
+    def figures(self, device: str, number: int, bundle: str, people: float) -> None:
+        """A window of 50 frames with a business figure."""
+        values = {"kpi.people": sketch_of([people] * 50)}
+        series = Series("reader", bundle, "1", "c", "front", 50, 50, {}, {"total": sketch_of([10.0] * 50)}, values)
+        with self.database.session() as session:
+            row = session.get_one(Device, device)
+            fleet.save_window(session, row, Telemetry(device, 1, number, 0.0, 10.0, (series,)), self.now().wall)
 
     def tick(self, seconds: float) -> None:
         self.driver.tick(self.now(seconds))
@@ -395,6 +404,38 @@ def test_evidence_leaves_noisy_windows_out_and_counts_crashes(host: Host) -> Non
     assert (seen.old.count, seen.new.count, seen.noisy) == (200, 200, 2)
     assert seen.new.quantile(0.95) == pytest.approx(11.0, rel=0.02)
     assert (seen.crashes, seen.temperature_c, seen.throttled, seen.agreement) == (1.0, 88.0, 0.5, 0.93)
+
+
+@pytest.mark.parametrize(("people", "phase", "code"), [(3.0, "done", ""), (1.5, "reverted", "rollout.kpi")])
+def test_a_business_figure_gates_a_rollout(host: Host, people: float, phase: str, code: str) -> None:
+    """The new model runs as fast, but sees half of the people: it goes back."""
+    host.add("a", "b")
+    brought(host, "r1", V1, "a", "b")
+    for number in range(1, 9):
+        for device in ("a", "b"):
+            host.figures(device, number, V1, 3.0 + 0.1 * (number % 3))
+    gates = msgspec.structs.replace(GATES, max_p95_ratio=0.0, kpis={"people": KpiBound(min_ratio=0.9)})
+    host.start("r2", ("a", "b"), bundle=V2, keep=True, before="1", gates=gates)
+    for device in ("a", "b"):
+        host.answer(device, bundle=V2)
+    host.tick(1)
+    for number in range(9, 17):
+        for device in ("a", "b"):
+            host.figures(device, number, V2, people + 0.1 * (number % 3))
+    host.tick(11)
+    for _ in range(60):
+        if host.phase("r2") in ("done", "reverted"):
+            break
+        for device in ("a", "b"):
+            if host.phase("r2") == "reverting":
+                host.answer(device, bundle=V1)
+        host.tick(5)
+    with host.database.reading() as session:
+        state = views.rollout(session, "r2")
+    assert (state.phase, state.code) == (phase, code)
+    [verdict] = [v for v in state.verdicts if v.gate == "kpi"]
+    assert verdict.passed is (phase == "done")
+    assert "people: mean" in verdict.why
 
 
 def test_two_rollouts_of_one_app_on_other_boards_and_of_two_apps_on_the_same(host: Host) -> None:

@@ -125,6 +125,12 @@ def test_boards_that_are_not_there(database: Database, apps: Path, selection: Se
     ("[reader]\nsources = [{ name = 'a b', uri = 'x' }]", "apps.value"),
     ("[Reader]\n", "apps.value"),
     ("[reader]\nsources = [{ name = 'front', uri = 'rtsp://admin:geheim@10.0.0.1/1' }]", "apps.secret"),
+    ("[reader]\nsinks = [{ type = 'jsonl', name = '../up' }]", "apps.value"),
+    ("[reader]\nsinks = [{ type = 'socket' }, { type = 'socket' }]", "sink.twice"),
+    ("[reader]\nsinks = [{ type = 'webhook', url = 'ftp://host/' }]", "webhook.url"),
+    ("[reader]\nsinks = [{ type = 'webhook', url = 'https://ada:geheim@host/' }]", "webhook.secret"),
+    ("[reader]\nsinks = [{ type = 'webhook', url = 'https://host/?key=geheim' }]", "webhook.secret"),
+    ("[reader]\nsinks = [{ type = 'preview', token = 'geheim' }]", "preview.token"),
     ("x = '" + "a" * 300_000 + "'", "apps.syntax"),
 ])
 def test_a_wrong_file_is_one_clear_error(tmp_path: Path, content: str, code: str) -> None:

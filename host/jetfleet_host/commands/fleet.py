@@ -96,29 +96,29 @@ def devices(context: typer.Context, folder: Path = _DIR, as_json: bool = _JSON) 
         return
     from jetfleet_host import views
 
-    with _reading(folder) as session:
+    with reading(folder) as session:
         rows = views.devices(session)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     if not rows:
         typer.echo("No board has introduced itself yet. Start jetfleet-agent on one, with this project's device/root.json.")
         return
-    table = _table("device", "class", "state", "seen", "tags", "apps", "windows", "gaps")
+    table = table_of("device", "class", "state", "seen", "tags", "apps", "windows", "gaps")
     for row in rows:
         apps = "\n".join(f"{a.app} {a.version or '-'} {a.candidate} {a.phase}".strip() for a in row.apps) or "-"
         words = " ".join(f"{key}={value}" for key, value in row.tags.items())
         table.add_row(row.device, row.device_class, _state(row.online), _ago(row.last_seen), words, apps, str(row.windows), str(row.gaps))
-    _print_table(table)
+    print_table(table)
 
 
 def show(device: str = _NAME, folder: Path = _DIR, as_json: bool = _JSON) -> None:
     from jetfleet_host import views
 
-    with _reading(folder) as session:
+    with reading(folder) as session:
         detail = views.device_detail(session, device)
     if as_json:
-        _print_json(detail)
+        print_json(detail)
         return
     typer.echo(f"{device}  {detail['device_class']}  {'online' if detail['online'] else 'offline'}, seen {_ago(detail['last_seen'])} ago")
     typer.echo(f"  board {detail['board']}, agent {detail['agent_version']}, session {detail['session']}, deployment {detail['wanted']}")
@@ -146,9 +146,9 @@ def top(folder: Path = _DIR, once: bool = typer.Option(False, "--once", help="Pr
             with database.reading() as session:
                 rows = views.top(session, time.time(), span)
             if as_json:
-                _print_json(rows)
+                print_json(rows)
             else:
-                _print_table(_top_table(rows))
+                print_table(_top_table(rows))
             return
         _watch(database, span, every)
 
@@ -175,23 +175,23 @@ def latency(by: str = _BY, stage: str = typer.Option("total", help="wait, captur
     if grouping is None:
         raise InputError("latency.by", f"{by[:40]!r} is no grouping", where="--by", remedy="device, class or version")
     began = time.time() - seconds(since)
-    with _reading(folder) as session:
+    with reading(folder) as session:
         rows = views.latency(session, by=grouping, stage=stage, since=began, app=app)
         known = views.stages(session, began)
     if not rows and known and stage not in known:
         raise InputError("latency.stage", f"no board has sent a stage {stage[:40]!r}", where="--stage",
                          remedy=f"there are: {', '.join(known)}")
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     if not rows:
         typer.echo(f"No telemetry in the last {since}.")
         return
-    table = _table(by, "app", "boards", "frames", "p50 ms", "p95 ms", "p99 ms", "mean ms", "max ms")
+    table = table_of(by, "app", "boards", "frames", "p50 ms", "p95 ms", "p99 ms", "mean ms", "max ms")
     for row in rows:
         table.add_row(row.group, row.app, str(row.devices), str(row.frames),
                       *(f"{ms:.2f}" for ms in (row.p50_ms, row.p95_ms, row.p99_ms, row.mean_ms, row.max_ms)))
-    _print_table(table)
+    print_table(table)
 
 
 def events(since: str = typer.Option("1h", help="How far back: 30s, 10m, 2h, 1d."), device: str = typer.Option("", help="Only this board."),
@@ -205,7 +205,7 @@ def events(since: str = typer.Option("1h", help="How far back: 30s, 10m, 2h, 1d.
         with database.reading() as session:
             found = views.events(session, began, limit, device)
         if as_json and not follow:
-            _print_json(found)
+            print_json(found)
             return
         while True:
             for event in found:
@@ -239,13 +239,13 @@ def _database(folder: Path) -> Database:
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[Session]:
+def reading(folder: Path) -> Iterator[Session]:
     with closing(_database(folder)) as database, database.reading() as session:
         yield session
 
 
 def _top_table(rows: Sequence[TopRow]) -> Table:
-    table = _table("device", "class", "app", "version", "variant", "fps", "p50", "p95", "p99", "age", "drops", "cpu %", "MB", "C")
+    table = table_of("device", "class", "app", "version", "variant", "fps", "p50", "p95", "p99", "age", "drops", "cpu %", "MB", "C")
     for row in rows:
         measured = [f"{ms:.1f}" if row.done else "-" for ms in (row.p50_ms, row.p95_ms, row.p99_ms, row.age_p95_ms)]
         drops = " ".join(f"{cause} {count}" for cause, count in sorted(row.drops.items()) if count) or "0"
@@ -259,7 +259,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -269,7 +269,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print_table(table: Table) -> None:
+def print_table(table: Table) -> None:
     from rich.console import Console
 
     console = Console()
@@ -283,7 +283,7 @@ def _plain(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     typer.echo(json.dumps(_plain(value), indent=2))
 
 

@@ -10,10 +10,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jetfleet_contract.gates import BoardEvidence
+from jetfleet_contract.kpis import Figure, Tally, tally
+from jetfleet_contract.messages import AppSpec
 from jetfleet_contract.significance import dispersion
 from jetfleet_contract.sketch import Sketch
 
-from .fleet import unpack_stage
+from .fleet import unpack_figure, unpack_stage
 from .journal import before_of
 from .models import Device, Issued, ReportRow, SeriesRow, WindowRow
 
@@ -23,32 +25,34 @@ QUANTILE = 0.95
 
 _GAUGES = msgspec.json.Decoder(dict[str, float])
 Gauges = dict[str, float]
+_Figures = list[tuple[int, Figure]]
 
 
-def of_boards(session: Session, rollout: str, app: str, devices: Sequence[str], *, sketches: bool) -> tuple[BoardEvidence, ...]:
-    """The evidence of these boards; `sketches` reads their latencies too, which is much more.
+def of_boards(session: Session, rollout: str, app: str, devices: Sequence[str], *, sketches: bool,
+              kpis: Sequence[str] = ()) -> tuple[BoardEvidence, ...]:
+    """The evidence of these boards; `sketches` reads their latencies and the business figures of these names too, which is much more.
 
     Latency is the stage `total`: under the new bundle since it was issued, under the old one up to an hour before. Windows in which the
-    board was throttled, or over half of its processor was taken by others, are counted and left out.
+    board was throttled, or over half of its processor was taken by others, are counted and left out; figures take them all.
     """
     issued = {row.device: row for row in session.scalars(select(Issued).where(Issued.rollout == rollout, Issued.kind == "forward"))}
     found = []
     for start in range(0, len(devices), 200):  # SQLite bounds the number of parameters
         rows = [issued[device] for device in devices[start : start + 200] if device in issued]
         if rows:
-            found += _some(session, app, rows, sketches)
+            found += _some(session, app, rows, sketches, kpis)
     return tuple(found)
 
 
-def _some(session: Session, app: str, rows: Sequence[Issued], sketches: bool) -> list[BoardEvidence]:
+def _some(session: Session, app: str, rows: Sequence[Issued], sketches: bool, kpis: Sequence[str]) -> list[BoardEvidence]:
     names = [row.device for row in rows]
     since = min(row.at for row in rows) - OLD_SPAN_S
     gauges = _gauges(session, names, since)
     told = _told(session, app, rows)
     series = _series(session, app, rows, since) if sketches else {}
     cores = _cores(session, names) if sketches else {}
-    return [_board(app, row, gauges.get(row.device, []), told.get(row.device, {}), series.get(row.device, []), cores.get(row.device, 1))
-            for row in rows]
+    return [_board(app, row, gauges.get(row.device, []), told.get(row.device, {}), series.get(row.device, []), cores.get(row.device, 1),
+                   kpis) for row in rows]
 
 
 class _Window(msgspec.Struct, frozen=True):
@@ -110,16 +114,20 @@ def _cores_of(birth: str) -> int:
 
 
 def _board(app: str, issue: Issued, windows: Sequence[_Window], told: dict[str, float], series: Sequence[_Part],
-           cores: int) -> BoardEvidence:
+           cores: int, kpis: Sequence[str]) -> BoardEvidence:
     before = before_of(issue)
     noisy = {window.number for window in windows if is_noisy(window.gauges, cores)}
     old: dict[int, Sketch] = defaultdict(Sketch)
     new: dict[int, Sketch] = defaultdict(Sketch)
     left_out = set()
+    figures: dict[str, tuple[_Figures, _Figures]] = {name: ([], []) for name in kpis}
     for part in series:
-        side = new if part.bundle == issue.bundle and part.received >= issue.at else old
-        if side is old and (before is None or part.bundle != before.bundle or before.bundle == issue.bundle):
+        at = _side(part, issue, before)
+        if at is None:
             continue
+        side = (old, new)[at]
+        for name in kpis:
+            figures[name][at].append((part.window, unpack_figure(part.stages, name)))
         if part.window in noisy:
             left_out.add(part.window)
             continue
@@ -130,7 +138,24 @@ def _board(app: str, issue: Issued, windows: Sequence[_Window], told: dict[str, 
         dispersion(list(new.values()), QUANTILE), len(left_out), _crashes(windows, issue.at, f"{app}.crashes"),
         max((window.gauges["temperature_c"] for window in after if "temperature_c" in window.gauges), default=None),
         _share([window.gauges["throttled"] > 0 for window in after if "throttled" in window.gauges]),
-        told.get("agreement"), told.get("probe_agreement"), first=before is None)
+        told.get("agreement"), told.get("probe_agreement"), first=before is None,
+        kpis={name: (_tally(sides[0]), _tally(sides[1])) for name, sides in figures.items()})
+
+
+def _side(part: _Part, issue: Issued, before: AppSpec | None) -> int | None:
+    """0: frames under the old bundle, 1: under the new one since it was issued; None: under another."""
+    if part.bundle == issue.bundle and part.received >= issue.at:
+        return 1
+    return None if before is None or part.bundle != before.bundle or before.bundle == issue.bundle else 0
+
+
+def _tally(parts: _Figures) -> Tally:
+    """The sources of one window are one observation: they see the same hour."""
+    windows: dict[int, tuple[int, float]] = {}
+    for window, figure in parts:
+        count, total = windows.get(window, (0, 0.0))
+        windows[window] = count + figure.count, total + figure.total
+    return tally(windows.values())
 
 
 def is_noisy(gauges: Gauges, cores: int) -> bool:

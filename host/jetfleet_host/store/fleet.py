@@ -11,7 +11,9 @@ from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from jetfleet_contract.messages import AppState, Birth, Report, Telemetry
+from jetfleet_contract import kpis
+from jetfleet_contract.kpis import Figure
+from jetfleet_contract.messages import AppState, Birth, Report, Series, Telemetry
 from jetfleet_contract.sketch import Sketch
 
 from .models import Alarm, AppRow, Counter, Device, Rejected, ReportRow, ResultRow, SeriesRow, WindowRow
@@ -25,12 +27,35 @@ SAME_ALARM_S = 3600.0
 
 _PACK = msgspec.msgpack.Encoder()
 _STAGES = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_VALUE = "value:"
 _SKETCH = msgspec.msgpack.Decoder(Sketch)
 
 
 def pack_stages(stages: dict[str, Sketch]) -> bytes:
     """All sketches of a series as msgpack: counts and totals stay exactly what the board measured."""
     return _PACK.encode(stages)
+
+
+def pack_series(series: Series) -> bytes:
+    """A series' sketches of times and of other values in one map; the names of values are marked."""
+    return pack_stages({**series.stages, **{f"{_VALUE}{name}": sketch for name, sketch in series.values.items()}})
+
+
+def unpack_value(stages: bytes, name: str) -> Sketch:
+    """The sketch of a value that is no time; empty when the series has none."""
+    return unpack_stage(stages, f"{_VALUE}{name}")
+
+
+def unpack_figure(stages: bytes, kpi: str) -> Figure:
+    """A business figure, of whatever sign."""
+    return Figure(unpack_value(stages, f"{kpis.PREFIX}{kpi}"), unpack_value(stages, f"{kpis.PREFIX}{kpi}{kpis.NEGATIVE}"))
+
+
+def names_of(stages: bytes) -> tuple[set[str], set[str]]:
+    """Names of the times, and of the other values, that a series has."""
+    found = set(_STAGES.decode(stages))
+    values = {name for name in found if name.startswith(_VALUE)}
+    return found - values, {name.removeprefix(_VALUE) for name in values}
 
 
 def unpack_stage(stages: bytes, stage: str) -> Sketch:
@@ -172,7 +197,7 @@ def save_window(session: Session, device: Device, window: Telemetry, now: float)
         session.add(SeriesRow(
             window_id=row_id, device=window.device, received=now, duration_s=window.duration_s, app=series.app,
             bundle=series.bundle, version=series.version, candidate=series.candidate, source=series.source, seen=series.seen,
-            done=series.done, dropped=msgspec.json.encode(series.dropped).decode(), stages=pack_stages(series.stages)))
+            done=series.done, dropped=msgspec.json.encode(series.dropped).decode(), stages=pack_series(series)))
     return True
 
 

@@ -129,7 +129,7 @@ class WindowRow(Base):
 
 
 class SeriesRow(Base):
-    """One (app, bundle, candidate, source) of a window. `stages`: msgpack map of stage to sketch, counts unmerged."""
+    """One (app, bundle, candidate, source) of a window. `stages`: msgpack map of stage, or ``value:NAME``, to sketch, counts unmerged."""
 
     __tablename__ = "telemetry_series"
     __table_args__ = (Index("ix_telemetry_series_app_bundle_received", "app", "bundle", "received"),)
