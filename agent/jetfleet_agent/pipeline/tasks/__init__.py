@@ -38,8 +38,12 @@ class Crop:
 
 
 class Task(ABC):
-    """One model's meaning. One instance a thread: pre-processing owns scratch memory."""
+    """One model's meaning. One instance a thread: pre-processing owns scratch memory.
 
+    `whole_frame`: its answers are about the frame, not about places in it, so a frame cannot be cut into tiles for it.
+    """
+
+    whole_frame = False
     options: frozenset[str] = frozenset()
 
     def __init__(self, spec: TaskSpec) -> None:
