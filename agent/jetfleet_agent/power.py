@@ -1,10 +1,10 @@
 """What the kernel tells of power: rails, over-current alarms, how fast the clocks may run, and the power mode.
 
 Rails are hwmon's INA3221 channels (Documentation/hwmon/ina3221.rst): ``inN_label`` with ``inN_input`` (mV) and ``currN_input`` (mA), or
-``powerN_input`` (uW) of other chips. in4 and above are shunt voltages, which have no current of their own. Orin's kernel counts over-current
-events in hwmon ``soctherm_oc`` as ``ocN_event_cnt``; INA3221 itself raises ``currN_crit_alarm`` and ``currN_max_alarm``. The power mode is
-what NVIDIA's nvpmodel last wrote to ``/var/lib/nvpmodel/status`` and its modes are those of ``/etc/nvpmodel.conf``. No table of boards or
-releases: a name that is not known is passed on as it is, and what is not there is unknown.
+``powerN_input`` (uW) of other chips. Shunt voltages have no current of their own. Orin's kernel counts over-current events in hwmon
+``soctherm_oc`` as ``ocN_event_cnt``; INA3221 itself raises ``currN_crit_alarm`` and ``currN_max_alarm``. The power mode is what NVIDIA's
+nvpmodel last wrote to ``/var/lib/nvpmodel/status``, and its modes are those of ``/etc/nvpmodel.conf``. No table of boards or releases: a
+name that is not known is passed on as it is, and what is not there is unknown.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ TOTAL_RAILS = ("VDD_IN", "VIN_SYS_5V0", "POM_5V_IN", "VIN")
 _STATUS = re.compile(r"pmode:0*(\d+)")
 _MODE = re.compile(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", re.MULTILINE)
 _FREQUENCY = re.compile(r"^\s*(CPU|GPU|EMC)\S*\s+MAX_FREQ\s+(-?\d+)\s*$")
+
+_UNBOUND = 2**40
 
 
 class Rail(msgspec.Struct, frozen=True):
@@ -81,9 +83,9 @@ def read_power(root: Path = Path("/")) -> Power:
                  tuple(_clocks(root / "sys")), read_mode(root))
 
 
-def read_over_currents(root: Path = Path("/")) -> int:
-    """Only the sum of over-current events: what a governor asks for each second."""
-    return sum(count for chip in (root / "sys/class/hwmon").glob("hwmon*") for _, count in _over_currents(chip))
+def read_over_currents(sysfs: Path = Path("/sys")) -> int:
+    """Only the sum of over-current events and standing alarms: what a governor asks for each second."""
+    return sum(count for chip in (sysfs / "class/hwmon").glob("hwmon*") for _, count in _over_currents(chip))
 
 
 def read_mode(root: Path = Path("/")) -> PowerMode | None:
@@ -144,10 +146,10 @@ def _conf(path: Path) -> str:
 
 
 def _modes(conf: str) -> dict[int, tuple[str, float]]:
-    """Name of each mode and the sum of its cpu, gpu and memory clocks' bounds; -1 and INT_MAX mean no bound."""
+    """Name of each mode and the sum of its cpu, gpu and memory clocks' bounds; 0, -1 and INT_MAX mean none."""
     found: dict[int, tuple[str, float]] = {}
     parts = _MODE.split(conf)[1:]
     for number, name, body in zip(parts[::3], parts[1::3], parts[2::3]):  # noqa: B905  always whole triples
         bounds = [int(match[2]) for line in body.splitlines() if (match := _FREQUENCY.match(line))]
-        found[int(number)] = (name, float(sum(2**40 if bound < 0 or bound >= 2**31 - 1 else bound for bound in bounds)))
+        found[int(number)] = (name, float(sum(_UNBOUND if bound <= 0 or bound >= 2**31 - 1 else bound for bound in bounds)))
     return found

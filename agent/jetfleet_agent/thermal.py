@@ -1,8 +1,8 @@
 """What the kernel tells of heat: zones with their trip points, and the cooling devices that cost speed.
 
 Linux's thermal sysfs ABI (Documentation/driver-api/thermal/sysfs-api.rst): ``temp`` and ``trip_point_N_temp`` in milli-degrees,
-``trip_point_N_type`` passive, active, hot or critical. Names are taken as they are; an unknown one is normal. Only the folder is asked, so a
-recorded tree of any board can be read.
+``trip_point_N_type`` passive, active, hot or critical. Names are taken as they are; an unknown one is normal. Only the folder is asked, so
+a recorded tree of any board can be read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _THROTTLES = frozenset({"passive", "hot"})
 
 
 class Zone(msgspec.Struct, frozen=True):
-    """One sensor. `throttles_c`: where the kernel begins to slow down (the lowest passive or hot point); `critical_c`: where it shuts down."""
+    """One sensor. `throttles_c`: where the kernel begins to slow down (the lowest passive or hot point); `critical_c`: where it shuts
+    down."""
 
     name: str
     celsius: float
@@ -92,7 +93,7 @@ def _zones(folder: Path) -> Iterator[Zone]:
         celsius = _celsius(zone / "temp")
         if celsius is None:
             continue
-        trips = [(word(zone / f"trip_point_{n}_type"), _celsius(zone / f"trip_point_{n}_temp"))
+        trips = [(word(zone / f"trip_point_{n}_type"), _trip(zone / f"trip_point_{n}_temp"))
                  for n in range(_MAX_TRIPS) if (zone / f"trip_point_{n}_type").exists()]
         yield Zone(word(zone / "type") or zone.name, celsius,
                    min((at for kind, at in trips if kind in _THROTTLES and at is not None), default=None),
@@ -107,6 +108,12 @@ def _slowing(folder: Path) -> Iterator[Cooling]:
 
 
 def _celsius(path: Path) -> float | None:
-    """Sensors of parts that are switched off fail to read or say nonsense; so do trip points that are disabled."""
+    """Sensors of parts that are switched off fail to read or say nonsense."""
     value = whole(path)
-    return value / 1000 if value is not None and -40_000 < value < 200_000 and value != 0 else None
+    return value / 1000 if value is not None and -40_000 < value < 200_000 else None
+
+
+def _trip(path: Path) -> float | None:
+    """A point that is disabled stands at or below zero, or beyond all reason."""
+    value = _celsius(path)
+    return value if value is not None and value > 0 else None

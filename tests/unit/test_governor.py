@@ -91,7 +91,7 @@ def test_it_acts_before_the_trip_point_and_gives_back() -> None:
 @settings(max_examples=60, deadline=None)
 @given(full=st.floats(5.0, 50.0), tau=st.floats(20.0, 120.0), quantum=st.sampled_from([0.1, 0.5, 1.0]),
        points=st.lists(st.floats(-10.0, 84.0), min_size=3, max_size=8), every=st.integers(60, 240))
-def test_over_any_ambient_it_stays_under_the_trip_point_where_the_lowest_rung_can_hold_it(  # type: ignore[no-untyped-def]
+def test_over_any_ambient_it_stays_under_the_trip_point_where_the_lowest_rung_can_hold_it(
         full: float, tau: float, quantum: float, points: list[float], every: int) -> None:
     """Ambient: straight lines between points, so no steeper than 94 C in a minute. The lowest rung holds 84 C + 50 C x 0.05 < 95 C."""
     def ambient(second: float) -> float:
