@@ -107,7 +107,7 @@ def test_the_device_wheel_carries_board_files_and_tasks(device_venv: Path, tmp_p
     assert '"orin-nano"' in done.stdout
     code = "from importlib.metadata import entry_points as e; print(sorted(x.name for x in e(group='jetfleet.tasks')))"
     tasks = subprocess.run([str(device_venv / "bin/python"), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert tasks.strip() == "['classify', 'detect-db']"
+    assert tasks.strip() == "['classify', 'detect-db', 'detect-yolo', 'keypoints', 'raw', 'segment']"
 
 
 def test_the_two_links_do_not_drift_apart() -> None:

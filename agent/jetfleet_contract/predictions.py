@@ -56,6 +56,24 @@ class Detection(msgspec.Struct, frozen=True, array_like=True):
 Prediction = tuple[Detection, ...]
 
 
+def placed(prediction: Prediction, box: Box) -> Prediction:
+    """What was seen in a crop, where it is in the frame that the crop was cut from: `box` in frame pixels, same scale. A whole-frame label
+    becomes the box's own."""
+    return tuple(_moved(d, box) for d in prediction)
+
+
+def _moved(d: Detection, box: Box) -> Detection:
+    if d.box is None:
+        return msgspec.structs.replace(d, box=box)
+    x, y = box[0], box[1]
+    return Detection(d.label, d.score, (d.box[0] + x, d.box[1] + y, d.box[2] + x, d.box[3] + y), _shifted(d.quad, (x, y)),
+                     _shifted(d.outline, (x, y)), _shifted(d.points, (x, y, 0.0)), d.values, d.track)
+
+
+def _shifted(numbers: tuple[float, ...], by: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(number + by[index % len(by)] for index, number in enumerate(numbers))
+
+
 # --- bounds ------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jetfleet_agent.pipeline import feed
 from jetfleet_agent.pipeline.frames import Frame
-from jetfleet_agent.pipeline.tasks import Crop
+from jetfleet_agent.pipeline.tasks.crops import Crop
 from jetfleet_contract.errors import MalformedError, StorageError
 
 PIXELS = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3)

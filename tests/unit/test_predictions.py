@@ -18,6 +18,7 @@ from jetfleet_contract.predictions import (
     compare_frame,
     is_bounded,
     match_frame,
+    placed,
 )
 from jetfleet_contract.similarity import iou
 
@@ -192,3 +193,12 @@ def test_a_plain_detection_is_written_as_before_there_was_more() -> None:
     result = Result("app", "camera", 1, 1.0, 1.0, "1", "c", (Detection("a", 0.5), Detection("a", 0.5, track=7)))
     assert b'[["a",0.5,null,[]],["a",0.5,null,[],[],[],[],7]]' in encode(result)
     assert decode(encode(result), Result) == result
+
+
+def test_what_was_seen_in_a_crop_is_placed_in_the_frame() -> None:
+    seen = Detection("a", 0.5, (1, 2, 3, 4), (1.0, 2.0) * 4, (1.0, 2.0) * 3, (1.0, 2.0, 0.5), (), 9)
+    whole = Detection("cat", 0.9, values=(1.0,))
+    crop = (100.0, 200.0, 150.0, 250.0)
+    assert placed((seen, whole), crop) == (
+        Detection("a", 0.5, (101, 202, 103, 204), (101.0, 202.0) * 4, (101.0, 202.0) * 3, (101.0, 202.0, 0.5), (), 9),
+        Detection("cat", 0.9, crop, values=(1.0,)))

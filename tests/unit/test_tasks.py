@@ -9,8 +9,10 @@ import pytest
 
 from jetfleet_agent.pipeline.preprocess import Geometry
 from jetfleet_agent.pipeline.tasks import load_task
+from jetfleet_agent.pipeline.tasks.crops import MAX_CROPS
 from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.errors import IncompatibleError, InputError
+from jetfleet_contract.predictions import Detection
 from jetfleet_contract.similarity import iou
 
 W, H = 320, 240
@@ -146,6 +148,52 @@ def test_a_bad_option_is_one_clear_error(options: dict[str, float | str | bool])
 
 def test_an_unknown_task_is_named() -> None:
     with pytest.raises(IncompatibleError) as caught:
-        load_task(spec("segment"))
+        load_task(spec("depth"))
     assert caught.value.code == "task.unknown"
-    assert "segment" in caught.value.what
+    assert "depth" in caught.value.what
+
+
+def boxes(*labels: str) -> tuple[Detection, ...]:
+    return tuple(Detection(label, 0.9 - i / 100, (10.0 * i, 10.0, 10.0 * i + 8.0, 30.0)) for i, label in enumerate(labels))
+
+
+def test_crops_of_some_labels_only_and_of_the_best() -> None:
+    frame = np.zeros((H, W, 3), np.uint8)
+    seen = boxes("car", "person", "car", "dog")
+    assert [c.box[0] for c in load_task(spec("detect-yolo", crop_labels="car, dog")).crops(frame, seen)] == [0.0, 20.0, 30.0]
+    assert [c.box[0] for c in load_task(spec("detect-yolo", crop_most=2)).crops(frame, seen[::-1])] == [10.0, 0.0]
+    assert len(load_task(spec("detect-yolo")).crops(frame, boxes(*["car"] * 30) * 5)) == MAX_CROPS
+    assert load_task(spec("classify")).crops(frame, (Detection("whole", 0.9),)) == []
+
+
+def test_crops_of_a_label_that_the_model_does_not_have_are_an_error() -> None:
+    with pytest.raises(InputError) as caught:
+        load_task(spec("detect-yolo", ("car", "dog"), crop_labels="cat"))
+    assert caught.value.code == "task.option"
+
+
+@pytest.mark.parametrize("angle", [8.0, 30.0, -40.0])
+def test_leaning_text_is_turned_upright(angle: float) -> None:
+    upright = np.zeros((H, W, 3), np.uint8)
+    cv2.putText(upright, "JETFLEET", (90, 130), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (255, 255, 255), 2)
+    turn = cv2.getRotationMatrix2D((160, 120), -angle, 1.0)
+    leaning = cv2.warpAffine(upright, turn, (W, H))
+    corners = np.array([[85, 103], [240, 103], [240, 137], [85, 137]], np.float64)
+    quad = np.concatenate([corners, np.ones((4, 1))], axis=1) @ turn.T
+    low, high = quad.min(axis=0), quad.max(axis=0)
+    seen = (Detection("text", 0.9, (low[0], low[1], high[0], high[1]), tuple(quad.reshape(-1).tolist())),)
+    (crop,) = load_task(spec(crop_deskew=True)).crops(leaning, seen)
+    straight = upright[103:137, 85:240]
+    assert crop.image.shape == straight.shape
+    difference = np.abs(crop.image.astype(int) - straight).mean()
+    (plain,) = load_task(spec()).crops(leaning, seen)
+    assert plain.image.shape[0] > straight.shape[0], "without the option it is cut as its box"
+    assert difference < 20
+    assert np.corrcoef(crop.image.reshape(-1), straight.reshape(-1))[0, 1] > 0.9
+
+
+def test_a_quad_that_does_not_lean_is_a_view_of_the_frame() -> None:
+    frame = np.zeros((H, W, 3), np.uint8)
+    seen = (Detection("text", 0.9, (10, 10, 110, 40), (10.0, 10.0, 110.0, 11.0, 110.0, 40.0, 10.0, 39.0)),)
+    (crop,) = load_task(spec(crop_deskew=True)).crops(frame, seen)
+    assert crop.image.base is not None

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from jetfleet_agent.pipeline.frames import Frame
-from jetfleet_agent.pipeline.tasks import Crop
+from jetfleet_agent.pipeline.tasks.crops import Crop
 from jetfleet_contract.errors import MalformedError, StorageError
 from jetfleet_contract.messages import Message
 from jetfleet_contract.topics import check_name
@@ -105,9 +105,10 @@ class FeedSender:
         self._thread.start()
 
     def send(self, frame: Frame, crops: list[Crop]) -> None:
-        """Queue crops; never waits."""
+        """Queue crops; never waits. One that is too large for the other side counts as dropped."""
         packed = [pack(frame, crop) for crop in crops if crop.image.nbytes <= MAX_PIXEL_BYTES]
         with self._changed:
+            self._dropped += len(crops) - len(packed)
             for crop in packed:
                 if len(self._waiting) >= MAX_WAITING:
                     self._waiting.popleft()
