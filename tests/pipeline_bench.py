@@ -28,11 +28,11 @@ SPEC = ModelSpec("m", "1", TaskSpec("classify", InputSpec("x", 8, 8)), (Variant(
 class Bench:
     """Pipelines with a control loop that the test turns by hand."""
 
-    def __init__(self, folder: Path, quiet_s: float = 30.0) -> None:
+    def __init__(self, folder: Path, quiet_s: float = 30.0, program: tuple[str, ...] = PROGRAM) -> None:
         self.folder = folder
         self.posted: queue.Queue[PipelineSaid | PipelineEnded] = queue.Queue()
         self.link = PipelineLink(folder / "s", self.posted.put)
-        self.pipelines = Pipelines(self.link, time.monotonic, lambda: 0.0, program=PROGRAM, quiet_s=quiet_s)
+        self.pipelines = Pipelines(self.link, time.monotonic, lambda: 0.0, program=program, quiet_s=quiet_s)
         self.said: list[ipc.Event] = []
         self.crashes: list[Crashed] = []
         self.pipelines.begin()

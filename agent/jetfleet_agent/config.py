@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from jetfleet_contract.app_config import Governor
 from jetfleet_contract.broker_limits import MAX_PACKET_BYTES, MIN_PACKET_BYTES, BrokerLimits, configured
 from jetfleet_contract.errors import InputError, MalformedError
 from jetfleet_contract.topics import check_name
@@ -82,6 +83,15 @@ webhook_ca = ""                       # the CA of webhooks' servers; empty: the 
 
 [clock]                               # a board without a battery-backed clock starts in the past
 policy = "floor"                      # judge expiry by the newest signed time seen; "strict": nothing new until a time service has set it
+
+[governor]                            # for every app whose own settings have none
+enabled = false
+margin_c = 8.0                        # begin to give way so many degrees below the board's throttling point
+least_fps = 1.0                       # never read a source less often
+
+[metrics]                             # Prometheus text at http://ADDRESS:PORT/metrics
+port = 0                              # 0: off
+address = "127.0.0.1"
 
 [measure]                             # how candidates are measured before the choice
 runs = 30
@@ -171,6 +181,25 @@ class ClockConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: Literal["floor", "strict"] = "floor"
 
 
+class GovernorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How apps give way to heat whose own settings do not say it; see `jetfleet_contract.app_config.Governor`."""
+
+    enabled: bool = False
+    margin_c: Annotated[float, Meta(ge=0.0, le=60.0)] = 8.0
+    least_fps: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
+
+    @property
+    def rule(self) -> Governor | None:
+        return Governor(least_fps=self.least_fps, margin_c=self.margin_c) if self.enabled else None
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where this board's metrics may be scraped; `port` 0: nowhere. They name apps, versions and sources, and hold no secret."""
+
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    address: Annotated[str, Meta(min_length=1, max_length=45)] = "127.0.0.1"
+
+
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The checked config. `threads` and `memory_mb` 0 mean no limit; `window_s` is the telemetry window in seconds. `stuck_s`: a part of a
     pipeline that has been in one call for so many seconds is taken for hung."""
@@ -191,6 +220,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mirror: MirrorConfig = MirrorConfig()
     clock: ClockConfig = ClockConfig()
     results: ResultsConfig = ResultsConfig()
+    governor: GovernorConfig = GovernorConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
 
 def load(path: Path) -> AgentConfig:

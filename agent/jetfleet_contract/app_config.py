@@ -113,13 +113,12 @@ class Drift(Message, frozen=True):
 
 
 class Governor(Message, frozen=True):
-    """How an app gives way to heat: not below `least_fps`, not below `least_scale` of the frame's size; `variants`: may move to a cheaper
-    one. `margin_c`: degrees under the board's own throttling point at which it begins."""
+    """How an app gives way to heat: its sources are read less often, never below `least_fps`. `margin_c`: degrees under the board's own
+    throttling point at which it begins. `importance`: of several apps the least important gives way first."""
 
     least_fps: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
-    least_scale: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5
-    variants: bool = True
     margin_c: Annotated[float, Meta(ge=0.0, le=60.0)] = 8.0
+    importance: Annotated[int, Meta(ge=0, le=9)] = 5
 
 
 class AppConfig(Message, frozen=True):

@@ -38,7 +38,7 @@ def test_the_printed_example_is_valid_and_shows_every_key() -> None:
     ('devise = "x"\n' + LEAST, "devise", "device"),
     (LEAST + 'hots = "x"\n', "broker.hots", "broker.host"),
     (LEAST + "[measure]\nrunz = 3\n", "measure.runz", "measure.runs"),
-    (LEAST + "[telemetry]\nx = 1\n", "telemetry", "valid keys"),
+    (LEAST + "[quux]\nx = 1\n", "quux", "valid keys"),
 ])
 def test_an_unknown_key_names_the_nearest_valid_one(text: str, key: str, hint: str) -> None:
     error = error_of(text)

@@ -17,8 +17,8 @@ def frame(source: str, number: int) -> Frame:
 
 def drain(queue: FrameQueue) -> list[tuple[str, int]]:
     taken = []
-    while (found := queue.get(0.0)) is not None:
-        taken.append((found.source, found.number))
+    while found := queue.take(0.0):
+        taken += [(one.source, one.number) for one in found]
     return taken
 
 
@@ -49,8 +49,7 @@ def test_put_waits_for_room_and_loses_nothing() -> None:
     threading.Thread(target=fill, daemon=True).start()
     taken: list[int] = []
     while len(taken) < 50:
-        found = queue.get(5.0)
-        assert found is not None
+        (found,) = queue.take(5.0)
         assert len(queue) <= 2
         assert found.ordinal == found.number
         taken.append(found.number)
@@ -77,13 +76,13 @@ def test_close_frees_a_waiting_producer_and_the_consumer() -> None:
     assert answers == [False]
     assert drain(queue) == [("a", 0)], "what was taken in is still answered"
     assert queue.is_drained
-    assert queue.get(5.0) is None
+    assert queue.take(5.0) == []
 
 
 def test_wake_ends_a_wait_without_a_frame() -> None:
     queue = FrameQueue()
     queue.wake()
-    assert queue.get(60.0) is None
+    assert queue.take(60.0) == []
 
 
 def test_remove_takes_out_one_source_only() -> None:

@@ -23,6 +23,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--app", required=True, help="name of the app")
     parser.add_argument("--socket", required=True, type=Path, help="the supervisor's Unix socket")
     parser.add_argument("--jsonl", type=Path, help="also append every result to this file")
+    parser.add_argument("--overlap", choices=("on", "off"), help="for measurements: stages beside each other, or one after the other")
     return parser.parse_args()
 
 
@@ -31,7 +32,7 @@ def _quiet_video() -> None:
     os.environ.update(OPENCV_LOG_LEVEL="SILENT", OPENCV_FFMPEG_LOGLEVEL="-8")
 
 
-def run(app: str, path: Path, lines_path: Path | None) -> int:
+def run(app: str, path: Path, lines_path: Path | None, overlap: bool | None = None) -> int:
     """Wire link, sinks and controller; returns the exit code."""
     from jetfleet_agent.pipeline.control import Controller, Note
     from jetfleet_agent.pipeline.link import Link
@@ -46,7 +47,7 @@ def run(app: str, path: Path, lines_path: Path | None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the supervisor decides for us
     link = Link(path, on_order)
     sinks = Sinks(app, link.publish, JsonLines(lines_path) if lines_path else None, link.send)
-    controller = Controller(app, inbox, link.send, sinks, link.take_dropped)
+    controller = Controller(app, inbox, link.send, sinks, link.take_dropped, overlap)
     link.start(app, os.getpid())
     try:
         return controller.run()
@@ -59,7 +60,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr)
     _quiet_video()
     try:
-        return run(check_name("app", arguments.app), arguments.socket, arguments.jsonl)
+        overlap = None if arguments.overlap is None else arguments.overlap == "on"
+        return run(check_name("app", arguments.app), arguments.socket, arguments.jsonl, overlap)
     except JetfleetError as error:
         print(error.diagnostics(), file=sys.stderr)
         return error.exit_code

@@ -7,6 +7,7 @@ through the same inbox as the orders, so there is one place that decides and no 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import queue
 import resource
@@ -38,14 +39,17 @@ from jetfleet_agent.ipc import (
 )
 from jetfleet_agent.pipeline.answers import Answers
 from jetfleet_agent.pipeline.capture import Capture
+from jetfleet_agent.pipeline.decoding import Swapped
 from jetfleet_agent.pipeline.drift import DriftWatch
 from jetfleet_agent.pipeline.feed import FeedReceiver, socket_path
+from jetfleet_agent.pipeline.fitting import Refitted, load_fitting, refit
 from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.kpis import KpiStep
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_agent.pipeline.meter import Meter
+from jetfleet_agent.pipeline.rhythm import AgeWatch
 from jetfleet_agent.pipeline.sinks import Sinks
-from jetfleet_agent.pipeline.stages import Broken, Stages, Swapped
+from jetfleet_agent.pipeline.stages import Broken, Stages
 from jetfleet_agent.pipeline.trial import Trial
 from jetfleet_agent.pipeline.watchdog import Watchdog
 from jetfleet_contract.errors import InputError, JetfleetError, RuntimeFailure
@@ -70,7 +74,7 @@ class Reloaded(msgspec.Struct, frozen=True):
     error: JetfleetError | None = None
 
 
-Note = Union[Order, TrialEnded, Reloaded, Swapped, Broken, None]
+Note = Union[Order, TrialEnded, Reloaded, Refitted, Swapped, Broken, None]
 
 
 class Controller:
@@ -79,10 +83,11 @@ class Controller:
     Args:
         send: hands an event to the supervisor; never waits.
         results_dropped: results that the link dropped since the last call.
+        overlap: see `Stages`.
     """
 
     def __init__(self, app: str, inbox: queue.SimpleQueue[Note], send: Callable[[msgspec.Struct], None], sinks: Sinks,
-                 results_dropped: Callable[[], int]) -> None:
+                 results_dropped: Callable[[], int], overlap: bool | None = None) -> None:
         self._app = app
         self._inbox = inbox
         self._send = send
@@ -92,6 +97,8 @@ class Controller:
         self._drift = DriftWatch(send, self._meter)
         self._answers = Answers((self._kpis, self._drift, sinks))
         self._results_dropped = results_dropped
+        self._overlap = overlap
+        self._ages = AgeWatch()
         self._run: Run | None = None
         self._stages: Stages | None = None
         self._captures: dict[str, Capture] = {}
@@ -101,6 +108,7 @@ class Controller:
         self._trial: Trial | None = None
         self._previous: LoadedModel | None = None
         self._previous_until = 0.0
+        self._replaced: list[LoadedModel] = []
         self._swap_deadline = 0.0
         self._running_deadline = 0.0
         self._window_began = (time.monotonic(), time.time())
@@ -138,7 +146,7 @@ class Controller:
         self._send(Failed(bundle, error.code, error.what))
         return error.exit_code
 
-    def _handle(self, note: Order | TrialEnded | Reloaded | Swapped) -> None:
+    def _handle(self, note: Order | TrialEnded | Reloaded | Refitted | Swapped) -> None:
         if isinstance(note, Run):
             self._start(note)
         elif isinstance(note, TrialEnded):
@@ -147,45 +155,59 @@ class Controller:
             self._swapped(note)
         elif isinstance(note, Reloaded):
             self._reloaded(note)
+        elif isinstance(note, Refitted):
+            self._refitted(note)
         elif self._stages is None or self._run is None:
             log.warning("%s before run: not done", type(note).__name__)
-        elif isinstance(note, Configure):
-            self._configure(self._run, self._stages, note)
-        elif isinstance(note, Try):
-            self._try(self._run, self._stages, note)
-        elif isinstance(note, Switch):
-            self._switch(self._stages, note)
-        elif isinstance(note, Drop):
-            self._drop_trial(self._stages, note.bundle)
-        elif isinstance(note, Back):
-            self._back(self._stages)
-        elif isinstance(note, Pace):
-            self._set_pace(note)
+        else:
+            self._obey(self._run, self._stages, note)
+
+    def _obey(self, run: Run, stages: Stages, order: Order) -> None:
+        """An order to an app that runs."""
+        if isinstance(order, Configure):
+            self._configure(run, stages, order)
+        elif isinstance(order, Try):
+            self._try(run, stages, order)
+        elif isinstance(order, Switch):
+            self._switch(stages, order)
+        elif isinstance(order, Drop):
+            self._drop_trial(stages, order.bundle)
+        elif isinstance(order, Back):
+            self._back(stages)
+        elif isinstance(order, Pace):
+            self._set_pace(order)
 
     # --- run, configure, stop ----------------------------------------------------------------------------------
 
     def _start(self, order: Run) -> None:
         self._stop_all()
         self._run = order
-        champion = LoadedModel(order.model, order.config)
-        champion.activate()
-        stages = self._stages = Stages(champion, self._meter, self.deliver, self._inbox.put)
+        champion, config, refused = load_fitting(lambda config: LoadedModel(order.model, config), order.config)
+        for error in refused:
+            self._refuse(error)
+        self._run = order = msgspec.structs.replace(order, config=config)
+        stages = self._stages = Stages(champion, self._meter, self.deliver, self._inbox.put, self._overlap)
         self._sinks.place(order.places)
         self._answers.configure(order.config)
         self._sinks.feed_to(order.feed, order.feed_to)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is not looked through again: a full collection would hold up a frame
         stages.start()
         self._running_deadline = time.monotonic() + FIRST_FRAME_S
         if order.input_from:
             self._receiver = FeedReceiver(socket_path(Path(order.feed), self._app), stages.fed)
         self._set_sources(stages, order.sources)
 
+    def _refuse(self, error: JetfleetError) -> None:
+        log.error("configuration refused: %s", error)
+        self._send(SourceEvent("config", False, error.code, error.what))
+
     def _configure(self, run: Run, stages: Stages, order: Configure) -> None:
         try:
             stages.champion.reconfigure(order.config)
             self._answers.configure(order.config)
         except InputError as error:
-            log.error("configuration refused: %s", error)  # noqa: TRY400  the sentence says it all
-            self._send(SourceEvent("config", False, error.code, error.what))
+            self._refuse(error)
             return
         if self._previous is not None:
             with contextlib.suppress(InputError):  # the old model may be of another kind, without this option
@@ -195,6 +217,24 @@ class Controller:
         self._run = msgspec.structs.replace(run, config=order.config, sources=order.sources, feed_to=order.feed_to)
         self._sinks.feed_to(run.feed, order.feed_to)
         self._set_sources(stages, order.sources)
+        self._fit(stages)
+
+    def _fit(self, stages: Stages) -> None:
+        """Batches of another size need another session of the same model."""
+        if self._run is not None and self._run.config.batching.most != stages.champion.batching.most:
+            refit(stages.champion, self._run.config, self._inbox.put)
+
+    def _refitted(self, note: Refitted) -> None:
+        stages, run = self._stages, self._run
+        if stages is None or run is None or note.old is not stages.champion:
+            if note.model is not None:
+                note.model.deactivate()
+        elif note.error is not None:
+            self._refuse(note.error)
+            self._run = msgspec.structs.replace(run, config=msgspec.structs.replace(run.config, batching=note.old.batching))
+        elif note.model is not None:
+            self._replaced.append(note.old)
+            stages.swap(note.model)
 
     def _set_sources(self, stages: Stages, sources: tuple[Source, ...]) -> None:
         """Start, stop or restart what differs; an unchanged source never notices."""
@@ -204,12 +244,13 @@ class Controller:
                 del self._captures[name]
                 capture.stop()
                 stages.remove(name)
+        stages.set_sources(sources)
         for name, source in wanted.items():
             if name not in self._captures:
                 self._capture(stages, source)
 
     def _capture(self, stages: Stages, source: Source) -> None:
-        capture = self._captures[source.name] = Capture(source, stages, self._send)
+        capture = self._captures[source.name] = Capture(source, stages, self._send, stages.pool)
         capture.set_cap(self._pace.cap(source.name))
         capture.start()
 
@@ -307,12 +348,18 @@ class Controller:
             self._exchange(self._stages, note.model, 0.0)
 
     def _swapped(self, note: Swapped) -> None:
+        while self._replaced:
+            self._replaced.pop().deactivate()
+        if self._stages is not None:
+            self._fit(self._stages)
         if not self._swap_deadline:
             return
         self._swap_deadline = 0.0
         self._send(Switched(note.model.model.bundle, note.model.key[2], note.gap_ms, note.frames_lost, note.steady_p99_ms))
 
     def _forget_previous(self) -> None:
+        while self._replaced:
+            self._replaced.pop().deactivate()
         if self._previous is not None:
             self._previous.deactivate()
             self._previous = None
@@ -357,4 +404,7 @@ class Controller:
             ours = [one for one in series if (one.bundle, one.version, one.candidate) == champion.key]
             champion.overhead = after_window(champion.overhead, ours)
             gauges |= champion.overhead.gauges
+            for alarm in self._ages.window(series, self._stages.rhythms, now - began):
+                self._send(alarm)
+            gauges |= {**self._stages.gauges(), "age_high": float(self._ages.standing)}
         self._send(Window(wall, now - began, series, gauges))

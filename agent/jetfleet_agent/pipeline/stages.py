@@ -1,46 +1,41 @@
 """The frame's way: (capture threads) -> inference thread -> decode thread -> sinks.
 
-The inference thread does nothing but run sessions, on frames that capture threads have prepared ahead where every frame counts;
-decoding and sinks run beside the next frame's session. What ties the stages together is a lane: it belongs to one frame from
+The inference thread runs sessions, on frames that capture threads have prepared ahead where every frame counts; decoding and sinks run
+beside the next frame's session. Where that does not pay (`overlap`) the same steps run one after the other: the inference thread decodes,
+and a file is read on when its last frame was answered. What ties the stages together is a lane: it belongs to one run of the session from
 its pre-processing until its answer, so every queue is bounded by the number of lanes.
 
 A swap happens in the inference thread between two frames: frames already prepared for the old model are prepared again
-for the new one, so none is lost. The decode thread, which sees results in order, measures the gap.
+for the new one, so none is lost. The decoder, which sees results in order, measures the gap.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Union
 
 import msgspec
 
-from jetfleet_agent.pipeline.backends import Lane, Outputs
+from jetfleet_agent.pipeline.decoding import Decoder, Swapped
 from jetfleet_agent.pipeline.frames import Frame, FrameQueue
+from jetfleet_agent.pipeline.inference import Answered, Work, runs
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_agent.pipeline.meter import Meter
-from jetfleet_agent.pipeline.preprocess import Geometry
+from jetfleet_agent.pipeline.overlap import Overlap
+from jetfleet_agent.pipeline.pool import FramePool
+from jetfleet_agent.pipeline.preprocess import Image
 from jetfleet_agent.pipeline.pulse import Pulses
+from jetfleet_agent.pipeline.rhythm import Rhythm
 from jetfleet_agent.pipeline.trial import Trial
 from jetfleet_contract.errors import JetfleetError
-from jetfleet_contract.predictions import Prediction, placed
-from jetfleet_contract.similarity import Box
+from jetfleet_contract.messages import Source
 
 FEED_DEPTH = 64
-STEADY_SAMPLE = 512
-
-
-class Swapped(msgspec.Struct, frozen=True):
-    """The first result of another model is out. Times in ms; `steady_p99_ms` is of gaps between results while no trial ran."""
-
-    model: LoadedModel
-    gap_ms: float
-    frames_lost: int
-    steady_p99_ms: float
+_POLL_S = 0.2
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -53,45 +48,34 @@ class Broken(msgspec.Struct, frozen=True):
 Note = Union[Swapped, Broken]
 
 
-class _Answer:
-    """What the decode thread gets: the champion's outputs, or a challenger's (`trial` set) for the same frame."""
-
-    __slots__ = ("frame", "geometry", "lane", "model", "outputs", "trial", "work_ms")
-
-    def __init__(self, frame: Frame, model: LoadedModel, lane: Lane, outputs: Outputs, geometry: Geometry, work_ms: float,
-                 trial: Trial | None = None) -> None:
-        self.frame = frame
-        self.model = model
-        self.lane = lane
-        self.outputs = outputs
-        self.geometry = geometry
-        self.work_ms = work_ms
-        self.trial = trial
-
-
 class Stages:
-    """Runs one app's champion. Implements `capture.Intake`.
+    """Runs one app's champion. Implements `capture.Intake`; `pool` is the memory that captures read into.
 
     Args:
-        deliver: called in the decode thread with each answered frame and its model, in order.
+        deliver: called with each answered frame and its model, in order, by one thread at a time.
         note: called from any thread with what the controller must know.
+        overlap: for measurements: stages beside each other or not; None measures which is better here.
     """
 
     def __init__(self, champion: LoadedModel, meter: Meter, deliver: Callable[[Frame, LoadedModel], None],
-                 note: Callable[[Note], None]) -> None:
+                 note: Callable[[Note], None], overlap: bool | None = None) -> None:
         self.frames = FrameQueue()
         self.pulses = Pulses()
-        self.answered = 0
+        self.pool = FramePool()
+        self.rhythms: dict[str, Rhythm] = {}
+        self.overlap = Overlap(len(os.sched_getaffinity(0)), champion.model.threads, overlap)
         self._champion = champion
         self._next: LoadedModel | None = None
         self._trial: Trial | None = None
         self._meter = meter
-        self._deliver = deliver
         self._note = note
+        self._decoder = Decoder(meter, deliver, note, self.pulses)
         self._numbers: dict[str, int] = {}
-        self._decoding: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
+        self._sources = 0
+        self._decoding: queue.SimpleQueue[Answered | None] = queue.SimpleQueue()
+        self._handed = self._taken = 0  # runs given to the decode thread, and those it is done with
+        self._answered = threading.Condition()
         self._stopping = False
-        self._gaps = _Gaps()
         self._threads = [threading.Thread(target=self._guard, args=(body,), name=name, daemon=True)
                          for name, body in (("inference", self._infer_loop), ("decode", self._decode_loop))]
 
@@ -100,6 +84,11 @@ class Stages:
     @property
     def champion(self) -> LoadedModel:
         return self._champion
+
+    @property
+    def answered(self) -> int:
+        """Frames answered so far."""
+        return self._decoder.answered
 
     def start(self) -> None:
         for thread in self._threads:
@@ -119,6 +108,23 @@ class Stages:
 
     def set_trial(self, trial: Trial | None) -> None:
         self._trial = trial
+        self._decoder.on_trial = trial is not None
+
+    def set_sources(self, sources: tuple[Source, ...]) -> None:
+        """The sources that will hand in frames, with their age budgets; those no longer named are forgotten."""
+        kept = {s.name: self.rhythms[s.name] for s in sources if s.name in self.rhythms}
+        for source in sources:
+            kept.setdefault(source.name, Rhythm()).max_age_ms = source.max_age_ms
+        self.rhythms = kept
+        self._sources = len(sources)
+        self.overlap.begin_again()
+
+    def gauges(self) -> dict[str, float]:
+        """How it runs: `frame_allocs` and `frame_strays` since the last call (no frame needs one in steady state), `pool_frames` that the
+        pool holds, whether stages `overlap` (1) and whether that was `overlap_decided` yet."""
+        allocated, strays = self.pool.counts()
+        return {"frame_allocs": float(allocated), "frame_strays": float(strays), "pool_frames": float(len(self.pool)),
+                "overlap": float(self.overlap.on), "overlap_decided": float(self.overlap.is_decided)}
 
     # --- capture's side (Intake) -------------------------------------------------------------------------------
 
@@ -128,28 +134,39 @@ class Stages:
         return number
 
     def every(self, frame: Frame, stopped: threading.Event) -> None:
-        """Prepare ahead, then wait for room in the queue."""
-        self._meter.seen(self._champion.key, frame.source)
+        """Prepare ahead, then wait for room in the queue; without overlap also for the answer."""
+        if not self._is_taken_in(frame):
+            return
         while not self._stopping and not stopped.is_set():
             model = self._champion
-            lane = model.lane_ahead(0.1)
-            if lane is None:
+            if model.prepares_ahead and not self._prepare(model, frame):
                 continue
-            began = time.monotonic()
-            try:
-                frame.geometry = model.prepare(frame.image, lane)
-            except JetfleetError:
-                model.release(lane)
-                self.skipped(frame.source, "unreadable", seen=True)
-                return
-            frame.model, frame.lane = model, lane
-            frame.pre_ms = (time.monotonic() - began) * 1e3
             if self.frames.put(frame):
+                self._wait_for(frame, stopped)
                 return
-            model.release(lane)
+            _give_back_lane(frame)
         self.skipped(frame.source, "stopped", seen=True)
 
+    def _prepare(self, model: LoadedModel, frame: Frame) -> bool:
+        """False when no lane became free for a while."""
+        lane = model.lane_ahead(0.1)
+        if lane is None:
+            return False
+        began = time.monotonic()
+        frame.geometry = model.prepare(frame.image, lane)
+        frame.model, frame.lane = model, lane
+        frame.pre_ms = (time.monotonic() - began) * 1e3
+        return True
+
+    def _wait_for(self, frame: Frame, stopped: threading.Event) -> None:
+        with self._answered:
+            while not (self.overlap.on or frame.is_answered or self._stopping or stopped.is_set()):
+                self._answered.wait(_POLL_S)
+
     def newest(self, frame: Frame) -> None:
+        rhythm = self.rhythms.get(frame.source)
+        if rhythm is not None:
+            frame.deadline = rhythm.deadline(frame.captured, frame.arrived)
         self._offer(frame, 1, "superseded")
 
     def fed(self, frame: Frame) -> None:
@@ -157,10 +174,20 @@ class Stages:
         self._offer(frame, FEED_DEPTH, "feed")
 
     def _offer(self, frame: Frame, depth: int, cause: str) -> None:
-        self._meter.seen(self._champion.key, frame.source)
+        if not self._is_taken_in(frame):
+            return
         dropped = self.frames.offer(frame, depth)
         if dropped is not None:
-            self.skipped(dropped.source, cause, seen=True)
+            self.skipped(dropped.source, "stopped" if dropped is frame else cause, seen=True)
+
+    def _is_taken_in(self, frame: Frame) -> bool:
+        """Count the frame; one that is no picture goes no further."""
+        self._meter.seen(self._champion.key, frame.source)
+        self.pool.saw(frame.image)
+        if _is_picture(frame.image):
+            return True
+        self.skipped(frame.source, "unreadable", seen=True)
+        return False
 
     def skipped(self, source: str, cause: str, *, seen: bool = False) -> None:
         if not seen:
@@ -170,99 +197,90 @@ class Stages:
     def remove(self, source: str) -> None:
         """A source left the deployment: its waiting frames are dropped, counted."""
         for frame in self.frames.remove(source):
-            if frame.model is not None and frame.lane is not None:
-                frame.model.release(frame.lane)
+            _give_back_lane(frame)
             self.skipped(source, "stopped", seen=True)
 
     # --- inference thread --------------------------------------------------------------------------------------
 
     def _infer_loop(self) -> None:
-        while not self.frames.is_drained:
-            if self._next is not None:
-                self._champion, self._next = self._next, None
-            frame = self.frames.get(0.2)
-            if frame is not None:
-                with self.pulses.infer:
-                    self._infer(frame)
-        self._decoding.put(None)
+        try:
+            while not self.frames.is_drained:
+                if self._next is not None:
+                    self._champion, self._next = self._next, None
+                    self.overlap.begin_again()
+                frames = self._take()
+                if frames:
+                    self._infer(frames)
+                    self.overlap.answered(time.monotonic())
+        finally:
+            self._decoding.put(None)
 
-    def _infer(self, frame: Frame) -> None:
-        began = time.monotonic()
-        frame.wait_ms = (began - frame.queued) * 1e3
+    def _take(self) -> list[Frame]:
+        """What to run next: all of it young enough."""
+        batching = self._champion.batching
+        frames = self.frames.take(_POLL_S, min(batching.most, self._sources or batching.most), batching.wait_ms / 1e3)
+        now = time.monotonic()
+        return [frame for frame in frames if self._is_young(frame, now)]
+
+    def _is_young(self, frame: Frame, now: float) -> bool:
+        frame.wait_ms = (now - frame.queued) * 1e3
+        if now <= frame.deadline:
+            return True
+        self.skipped(frame.source, "too-old", seen=True)
+        return False
+
+    def _infer(self, frames: list[Frame]) -> None:
         model = self._champion
-        if frame.lane is not None and frame.model is not None and frame.model is not model:
-            frame.model.release(frame.lane)
-            frame.lane = None
-        if frame.lane is None:
-            frame.lane = model.lane_inline()
-            began = time.monotonic()
-            frame.geometry = model.prepare(frame.image, frame.lane)
+        for frame in frames:
+            if frame.lane is not None and frame.model is not model:
+                _give_back_lane(frame)
+                frame.pre_ms = 0.0
             frame.model = model
-            frame.pre_ms = (time.monotonic() - began) * 1e3
-            began = time.monotonic()
-        outputs = model.backend.infer(frame.lane)
-        frame.infer_ms = (time.monotonic() - began) * 1e3
-        assert frame.geometry is not None  # noqa: S101  set beside the lane
-        self._decoding.put(_Answer(frame, model, frame.lane, outputs, frame.geometry, frame.pre_ms + frame.infer_ms))
+        works = [Work(frame, model) for frame in frames]
+        self._run(model, works)
         if self._trial is not None:
-            self._shadow(frame, self._trial)
+            self._shadow(works, self._trial)
 
-    def _shadow(self, frame: Frame, trial: Trial) -> None:
-        model = trial.take_turn()
-        if model is None:
+    def _shadow(self, champions: list[Work], trial: Trial) -> None:
+        works = [Work(work.frame, model, trial, work) for work in champions if (model := trial.take_turn()) is not None]
+        if not works:
             return
-        lane = model.lane_inline()
         try:
             with trial.running:
-                began = time.monotonic()
-                geometry = model.prepare(frame.image, lane)
-                outputs = model.backend.infer(lane)
-            work_ms = (time.monotonic() - began) * 1e3
+                self._run(works[0].model, works)
         except JetfleetError as error:
             trial.fail(error.code, error.what)
-            return
-        self._decoding.put(_Answer(frame, model, lane, outputs, geometry, work_ms, trial))
+
+    def _run(self, model: LoadedModel, works: list[Work]) -> None:
+        answered = runs(model, works)
+        while True:
+            with self.pulses.infer:
+                run = next(answered, None)
+            if run is None:
+                return
+            self._hand_on(run)
+
+    def _hand_on(self, run: Answered) -> None:
+        """To the decode thread, or decoded here; never here while that one still has some, for answers keep their order."""
+        if self.overlap.on or self._handed != self._taken:
+            self._handed += 1
+            self._decoding.put(run)
+        else:
+            self._decode(run)
 
     # --- decode thread -----------------------------------------------------------------------------------------
 
     def _decode_loop(self) -> None:
-        while (answer := self._decoding.get()) is not None:
-            if answer.trial is not None:
-                self._compare(answer, answer.trial)
-            else:
-                self._answer(answer)
+        while (run := self._decoding.get()) is not None:
+            self._decode(run)
+            run = None
+            self._taken += 1
 
-    def _answer(self, answer: _Answer) -> None:
-        frame, model = answer.frame, answer.model
-        began = time.monotonic()
-        with self.pulses.decode:
-            frame.detections = _placed(model.task.decode(answer.outputs, answer.geometry), frame.box)
-        decoded = time.monotonic()
-        model.release(answer.lane)
-        decode_ms = (decoded - began) * 1e3
-        frame.work_ms = answer.work_ms + decode_ms
-        with self.pulses.sink:
-            self._deliver(frame, model)
-        now = time.monotonic()
-        self.answered += 1
-        swapped = self._gaps.result(model, frame.ordinal, now, on_trial=self._trial is not None)
-        if swapped is not None:
-            self._note(swapped)
-        self._meter.done(model.key, frame.source, {
-            "capture": frame.capture_ms, "wait": frame.wait_ms, "pre": frame.pre_ms, "infer": frame.infer_ms, "decode": decode_ms,
-            "sink": (now - decoded) * 1e3, "total": (now - frame.arrived) * 1e3, "age": (now - frame.captured) * 1e3})
-
-    def _compare(self, answer: _Answer, trial: Trial) -> None:
-        began = time.monotonic()
-        try:
-            detections = _placed(answer.model.task.decode(answer.outputs, answer.geometry), answer.frame.box)
-        except JetfleetError as error:
-            trial.fail(error.code, error.what)
-            return
-        finally:
-            answer.model.release(answer.lane)
-        work_ms = answer.work_ms + (time.monotonic() - began) * 1e3
-        trial.compare(answer.frame.detections, detections, answer.frame.work_ms, work_ms)
+    def _decode(self, run: Answered) -> None:
+        for frame in self._decoder.take(run):
+            with self._answered:
+                frame.is_answered = True
+                self._answered.notify_all()
 
     def _guard(self, body: Callable[[], None]) -> None:
         try:
@@ -273,35 +291,12 @@ class Stages:
             self._note(Broken("pipeline.crash", f"{type(error).__name__}: {error}"[:300]))
 
 
-class _Gaps:
-    """Time between results, and what was lost between them. Used by the decode thread only."""
-
-    def __init__(self) -> None:
-        self._steady: deque[float] = deque(maxlen=STEADY_SAMPLE)
-        self._model: LoadedModel | None = None
-        self._at = 0.0
-        self._ordinal = -1
-
-    def result(self, model: LoadedModel, ordinal: int, now: float, *, on_trial: bool) -> Swapped | None:
-        """Count a result; a `Swapped` when it is the first of another model."""
-        previous, self._model = self._model, model
-        gap_ms, self._at = (now - self._at) * 1e3, now
-        last, self._ordinal = self._ordinal, (ordinal if ordinal >= 0 else self._ordinal)
-        if previous is None:
-            return None
-        if previous is model:
-            if not on_trial:
-                self._steady.append(gap_ms)
-            return None
-        lost = ordinal - last - 1 if ordinal >= 0 and last >= 0 else 0
-        return Swapped(model, gap_ms, lost, _p99(self._steady))
+def _give_back_lane(frame: Frame) -> None:
+    """A lane that was filled for nothing."""
+    if frame.model is not None and frame.lane is not None:
+        frame.model.release(frame.lane)
+    frame.lane = None
 
 
-def _p99(values: deque[float]) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] if ordered else 0.0
-
-
-def _placed(detections: Prediction, box: Box | None) -> Prediction:
-    """A fed crop's answers where they are in the frame that it was cut from."""
-    return detections if box is None else placed(detections, box)
+def _is_picture(image: Image) -> bool:
+    return image.ndim == 3 and image.shape[2] == 3 and image.dtype == "uint8" and image.size > 0

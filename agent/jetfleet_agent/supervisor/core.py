@@ -53,6 +53,7 @@ from .delegated import ClassMetadata, Vouching
 from .desired import Believing, Desired
 from .downloads import Bundles, Fetching
 from .effects import Choosing, EffectRunner, Revealing, RunSettings
+from .governing import Governing
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
 from .journal import Journal
 from .outbox import Outbox
@@ -208,7 +209,9 @@ class Supervisor:
         self._gauges = BoardGauges(pipelines.pids, sysfs)
         self._refused: dict[str, int] = {}
         self._running = True
-        self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._class_metadata, self._results)
+        self._governing = Governing(pipelines, config.governor.rule, self._alarms.note, lambda: clock().mono, sysfs)
+        self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._class_metadata, self._results,
+                                              self._governing)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -351,6 +354,7 @@ class Supervisor:
                 self._updater.event(app, slots.TookOver(event.bundle, event.gap_ms, event.frames_lost, event.steady_p99_gap_ms))
             case ipc.Window():
                 self._windows.add(app, event)
+                self._governing.heard(app, event)
             case ipc.Results():
                 self._results.send(app, event.results)
             case ipc.SourceEvent() | ipc.Raised() | ipc.Stuck():
@@ -390,8 +394,9 @@ class Supervisor:
                     "upload_bytes": self._uploads.sent_bytes}
         crashes = {f"{app}.crashes": float(count) for app, count in self._pipelines.crashes().items()}
         refused = {f"refused.{code}": float(count) for code, count in {**self._link.refused, **self._refused}.items()}
-        return {**self._gauges.read(), **{name: float(value) for name, value in counters.items()}, **self._fetcher.gauges, **crashes,
-                **refused, **self._results.gauges}
+        own = {name: float(value) for name, value in counters.items()}
+        return {**self._gauges.read(), **self._governing.gauges(), **own, **self._fetcher.gauges, **crashes, **refused,
+                **self._results.gauges}
 
     def _send_birth(self) -> None:
         if not self._link.connected:

@@ -111,6 +111,10 @@ class Pipelines:
         app = self._apps.get(name)
         return None if app is None or app.gone else app.run.config
 
+    def configs(self) -> dict[str, AppConfig]:
+        """The settings of each app that should run."""
+        return {name: app.run.config for name, app in self._apps.items() if not app.gone}
+
     def pids(self) -> dict[str, int]:
         """Process id by app, of those that run."""
         return {name: app.process.pid for name, app in self._apps.items() if app.process is not None}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jetfleet_agent import ipc
+from jetfleet_agent.thermal import Thermal, read_thermal
 from jetfleet_contract.messages import MAX_MESSAGE_BYTES, Alarm, Series, Telemetry, encode
 from jetfleet_contract.sketch import Sketch
 
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 MAX_SERIES = 256
 MAX_GAUGES = 64
 MAX_GAUGE_NAME = 63
-_SLOWING = ("cpufreq", "devfreq", "processor", "throttle")
-"""Kinds of the kernel's cooling devices that cost speed; Jetson calls its alerts ``cpu-throttle-alert`` and the like. A fan costs none."""
 
 
 class TelemetryWindows:
@@ -132,12 +131,12 @@ class BoardGauges:
 
     def __init__(self, pids: Callable[[], dict[str, int]], sysfs: Path = Path("/sys")) -> None:
         self._pids = pids
-        self._zones = sysfs / "class" / "thermal"
+        self._sysfs = sysfs
         self._processes: dict[int, psutil.Process] = {}
 
     def read(self) -> dict[str, float]:
-        """`rss_mb`, `cpu_pct` (of one core, since the last reading), `memory_free_mb`, `temperature_c`, `throttled` (0 or 1), and the like
-        by app."""
+        """`rss_mb`, `cpu_pct` (of one core, since the last reading), `memory_free_mb`, `temperature_c`, `headroom_c` (to the lowest
+        throttling point), `throttled` (0 or 1), and the like by app."""
         import psutil
 
         gauges = {"memory_free_mb": psutil.virtual_memory().available / 1e6, "board_cpu_pct": psutil.cpu_percent()}
@@ -149,44 +148,15 @@ class BoardGauges:
                 prefix = f"{app}." if app else ""
                 gauges[f"{prefix}rss_mb"] = process.memory_info().rss / 1e6
                 gauges[f"{prefix}cpu_pct"] = process.cpu_percent()
-        hottest = self._hottest()
-        if hottest is not None:
-            gauges["temperature_c"] = hottest
-        slowed = self._slowed()
-        if slowed is not None:
-            gauges["throttled"] = float(slowed)
-        return gauges
-
-    def _slowed(self) -> bool | None:
-        """Whether the kernel slows the processor or the accelerator down for heat or power now; None where it tells of no such device."""
-        states = [_whole(device / "cur_state") for device in sorted(self._zones.glob("cooling_device*"))
-                  if any(word in _word(device / "type") for word in _SLOWING)]
-        told = [state for state in states if state is not None]
-        return any(told) if told else None
-
-    def _hottest(self) -> float | None:
-        readings = [value for zone in sorted(self._zones.glob("thermal_zone*")) if (value := _celsius(zone / "temp")) is not None]
-        return max(readings, default=None)
+        return {**gauges, **_heat(read_thermal(self._sysfs))}
 
 
-def _word(path: Path) -> str:
-    try:
-        return path.read_text().strip().lower()
-    except OSError:
-        return ""
-
-
-def _whole(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _celsius(path: Path) -> float | None:
-    """Milli-degrees, as the kernel's thermal sysfs ABI says; sensors of switched-off parts fail to read or say nonsense."""
-    try:
-        value = int(path.read_text()) / 1000
-    except (OSError, ValueError):
-        return None
-    return value if -40.0 < value < 200.0 else None
+def _heat(thermal: Thermal) -> dict[str, float]:
+    gauges = {}
+    if thermal.hottest_c is not None:
+        gauges["temperature_c"] = thermal.hottest_c
+    if thermal.slowing:
+        gauges["throttled"] = float(bool(thermal.throttling))
+    if thermal.tightest is not None and thermal.tightest.headroom_c is not None:
+        gauges["headroom_c"] = thermal.tightest.headroom_c
+    return gauges

@@ -38,8 +38,10 @@ class Task(ABC):
 
     Options of every task, for apps that are fed from it: `crop_labels` (``person,car``: crops of these only), `crop_most` 64 (crops a
     frame, the best scores), `crop_deskew` False (turn leaning quads upright).
+    `whole_frame`: its answers are about the frame, not about places in it, so a frame cannot be cut into tiles for it.
     """
 
+    whole_frame = False
     options: frozenset[str] = frozenset()
     _every = frozenset({"crop_labels", "crop_most", "crop_deskew"})
 

@@ -20,6 +20,7 @@ class Classify(Task):
     Options: `top` (how many labels, 1), `threshold` (least probability, 0).
     """
 
+    whole_frame = True
     options = frozenset({"top", "threshold"})
 
     def __init__(self, spec: TaskSpec) -> None:
