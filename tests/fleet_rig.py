@@ -68,7 +68,7 @@ def make_model_bundle(out: Path, version: str, *, wrong: bool = False, broken: b
     if broken:
         model.write_bytes(b"this is no model " * 100)
     answers = ((20, (Detection("dark", 0.99),)), (230, (Detection("bright", 0.99),)))
-    return _write(out, "brightness", version, model, classifier_task(), answers)
+    return write_model_bundle(out, "brightness", version, model, classifier_task(), answers)
 
 
 def make_padded_bundle(out: Path, size: int) -> str:
@@ -76,17 +76,18 @@ def make_padded_bundle(out: Path, size: int) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     model = _save_model(out.parent / "brightness-padded.onnx", wrong=False, note=random.Random(size).randbytes(size // 2).hex())
     answers = ((20, (Detection("dark", 0.99),)), (230, (Detection("bright", 0.99),)))
-    return _write(out, "brightness", "1", model, classifier_task(), answers)
+    return write_model_bundle(out, "brightness", "1", model, classifier_task(), answers)
 
 
 def make_detector_bundle(out: Path, version: str) -> str:
     """A detector of dark areas as a bundle; gives the manifest's blob."""
     out.parent.mkdir(parents=True, exist_ok=True)
     model = save_map_model(out.parent / f"dark-{version}.onnx")
-    return _write(out, "dark-areas", version, model, detector_task(), ((255, ()),))
+    return write_model_bundle(out, "dark-areas", version, model, detector_task(), ((255, ()),))
 
 
-def _write(out: Path, name: str, version: str, model: Path, task: TaskSpec, answers: tuple[tuple[int, tuple[Detection, ...]], ...]) -> str:
+def write_model_bundle(out: Path, name: str, version: str, model: Path, task: TaskSpec,
+                       answers: tuple[tuple[int, tuple[Detection, ...]], ...]) -> str:
     """`answers` are probe images of one grey level each, and what the reference says of them."""
     import cv2
     import numpy as np

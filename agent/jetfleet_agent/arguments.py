@@ -23,7 +23,7 @@ exit codes: 0 done, 1 a check failed, 2 wrong input, 3 to 10 by kind of error, 1
 
 
 def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The whole command line; `commands` are run, probe, explain, bench, doctor and status."""
+    """The whole command line; `commands` are run, probe, explain, bench, doctor, status and audit."""
     made = argparse.ArgumentParser(prog="jetfleet-agent", description="The on-device daemon of jetfleet, and its tools.",
                                    formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EPILOG)
     made.add_argument("--version", action="version", version=f"jetfleet-agent {__version__}")
@@ -45,6 +45,8 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
                "--model yolo.onnx --size 640x640"))
     _config(add("doctor", "check whether this board is fit to run", "--config agent.toml"))
     _config(add("status", "show what runs here now", "--config agent.toml --json"))
+    _audit(add("audit", "list every picture that left this board, and when the rules changed", "--config agent.toml",
+               "--config agent.toml --app reader --last 20 --json"))
     return made
 
 
@@ -77,6 +79,12 @@ def _bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rounds", type=_count, default=1, help="how often, in turns; the best counts (default %(default)s)")
     _board(command)
     _threads(command)
+
+
+def _audit(command: argparse.ArgumentParser) -> None:
+    _config(command)
+    command.add_argument("--app", default="", help="only this app (default: all)")
+    command.add_argument("--last", type=_count, default=50, metavar="N", help="at most so many lines, the newest (default %(default)s)")
 
 
 def _config(command: argparse.ArgumentParser) -> None:

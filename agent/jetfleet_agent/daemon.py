@@ -37,8 +37,10 @@ from .clocks import BoardClock
 from .config import EXAMPLE, AgentConfig, MeasureConfig, load
 from .recent_log import FORMAT, RecentLines
 from .status import CHOOSER, JOURNAL, model_of, read_status
+from .supervisor.audit import read_audit
 from .supervisor.chooser import Chooser
 from .supervisor.core import Supervisor, begin_session, will
+from .supervisor.crops import Crops
 from .supervisor.deltas import DeltaFetcher
 from .supervisor.evaluation_process import EvaluationProcess
 from .supervisor.fetch import Fetcher
@@ -58,7 +60,7 @@ from .supervisor.upload_store import UploadStore
 from .supervisor.uploads import Uploads
 from .supervisor.web import WebFolder, WebSettings
 from .systemd_notify import Heartbeat, ServiceManager
-from .tables import bench_text, capability_text, checks_text, choice_text, status_text
+from .tables import audit_text, bench_text, capability_text, checks_text, choice_text, status_text
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +138,13 @@ def _status(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(parsed: argparse.Namespace) -> int:
+    config = load(parsed.config)
+    lines = [line for line in read_audit(config.state_dir / "audit") if parsed.app in ("", line.app)][-parsed.last:]
+    _show(parsed, lines, audit_text(lines))
+    return 0
+
+
 # --- the agent itself ---------------------------------------------------------------------------------------
 
 
@@ -164,13 +173,15 @@ def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) 
                            PatchProcess(), inbox.blob_done, inbox.blob_failed)
     waiting = UploadStore(state, config.device, config.upload.pending, config.upload.pending_mb << 20)
     uploads = Uploads(waiting, link, config.device, identity, trust, clock, config.upload)
-    pipelines = Pipelines(PipelineLink(run_folder(state) / "supervisor.sock", inbox.put), time.monotonic, random.random)
+    run = run_folder(state)
+    pipelines = Pipelines(PipelineLink(run / "supervisor.sock", inbox.put), time.monotonic, random.random)
+    crops = Crops(state, run, link, config.device, session, identity, trust, pipelines.tell, clock)
     chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure)
     manager = ServiceManager(os.environ, os.getpid())
     heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
     supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines,
                             clock, log_lines=recent.last, beat=heart.beat,
-                            secret_store=SecretStore(state / "identity", config.device))
+                            secret_store=SecretStore(state / "identity", config.device), crops=crops)
     _stop_on_signals(inbox.stop)
     log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)
     supervisor.run()
@@ -295,7 +306,8 @@ def _say_measured(name: str, measurement: Measurement) -> None:
     print(f"{name}: {measurement.error or f'{measurement.p50_ms:.2f} ms'}", file=sys.stderr, flush=True)
 
 
-COMMANDS = {"run": _run, "probe": _probe, "explain": _explain, "bench": _bench, "doctor": _doctor, "status": _status}
+COMMANDS = {"run": _run, "probe": _probe, "explain": _explain, "bench": _bench, "doctor": _doctor, "status": _status,
+            "audit": _audit}
 
 if __name__ == "__main__":
     main()

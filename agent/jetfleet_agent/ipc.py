@@ -14,9 +14,11 @@ from typing import Union
 import msgspec
 
 from jetfleet_contract.bundle import ModelSpec
+from jetfleet_contract.crops import Note
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import AppConfig, Message, Result, Series, Source, TrialPolicy
 from jetfleet_contract.policy import Candidate, TrialNumbers
+from jetfleet_contract.predictions import Detection
 from jetfleet_contract.tuning import Tuning
 
 MAX_LINE_BYTES = 1 << 20
@@ -116,11 +118,19 @@ class Pace(Message, frozen=True, tag="pace"):
         return self.fps.get(source, self.fps.get("", 0.0))
 
 
+class Answered(Message, frozen=True, tag="answered"):
+    """What the host says of crop `name`, in the pixels of the canvas that it was cut from; `code` when it says nothing, or never will."""
+
+    name: str
+    detections: tuple[Detection, ...] = ()
+    code: str = ""
+
+
 class Stop(Message, frozen=True, tag="stop"):
     """Finish the frame in hand, close the sources, exit 0."""
 
 
-Order = Union[Run, Configure, Try, Switch, Drop, Back, Pace, Stop]
+Order = Union[Run, Configure, Try, Switch, Drop, Back, Pace, Answered, Stop]
 
 
 # --- pipeline -> supervisor -----------------------------------------------------------------------------------
@@ -179,6 +189,13 @@ class Results(Message, frozen=True, tag="results"):
     results: tuple[Result, ...]
 
 
+class CropReady(Message, frozen=True, tag="crop"):
+    """A crop of something uncertain lies in the app's spool under this name. Whether it leaves the board is the supervisor's to say."""
+
+    name: str
+    note: Note
+
+
 class SourceEvent(Message, frozen=True, tag="source"):
     """A source came, went or ended; `code` is the typed cause. Never convicts a model."""
 
@@ -217,7 +234,7 @@ class Failed(Message, frozen=True, tag="failed"):
     detail: str
 
 
-Event = Union[Hello, Running, TrialResult, Switched, Window, Results, SourceEvent, Raised, Stuck, Failed]
+Event = Union[Hello, Running, TrialResult, Switched, Window, Results, CropReady, SourceEvent, Raised, Stuck, Failed]
 
 _ENCODER = msgspec.json.Encoder()
 _ORDERS = msgspec.json.Decoder(Order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Sequence
 
 from jetfleet_contract.messages import Capability
@@ -11,6 +12,7 @@ from jetfleet_contract.policy import Choice, ChoiceRow
 from .bench import BenchRow
 from .doctor import Check
 from .status import Status
+from .supervisor.audit import Departure
 
 WIDTH = 100
 
@@ -91,3 +93,12 @@ def _ms(row: ChoiceRow) -> str:
 
 def _points(row: ChoiceRow) -> str:
     return f"{row.drop:.2f}" if row.accuracy else "-"
+
+
+def audit_text(lines: Sequence[Departure]) -> str:
+    """What left the board, oldest first."""
+    if not lines:
+        return "nothing that shows a picture has left this board"
+    rows = [(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.at)), line.app, line.what, line.purpose or "nothing",
+             str(line.bytes) if line.bytes else "-", line.sha256[:16] or "-", line.receiver[:16] or "-") for line in lines]
+    return columns(("when", "app", "what", "purpose", "bytes", "sha256", "receiver"), rows)

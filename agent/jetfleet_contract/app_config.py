@@ -84,19 +84,33 @@ class MqttResults(Message, frozen=True):
 
 
 class Privacy(Message, frozen=True):
-    """What may leave the board, and for what. Without this nothing made of pixels does."""
+    """What may leave the board, and for what. Without this nothing made of pixels does.
+
+    `cascade`: the host's model is asked about uncertain crops, and the host forgets them. `harvest`: the host keeps such crops for the next
+    training. `bytes_per_day` bounds what leaves for both together in a UTC day; 0: nothing.
+    """
 
     purposes: tuple[Literal["cascade", "harvest", "snapshot", "preview"], ...] = ()
-    bytes_per_day: Annotated[int, Meta(ge=0)] = 0
+    bytes_per_day: Annotated[int, Meta(ge=0)] = 100_000_000
 
 
 class Cascade(Message, frozen=True):
-    """Answers whose score lies in [`above`, `below`) go as crops to the host's model; what it says within `deadline_s` is merged."""
+    """Answers whose score lies in [`above`, `below`) go as crops to the host's model; what it says within `deadline_s` is merged.
+
+    `labels` has bands of its own for some labels, (above, below). `repeat_s`: what stands still and looks the same is not asked about again
+    for so long. `most`: crops a frame. `margin`: how much of its own size a crop shows on each side of the thing. `model`: a published
+    ``NAME:VERSION`` that answers instead of the bundle's own full precision.
+    """
 
     below: Share = 0.5
     above: Share = 0.1
+    labels: dict[str, tuple[Share, Share]] = {}
     deadline_s: Seconds = 2.0
     bytes_per_hour: Annotated[int, Meta(ge=0)] = 10_000_000
+    repeat_s: Annotated[float, Meta(ge=0.0, le=1e6)] = 60.0
+    most: Annotated[int, Meta(ge=1, le=16)] = 3
+    margin: Annotated[float, Meta(ge=0.0, le=4.0)] = 0.5
+    model: Annotated[str, Meta(max_length=128)] = ""
 
 
 class Drift(Message, frozen=True):

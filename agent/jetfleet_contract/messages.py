@@ -98,7 +98,8 @@ class AppSpec(Message, frozen=True):
 
 
 class Deployment(Message, frozen=True, tag_field="type", tag="deployment"):
-    """All that one board should run. `seq` only ever grows per device; `expires` bounds replay."""
+    """All that one board should run. `seq` only ever grows per device; `expires` bounds replay. `receiver` is the X25519 key (hex) to which
+    everything made of pixels is sealed before it leaves the board; empty: nothing may."""
 
     device: str
     seq: int
@@ -106,6 +107,7 @@ class Deployment(Message, frozen=True, tag_field="type", tag="deployment"):
     apps: tuple[AppSpec, ...]
     rollout: str = ""
     tags: dict[str, str] = {}
+    receiver: str = ""
 
 
 class Command(Message, frozen=True, tag_field="type", tag="command"):
@@ -293,7 +295,8 @@ class Telemetry(Message, frozen=True):
 
 
 class Result(Message, frozen=True):
-    """What one app saw on one frame. `frame` counts frames of the source from 0 over the pipeline's life."""
+    """What one app saw on one frame. `frame` counts frames of the source from 0 over the pipeline's life. `amended`: the same frame again,
+    with what the host's model said of its uncertain parts."""
 
     app: str
     source: str
@@ -305,6 +308,7 @@ class Result(Message, frozen=True):
     detections: tuple[Detection, ...] = ()
     position: int = -1  # index inside the file or folder; -1 for live sources
     kpis: dict[str, float] = {}
+    amended: bool = False
 
     def to_tree(self) -> Any:
         tree = super().to_tree()

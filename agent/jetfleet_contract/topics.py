@@ -21,6 +21,7 @@ ALL_RESULTS = f"{PREFIX}/d/+/result"
 ALL_WANTS = f"{PREFIX}/b/+/want/+"
 ALL_RESPONSES = f"{PREFIX}/d/+/rsp/+"
 ALL_OFFERS = f"{PREFIX}/d/+/offer"
+ALL_CROPS = f"{PREFIX}/d/+/crop"
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _BLOB = re.compile(r"[0-9a-f]{64}")
@@ -88,6 +89,16 @@ def telemetry(device: str) -> str:
 
 def result(device: str) -> str:
     return _device(device, "result")
+
+
+def crop(device: str) -> str:
+    """Sealed pictures of what a board is not sure of, where a signed policy lets them leave."""
+    return _device(device, "crop")
+
+
+def answer(device: str) -> str:
+    """What the host's model says of a board's crop, signed."""
+    return _device(device, "answer")
 
 
 def offer(device: str) -> str:

@@ -205,6 +205,8 @@ def check_deployment(deployment: Deployment) -> Deployment:
         MalformedError: `name.bad`, `blob.bad`, `deployment.apps`, `deployment.input`, `deployment.sources`.
     """
     check_name("device", deployment.device)
+    if deployment.receiver:
+        check_blob(deployment.receiver)
     feeds = {check_name("app", app.app): app.input_from for app in deployment.apps}
     if len(deployment.apps) > MAX_APPS or len(feeds) != len(deployment.apps):
         raise MalformedError("deployment.apps", f"{len(deployment.apps)} apps are over the limit of {MAX_APPS}, or two have one name")

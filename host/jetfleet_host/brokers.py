@@ -25,8 +25,8 @@ LOOPBACK = "127.0.0.1"
 MAX_PAYLOAD_BYTES = 4 << 20
 START_S = 20.0
 _LOOPBACKS = (LOOPBACK, "localhost", "::1")
-DEVICE_READS = ("desired", "cmd", "ack", "upwant/#")
-DEVICE_WRITES = ("birth", "state", "report", "telemetry", "result", "rsp/#", "offer", "up/#")
+DEVICE_READS = ("desired", "cmd", "ack", "answer", "upwant/#")
+DEVICE_WRITES = ("birth", "state", "report", "telemetry", "result", "rsp/#", "offer", "crop", "up/#")
 """What lies below ``jf/1/d/DEVICE`` and is that board's own to hear, and to say."""
 _POLL_S = 0.02
 _FREE_PORT_TRIES = 5

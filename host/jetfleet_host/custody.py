@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jetfleet_contract.errors import InputError, StorageError
+from jetfleet_host.crop_keys import CropKeys
 from jetfleet_host.durable import sync_folder, write_file
 from jetfleet_host.keys import MESSAGE_ROLES, ROLES, SERVE_ROLES, TUF_ROLES, KeyFolder, check_role, public_hex, signer_from
 from jetfleet_host.repository import HANDOVER, LIFETIME, Metadatas, role_keys
@@ -182,10 +183,15 @@ def split(project: Project, folder: Path) -> Path:
         moved = [(role, public) for role in SERVE_ROLES for public in project.keys.held(role)]
         for role, public in moved:
             project.keys.copy_to(other, role, public)
+        sealing = CropKeys(project.keys_dir).files()
+        for path in sealing.values():
+            write_file(other.folder / path.name, path.read_bytes(), mode=0o600)
         write_file(folder / "jetfleet.toml", (project.dir / "jetfleet.toml").read_bytes())  # last: only now it is a project
         _note(project, {public: str(folder) for _, public in moved})
         for role, public in moved:
             project.keys.remove(role, public)
+        for path in sealing.values():
+            path.unlink(missing_ok=True)
     return folder
 
 

@@ -31,10 +31,12 @@ class Deployments:
 
     Args:
         sign: gives the envelope of a deployment.
+        seal_to: the key (hex) to which boards seal pictures; asked for when a policy lets any out.
     """
 
-    def __init__(self, sign: Callable[[Deployment], bytes]) -> None:
+    def __init__(self, sign: Callable[[Deployment], bytes], seal_to: Callable[[], str] = lambda: "") -> None:
         self._sign = sign
+        self._seal_to = seal_to
 
     def issue(self, session: Session, request: StartRequest, device: str, now: Instant) -> Outgoing:
         """The rollout's bundle for this board; nothing when it was issued by an earlier run: all that is stored is published anyway."""
@@ -72,6 +74,8 @@ class Deployments:
         return outgoing
 
     def _store(self, session: Session, deployment: Deployment, now: Instant) -> bytes:
+        leaves = any(set(app.config.privacy.purposes) & {"cascade", "harvest"} for app in deployment.apps)
+        deployment = msgspec.structs.replace(deployment, receiver=self._seal_to() if leaves else "")
         envelope = self._sign(deployment)
         journal.save_deployment(session, deployment, envelope, now.wall)
         return envelope

@@ -6,6 +6,7 @@
     blobs/<hex>          every published blob, and the pages of their chunk tables
     device/root.json     what boards pin
     uploads/<device>/    what boards gave: logs, engines
+    harvest/             pictures of what boards were not sure of
     jetfleet.db          the fleet's database, made by `serve`
 """
 
@@ -95,6 +96,16 @@ class UploadsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Bounds({kind: mb << 20 for kind, mb in most.items()}, self.device_mb_per_day << 20, self.unasked)
 
 
+class HarvestSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Crops of what boards are not sure of: so many a minute from one board, so many waiting for the model, its `threads` (0: the runtime
+    decides), and how many MB of the hard-example set are kept (the oldest go)."""
+
+    crops_per_minute: Annotated[int, Meta(ge=1, le=100_000)] = 240
+    waiting: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    keep_mb: Annotated[int, Meta(ge=0, le=10_000_000)] = 2048
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The checked content of jetfleet.toml."""
 
@@ -102,6 +113,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database: DatabaseSection = DatabaseSection()
     delivery: DeliverySection = DeliverySection()
     uploads: UploadsSection = UploadsSection()
+    harvest: HarvestSection = HarvestSection()
 
 
 class BlobFolder:
@@ -294,4 +306,10 @@ def _config_text(broker: BrokerSection) -> str:
 # engine_mb = 2048
 # device_mb_per_day = 8192
 # unasked = ["engine"]     # kinds that may come without a command
+
+[harvest]                  # pictures of what boards are not sure of; an app's privacy policy has to allow them first
+# crops_per_minute = 240   # from one board
+# waiting = 64             # for the model that answers
+# threads = 0              # of that model; 0: the runtime decides
+# keep_mb = 2048           # of the hard-example set; the oldest go
 """

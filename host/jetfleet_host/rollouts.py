@@ -62,9 +62,10 @@ class RolloutDriver:
     """
 
     def __init__(self, database: Transactions, sign: Callable[[Deployment], bytes], publish: Callable[[str, bytes], None],
-                 known: Callable[[str], bool], release_of: ReleaseOf = lambda _bundle: ("", 0)) -> None:
+                 known: Callable[[str], bool], release_of: ReleaseOf = lambda _bundle: ("", 0),
+                 seal_to: Callable[[], str] = lambda: "") -> None:
         self._database = database
-        self._deployments = Deployments(sign)
+        self._deployments = Deployments(sign, seal_to)
         self._publish = publish
         self._known = known
         self._release_of = release_of

@@ -31,6 +31,8 @@ from .accounts import PublishedBytes
 from .assignments import Assignments, with_pages
 from .collector import Collector, Incoming, Ingested
 from .command_driver import CommandDriver
+from .crop_keys import CropKeys
+from .crops import CropBounds, Crops
 from .delegations import blobs_of_classes
 from .delivery import DeliverySettings, Distributor
 from .delivery_control import DeliveryControl, HostBudget
@@ -53,7 +55,7 @@ STALL_S = 5.0
 RETRY_S = 1.0
 REFRESH_S = 600.0
 DEVICE_TOPICS = (topics.ALL_BIRTHS, topics.ALL_STATES, topics.ALL_REPORTS, topics.ALL_TELEMETRY, topics.ALL_WANTS,
-                 topics.ALL_OFFERS, topics.ALL_RESPONSES)
+                 topics.ALL_OFFERS, topics.ALL_RESPONSES, topics.ALL_CROPS)
 STANDBY_S = 0.5
 COUNT_S = 5.0
 
@@ -97,6 +99,10 @@ class _Down(msgspec.Struct, frozen=True):
     reason: str
 
 
+class _Woken(msgspec.Struct, frozen=True):
+    """Another thread has work for this one."""
+
+
 class Server:
     """Collector, distributor and rollout driver behind one link.
 
@@ -112,13 +118,14 @@ class Server:
         self._broker = broker
         self._clock = clock
         self._notify = notify
-        self._queue: queue.Queue[Incoming | _Up | _Down] = queue.Queue(QUEUE_MESSAGES)
+        self._queue: queue.Queue[Incoming | _Up | _Down | _Woken] = queue.Queue(QUEUE_MESSAGES)
         self._database = Database.open(project.database_url)
         self._link = link_factory(self._heard, self._went_up, self._went_down)
         self._collector = Collector(self._database, signing.verify_device)
         self._writer = Writer(self._database, f"{socket.gethostname()} {clock().boot_id[:8]} {project.dir}")
         self._driver = RolloutDriver(self._writer, lambda d: signing.sign_deployment(project, d), self._publish_desired,
-                                     lambda bundle: bundle in self._bundles, lambda bundle: self._bundles.get(bundle, ("", 0)))
+                                     lambda bundle: bundle in self._bundles, lambda bundle: self._bundles.get(bundle, ("", 0)),
+                                     CropKeys(project.keys_dir).receiver)
         self._experiments = ExperimentDriver(self._writer)
         self._assignments = Assignments(self._database)
         self._distributor = Distributor(self._link, project.blobs, _delivery_settings(project), self._assignments.allowed,
@@ -126,6 +133,8 @@ class Server:
         self._commands = CommandDriver(self._writer, self._link, lambda c: signing.sign_command(project, c), signing.verify_device)
         self._uploads = Uploads(self._writer, self._link, UploadFiles(project.dir / "uploads"), signing.verify_device,
                                 lambda v: signing.sign_verdict(project, v), project.settings.uploads.bounds)
+        self._crops = Crops(project, self._writer, self._link, signing.verify_device, lambda a: signing.sign_answer(project, a),
+                            _crop_bounds(project), self._wake)
         self._published = PublishedBytes(self._writer)
         self._delivery = DeliveryControl(self._writer, self._distributor, _host_budget(project), self._assignments.blobs_of,
                                          lambda blob: self._names.get(blob, ""))
@@ -179,6 +188,7 @@ class Server:
         finally:
             self._link.stop()
             self._uploads.close()
+            self._crops.close()
             self._store([item for item in self._taken(0.0) if isinstance(item, Incoming)], self._clock())
             self._guarded(lambda _now: self._published.keep(self._distributor.stats), self._clock())
             self._guarded(self._delivery.close, self._clock())
@@ -192,13 +202,16 @@ class Server:
         if not self._put(Incoming(topic, payload, self._clock().wall)) and part:
             self._uploads.gate.leave(len(payload))
 
+    def _wake(self) -> None:
+        self._put(_Woken())
+
     def _went_up(self) -> None:
         self._put(_Up())
 
     def _went_down(self, reason: str) -> None:
         self._put(_Down(reason))
 
-    def _put(self, item: Incoming | _Up | _Down) -> bool:
+    def _put(self, item: Incoming | _Up | _Down | _Woken) -> bool:
         """A full queue holds the link's thread back for a while, and so the broker; then the message is dropped and counted."""
         try:
             self._queue.put(item, timeout=STALL_S)
@@ -227,16 +240,17 @@ class Server:
         for item in self._taken(max(wait, 0.0)):
             if isinstance(item, Incoming):
                 self._sort(item, batch)
-            else:
+            elif not isinstance(item, _Woken):
                 self._link_changed(item)
         now = self._clock()
+        self._guarded(self._crops.tick, now)
         self._store(batch, now)
         if now.mono >= self._poll_at:
             self._poll_at = now.mono + POLL_S
             self._guarded(self._poll, now)
         self._retained.publish()
 
-    def _taken(self, wait: float) -> Iterator[Incoming | _Up | _Down]:
+    def _taken(self, wait: float) -> Iterator[Incoming | _Up | _Down | _Woken]:
         """What the queue holds, at most one batch; waits for the first only."""
         with contextlib.suppress(queue.Empty):
             yield self._queue.get(timeout=wait)
@@ -252,6 +266,8 @@ class Server:
             self._guarded(lambda now: self._uploads.on_part(message.topic, message.payload, now), self._clock())
         elif said == "offer":
             self._guarded(lambda now: self._uploads.on_offer(message, now), self._clock())
+        elif said == "crop":
+            self._guarded(lambda now: self._crops.on_crop(message, now), self._clock())
         elif said == "rsp":
             self._guarded(lambda _now: self._commands.on_response(message), self._clock())
         else:
@@ -413,6 +429,11 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_ino)
+
+
+def _crop_bounds(project: Project) -> CropBounds:
+    section = project.settings.harvest
+    return CropBounds(section.crops_per_minute, section.waiting, section.keep_mb * 1_000_000, section.threads)
 
 
 def _host_budget(project: Project) -> HostBudget:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from jetfleet_contract.crops import Answer
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.messages import Command, Deployment, Envelope, decode
 from jetfleet_contract.trust import check_deployment, seal, unseal
@@ -34,6 +35,11 @@ def sign_command(project: Project, command: Command) -> bytes:
 def sign_verdict(project: Project, verdict: Verdict) -> bytes:
     """The envelope (JSON) of the host's word on an upload, by the command key. InputError as `sign_deployment`."""
     return _sign(project, "command", verdict, project.repository.load().keys.command, kind="verdict")
+
+
+def sign_answer(project: Project, answer: Answer) -> bytes:
+    """The envelope (JSON) of what the host's model says of a crop, by the command key. InputError as `sign_deployment`."""
+    return _sign(project, "command", answer, project.repository.load().keys.command, kind="answer")
 
 
 def resigned(project: Project, envelopes: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

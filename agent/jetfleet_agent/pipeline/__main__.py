@@ -34,6 +34,8 @@ def _quiet_video() -> None:
 
 def run(app: str, path: Path, lines_path: Path | None, overlap: bool | None = None) -> int:
     """Wire link, sinks and controller; returns the exit code."""
+    from jetfleet_agent.crop_spool import CropSpool, spool_folder
+    from jetfleet_agent.pipeline.cascade import CascadeStep
     from jetfleet_agent.pipeline.control import Controller, Note
     from jetfleet_agent.pipeline.link import Link
     from jetfleet_agent.pipeline.sinks import JsonLines, Sinks
@@ -47,7 +49,8 @@ def run(app: str, path: Path, lines_path: Path | None, overlap: bool | None = No
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the supervisor decides for us
     link = Link(path, on_order)
     sinks = Sinks(app, link.publish, JsonLines(lines_path) if lines_path else None, link.send)
-    controller = Controller(app, inbox, link.send, sinks, link.take_dropped, overlap)
+    cascade = CascadeStep(app, CropSpool(spool_folder(path.parent, app)), link.send, sinks.amend)
+    controller = Controller(app, inbox, link.send, sinks, cascade, link.take_dropped, overlap)
     link.start(app, os.getpid())
     try:
         return controller.run()

@@ -20,6 +20,7 @@ from typing import Union
 import msgspec
 
 from jetfleet_agent.ipc import (
+    Answered,
     Back,
     Configure,
     Drop,
@@ -39,6 +40,7 @@ from jetfleet_agent.ipc import (
 )
 from jetfleet_agent.pipeline.answers import Answers
 from jetfleet_agent.pipeline.capture import Capture
+from jetfleet_agent.pipeline.cascade import CascadeStep
 from jetfleet_agent.pipeline.decoding import Swapped
 from jetfleet_agent.pipeline.drift import DriftWatch
 from jetfleet_agent.pipeline.feed import FeedReceiver, socket_path
@@ -82,20 +84,22 @@ class Controller:
 
     Args:
         send: hands an event to the supervisor; never waits.
+        cascade: asks the host about what the model is not sure of.
         results_dropped: results that the link dropped since the last call.
         overlap: see `Stages`.
     """
 
-    def __init__(self, app: str, inbox: queue.SimpleQueue[Note], send: Callable[[msgspec.Struct], None], sinks: Sinks,
+    def __init__(self, app: str, inbox: queue.SimpleQueue[Note], send: Callable[[msgspec.Struct], None], sinks: Sinks, cascade: CascadeStep,
                  results_dropped: Callable[[], int], overlap: bool | None = None) -> None:
         self._app = app
         self._inbox = inbox
         self._send = send
         self._sinks = sinks
+        self._cascade = cascade
         self._meter = Meter(app)
         self._kpis = KpiStep(app, self._meter, send)
         self._drift = DriftWatch(send, self._meter)
-        self._answers = Answers((self._kpis, self._drift, sinks))
+        self._answers = Answers((self._kpis, self._drift, cascade, sinks))
         self._results_dropped = results_dropped
         self._overlap = overlap
         self._ages = AgeWatch()
@@ -157,6 +161,8 @@ class Controller:
             self._reloaded(note)
         elif isinstance(note, Refitted):
             self._refitted(note)
+        elif isinstance(note, Answered):
+            self._cascade.answered(note)
         elif self._stages is None or self._run is None:
             log.warning("%s before run: not done", type(note).__name__)
         else:
@@ -397,7 +403,7 @@ class Controller:
         gauges = {"rss_peak_mb": usage.ru_maxrss / 1024.0, "cpu_s": usage.ru_utime + usage.ru_stime,
                   "results_dropped": float(self._results_dropped()), "crops_dropped": float(self._sinks.take_dropped_crops()),
                   "sources_alive": float(sum(capture.is_alive for capture in self._captures.values())),
-                  **self._sinks.counts(), **self._kpis.counts(), **self._drift.gauges()}
+                  **self._sinks.counts(), **self._kpis.counts(), **self._drift.gauges(), **self._cascade.take_counts()}
         series = self._meter.take()
         if self._stages is not None:
             champion = self._stages.champion

@@ -39,6 +39,7 @@ from jetfleet_contract.messages import (
     Birth,
     Capability,
     Command,
+    Deployment,
     DeviceState,
     Instant,
     Report,
@@ -49,6 +50,7 @@ from jetfleet_contract.messages import (
 from .alarms import StandingAlarms
 from .bundle_reader import Blobs
 from .commands import Commands, Giving, Keeping, Signer
+from .crops import NoCrops
 from .delegated import ClassMetadata, Vouching
 from .desired import Believing, Desired
 from .downloads import Bundles, Fetching
@@ -125,6 +127,19 @@ class Uploading(Giving, Protocol):
     def close(self) -> None: ...
 
 
+class Leaving(Protocol):
+    """What is used of Crops."""
+
+    @property
+    def gauges(self) -> Mapping[str, float]: ...
+    def begin(self) -> None: ...
+    def follow(self, deployment: Deployment) -> None: ...
+    def ready(self, app: str, event: ipc.CropReady) -> None: ...
+    def on_message(self, topic: str, payload: bytes) -> bool: ...
+    def on_link_up(self) -> None: ...
+    def tick(self) -> float: ...
+
+
 class Secrets(Revealing, Keeping, Protocol):
     """What is used of a SecretStore."""
 
@@ -165,13 +180,14 @@ class Supervisor:
         beat: called each time round the loop: a watchdog is fed only while the control thread makes progress.
         sysfs: the root of the kernel's ``/sys``.
         secret_store: what was sealed to this board; without one it takes no secrets.
+        crops: the way out for what pipelines are not sure of; without one no picture leaves.
     """
 
     def __init__(self, config: AgentConfig, session: int, inbox: Inbox, journal: Journal, link: Link, trust: Trust, store: Blobs,
                  fetcher: Transfers, uploads: Uploading, identity: Signer, chooser: Choices, pipelines: Pipelines,
                  clock: Callable[[], Instant], *, log_lines: Callable[[int], list[str]] = lambda _count: [],
                  beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys"),
-                 secret_store: Secrets | None = None) -> None:
+                 secret_store: Secrets | None = None, crops: Leaving | None = None) -> None:
         self._device = config.device
         self._session = session
         self._instance = secrets.token_hex(8)
@@ -181,6 +197,7 @@ class Supervisor:
         self._trust = trust
         self._fetcher = fetcher
         self._uploads = uploads
+        self._crops: Leaving = crops or NoCrops()
         self._identity = identity
         self._chooser = chooser
         self._pipelines = pipelines
@@ -201,7 +218,7 @@ class Supervisor:
                                   self._updater.sources_changed)
         self._class_metadata = ClassMetadata(chooser.capability.device_class, trust, store, fetcher, clock)
         self._desired = Desired(config.device, msgspec.structs.replace(journal.board(), session=session), trust, journal.save_board,
-                                self._metadata_renewed, self._updater.deploy, self._count, clock)
+                                self._metadata_renewed, self._deploy, self._count, clock)
         now = clock()
         self._alarms = StandingAlarms()
         self._windows = TelemetryWindows(config.device, session, config.window_s, now.mono, now.wall)
@@ -210,7 +227,7 @@ class Supervisor:
         self._refused: dict[str, int] = {}
         self._running = True
         self._governing = Governing(pipelines, config.governor.rule, self._alarms.note, lambda: clock().mono, sysfs)
-        self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._class_metadata, self._results,
+        self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._crops, self._class_metadata, self._results,
                                               self._governing)
 
     # --- the loop -----------------------------------------------------------------------------------------
@@ -227,6 +244,7 @@ class Supervisor:
         for topic in (topics.META, topics.desired(self._device), topics.command(self._device), topics.ack(self._device)):
             self._link.subscribe(topic, 1)
         self._uploads.begin()
+        self._crops.begin()
         self._pipelines.begin()
         self._updater.resume()
         self._guarded("stored deployment", self._desired.resume)
@@ -318,7 +336,8 @@ class Supervisor:
                 self._running = False
 
     def _message(self, topic: str, payload: bytes) -> None:
-        if self._fetcher.on_message(topic, payload) or self._uploads.on_message(topic, payload):
+        if self._fetcher.on_message(topic, payload) or self._uploads.on_message(topic, payload) or (
+                self._crops.on_message(topic, payload)):
             return
         if topic == topics.META:
             if payload:
@@ -340,6 +359,7 @@ class Supervisor:
         self._class_metadata.follow()
         self._fetcher.on_link_up()
         self._uploads.on_link_up()
+        self._crops.on_link_up()
 
     def _said(self, item: PipelineSaid) -> None:
         if not self._pipelines.said(item):
@@ -357,12 +377,19 @@ class Supervisor:
                 self._governing.heard(app, event)
             case ipc.Results():
                 self._results.send(app, event.results)
+            case ipc.CropReady():
+                self._crops.ready(app, event)
             case ipc.SourceEvent() | ipc.Raised() | ipc.Stuck():
                 self._alarms.hear(app, event)
             case ipc.Failed():
                 log.warning("%s: %s %s", app, event.code, event.detail)
             case ipc.Hello():
                 log.info("%s: pipeline process %d", app, event.pid)
+
+    def _deploy(self, deployment: Deployment) -> None:
+        """What may leave the board counts first: a policy that is withdrawn must not wait for a model."""
+        self._crops.follow(deployment)
+        self._updater.deploy(deployment)
 
     def _metadata_renewed(self) -> None:
         self._runner.try_again()
@@ -395,7 +422,7 @@ class Supervisor:
         crashes = {f"{app}.crashes": float(count) for app, count in self._pipelines.crashes().items()}
         refused = {f"refused.{code}": float(count) for code, count in {**self._link.refused, **self._refused}.items()}
         own = {name: float(value) for name, value in counters.items()}
-        return {**self._gauges.read(), **self._governing.gauges(), **own, **self._fetcher.gauges, **crashes, **refused,
+        return {**self._gauges.read(), **self._governing.gauges(), **own, **self._fetcher.gauges, **self._crops.gauges, **crashes, **refused,
                 **self._results.gauges}
 
     def _send_birth(self) -> None:

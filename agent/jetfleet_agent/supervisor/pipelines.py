@@ -206,6 +206,12 @@ class Pipelines:
             self._send(app, ipc.Back())
         self._tell_setup(app, old)
 
+    def tell(self, name: str, order: ipc.Order) -> None:
+        """An order that changes nothing of what should be; lost when the app's process cannot take it now."""
+        app = self._apps.get(name)
+        if app is not None:
+            self._send(app, order)
+
     def stop(self, name: str) -> None:
         """The app has no pipeline."""
         app = self._apps.get(name)

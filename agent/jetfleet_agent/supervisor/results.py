@@ -121,7 +121,7 @@ class ResultDelivery:
     # --- MQTT -------------------------------------------------------------------------------------------------
 
     def _publish(self, app: _App, settings: MqttResults, result: Result, body: bytes) -> None:
-        if settings.per_second and self._is_early(app, settings.per_second, result):
+        if settings.per_second and not result.amended and self._is_early(app, settings.per_second, result):
             app.dropped["thinned"] += 1
             return
         if app.pace is not None:

@@ -392,3 +392,37 @@ class ModelEvent(Base):
     what: Mapped[str] = mapped_column(String(20))
     detail: Mapped[str] = mapped_column(Text, default="")
     at: Mapped[float] = mapped_column(Float)
+
+
+class HardExample(Base):
+    """A crop that a board was not sure of, kept for the next training. `crop` is the board's number, `digest` the picture's file, `edge`
+    and `said` are JSON of detections in pixels of the canvas (`canvas_w` x `canvas_h`), of which the picture shows `x0`..`x1`, `y0`..`y1`.
+    `answered` is 1 when `model` has answered; then `said` counts, also when it is empty."""
+
+    __tablename__ = "hard_examples"
+    __table_args__ = (UniqueConstraint("device", "crop"), Index("ix_hard_examples_app_at", "app", "at"))
+
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True)
+    device: Mapped[str] = mapped_column(String(63), index=True)
+    crop: Mapped[int] = mapped_column(BigInteger)
+    app: Mapped[str] = mapped_column(String(63))
+    source: Mapped[str] = mapped_column(String(63))
+    frame: Mapped[int] = mapped_column(BigInteger)
+    bundle: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(200))
+    candidate: Mapped[str] = mapped_column(String(200))
+    task: Mapped[str] = mapped_column(String(63))
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    size: Mapped[int] = mapped_column(Integer)
+    canvas_w: Mapped[int] = mapped_column(Integer)
+    canvas_h: Mapped[int] = mapped_column(Integer)
+    x0: Mapped[int] = mapped_column(Integer)
+    y0: Mapped[int] = mapped_column(Integer)
+    x1: Mapped[int] = mapped_column(Integer)
+    y1: Mapped[int] = mapped_column(Integer)
+    edge: Mapped[str] = mapped_column(Text)
+    said: Mapped[str] = mapped_column(Text, default="[]")
+    model: Mapped[str] = mapped_column(String(128), default="")
+    answered: Mapped[int] = mapped_column(Integer, default=0)
+    taken: Mapped[float] = mapped_column(Float)
+    at: Mapped[float] = mapped_column(Float)

@@ -153,6 +153,15 @@ class Sinks:
         for name, kept in sinks.items():
             self._hand(name, kept, frame, result, now)
 
+    def amend(self, result: Result) -> None:
+        """Controller's thread: a frame's result once more, with what the host's model said of it."""
+        if self._lines is not None:
+            self._append(self._lines, result)
+        if self.publishes:
+            self._publish(result)
+        for kept in self._sinks.values():
+            kept.sink.amend(result)
+
     def _hand(self, name: str, kept: _Kept, frame: Frame, result: Result, now: float) -> None:
         """A fault of ours in one sink ends that sink, until it is configured anew."""
         try:

@@ -86,6 +86,9 @@ class ResultFiles:
     def take(self, frame: Frame, result: Result, now: float) -> None:  # noqa: ARG002 - a Sink's shape
         self._waiting.put(result)
 
+    def amend(self, result: Result) -> None:
+        self._waiting.put(result)
+
     def counts(self) -> dict[str, int]:
         return {"written": self._written, "slow": self._waiting.dropped, "disk": self._lost}
 

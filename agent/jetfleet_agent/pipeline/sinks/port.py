@@ -21,6 +21,9 @@ class Sink(Protocol):
     def take(self, frame: Frame, result: Result, now: float) -> None:
         """Decode thread: one answered frame; `now` is monotonic seconds. Never waits, never raises, keeps nothing of `frame.image`."""
 
+    def amend(self, result: Result) -> None:
+        """Controller's thread: a frame's result once more, with the host's word on it (`Result.amended`). As `take`."""
+
     def counts(self) -> dict[str, int]:
         """What it did and dropped since it began, by cause. Any thread."""
 

@@ -81,6 +81,9 @@ class Preview:
     def take(self, frame: Frame, result: Result, now: float) -> None:
         self._views.take(frame, result.version, now)
 
+    def amend(self, result: Result) -> None:
+        """Its picture has gone already."""
+
     def counts(self) -> dict[str, int]:
         return {"viewers": self._views.watchers, "encoded": self._views.encoded, "superseded": self._views.superseded,
                 "slow": self._server.slow, "refused": self._server.refused}

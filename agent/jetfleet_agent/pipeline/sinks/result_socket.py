@@ -104,6 +104,9 @@ class ResultSocket:
         return len(self._readers)
 
     def take(self, frame: Frame, result: Result, now: float) -> None:  # noqa: ARG002 - a Sink's shape
+        self.amend(result)
+
+    def amend(self, result: Result) -> None:
         if not self._readers:
             return
         with self._lock:
