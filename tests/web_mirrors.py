@@ -1,16 +1,19 @@
-"""Web servers for tests of the mirror: nginx over a folder of blobs, and one that misbehaves on demand."""
+"""Web servers for tests: nginx over a folder of blobs, a mirror that misbehaves on demand, and one that webhooks post to."""
 
 from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from brokers import LOOPBACK, free_port, until
@@ -148,3 +151,54 @@ def tls_files(folder: Path) -> dict[str, Path]:
         run("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem",
             "-days", "2", "-extfile", "ext")
     return {path.stem + path.suffix: path for path in folder.iterdir()}
+
+
+class Shop:
+    """A server that keeps what it is posted and answers as `ways` says, in turn; then 204."""
+
+    def __init__(self, port: int = 0, *, tls: ssl.SSLContext | None = None) -> None:
+        self.ways: list[int | str] = []
+        self.asked: list[tuple[str, dict[str, str], Any]] = []
+        shop = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                shop.asked.append((self.path, dict(self.headers.items()), json.loads(body)))
+                way = shop.ways.pop(0) if shop.ways else 204
+                if way == "hang up":
+                    self.close_connection = True
+                    return
+                if way == "nonsense":
+                    self.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n")
+                    self.close_connection = True
+                    return
+                self.send_response(int(way))
+                if way in (301, 302, 307, 308):
+                    self.send_header("Location", "/elsewhere")
+                if way == 429:
+                    self.send_header("Retry-After", "0")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = http.server.ThreadingHTTPServer((LOOPBACK, port), Handler)
+        self.server.daemon_threads = True
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        self.port = self.server.server_address[1]
+        self.url = f"http{'s' if tls else ''}://{LOOPBACK}:{self.port}/hook"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def frames(self) -> list[int]:
+        """Frames of batches, each key counted once, as a receiver that heeds the key has them."""
+        books = {headers["Idempotency-Key"]: body for _, headers, body in self.asked}
+        return [one["frame"] for body in books.values() for one in body]

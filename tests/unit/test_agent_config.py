@@ -28,7 +28,7 @@ def test_the_least_config_has_defaults_and_paths_relative_to_its_file() -> None:
 def test_the_printed_example_is_valid_and_shows_every_key() -> None:
     config = parse(EXAMPLE, Path("/etc/x/agent.toml"))
     assert config.local_sources == {"front": "/dev/video0"}
-    tables = (AgentConfig, type(config.broker), type(config.measure), type(config.upload), type(config.mirror))
+    tables = (AgentConfig, type(config.broker), type(config.measure), type(config.upload), type(config.mirror), type(config.results))
     for field in (name for table in tables for name in table.__struct_fields__):
         if field not in ("images", "lock"):
             assert field in EXAMPLE
@@ -132,3 +132,20 @@ def test_a_mirror_with_its_files() -> None:
     config = parse(text, Path("/etc/x/a.toml"))
     assert (config.mirror.mode, config.mirror.ca, config.mirror.cert) == ("prefer", "/etc/x/ca.pem", "")
     assert error_of(LEAST + '[mirror]\nmode = "sometimes"\n').code == "config.bad"
+
+
+def test_where_sinks_may_write_and_listen() -> None:
+    text = LEAST + '[results]\nfolder = "seen"\nsockets = "/run/x"\npreview_address = "0.0.0.0"\nmax_mb = 20\n'
+    config = parse(text, Path("/etc/x/a.toml"))
+    assert (config.results.folder, config.results.sockets, config.results.max_mb) == ("/etc/x/seen", "/run/x", 20)
+    for address in ("localhost", "eth0", "10.0.0.0/8", ""):
+        error = error_of(LEAST + f'[results]\npreview_address = "{address}"\n')
+        assert (error.code, "IP address" in error.what) == ("config.bad", True)
+
+
+def test_a_ca_of_webhooks_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "root.json").write_text("{}")
+    (tmp_path / "agent.toml").write_text(LEAST + '[results]\nwebhook_ca = "no.pem"\n')
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "agent.toml")
+    assert (caught.value.code, "no.pem" in caught.value.what) == ("config.missing-file", True)

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from jetfleet_agent.supervisor.commands import Commands
 from jetfleet_agent.supervisor.effects import EffectRunner, RunSettings
 from jetfleet_agent.supervisor.sealed_secrets import MAX_SECRETS, NoSecrets, SecretStore
+from jetfleet_contract.app_config import AppConfig, PreviewSink, WebhookSink
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError
 from jetfleet_contract.messages import Command, Instant, Source
 from jetfleet_contract.sealing import MAX_SECRET_BYTES, Sealed, box_from, box_text, sealing_info
+from jetfleet_contract.slot_records import Setup
 from jetfleet_host.sealing import PURPOSE, seal
 
 ADDRESS = "rtsp://admin:hunter2@10.0.0.9/stream?token=s3cret"
@@ -140,6 +142,19 @@ def test_a_source_is_opened_on_the_board_only(store: SecretStore) -> None:
     assert NoSecrets().versions() == {}
     with pytest.raises(InputError):
         NoSecrets().accept("a", 1, "")
+
+
+def test_the_token_of_a_preview_is_opened_and_an_address_of_a_webhook_is_not(store: SecretStore) -> None:
+    """The pipeline needs the one, and has no network for the other."""
+    store.accept("preview", 1, boxed(store, "preview", text="a-token-of-enough-letters"))
+    store.accept("weak", 1, boxed(store, "weak", text="short"))
+    store.accept("hook", 1, boxed(store, "hook", text="https://host/?key=1"))
+    runner = _runner(store, {})
+    hook = WebhookSink("secret:hook")
+    for name, token in (("preview", "a-token-of-enough-letters"), ("weak", "secret:weak"), ("none", "secret:none")):
+        setup = Setup(AppConfig(sinks=(PreviewSink(token=f"secret:{name}"), hook)))
+        assert runner._configure_of(setup).config.sinks == (PreviewSink(token=token), hook)
+        assert runner._configure_of(setup).config is not runner._configure_of(setup).config, "a new object: secrets may have changed"
 
 
 def test_the_command_sets_lists_and_forgets_without_a_word_of_the_value(store: SecretStore, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import pytest
 from brokers import until
 from supervised_lives import Shelf
 from supervisor_rig import DEVICE, Rig
+from web_mirrors import Shop
 
 from jetfleet_agent import ipc
 from jetfleet_agent.supervisor import desired
 from jetfleet_agent.supervisor.core import begin_session, will
 from jetfleet_agent.supervisor.inbox import Arrived, Inbox, PipelineSaid
 from jetfleet_contract import topics
+from jetfleet_contract.app_config import JsonlSink, WebhookSink
 from jetfleet_contract.errors import StorageError
 from jetfleet_contract.messages import (
     Ack,
@@ -139,6 +142,31 @@ def test_results_of_strangers_are_not_forwarded(rig: Rig) -> None:
     rig.inbox.message(topics.command(DEVICE), encode(Command(DEVICE, 1, 4e9, "explain")))
     until(lambda: rig.link.last(topics.response(DEVICE, 1), Response), "the answer")
     assert not [p for p in rig.link.published if p[0] == topics.result(DEVICE)]
+
+
+def test_results_go_to_the_broker_and_to_the_webhook_of_the_settings(rig: Rig, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a deployment to a web server: the supervisor posts, with what the settings say, and tells what it did."""
+    monkeypatch.setattr(rig.pipelines, "said", lambda _item: True)  # the shelf's models run nowhere: results come from the test
+    with contextlib.closing(Shop()) as shop:
+        rig.trust.ready = True
+        rig.up()
+        [app] = shelf.deployment(1, "1").apps
+        config = msgspec.structs.replace(app.config, sinks=(WebhookSink(shop.url, wait_s=0.0), JsonlSink("seen")))
+        deployment = msgspec.structs.replace(shelf.deployment(1, "1"), apps=(msgspec.structs.replace(app, config=config),))
+        rig.inbox.message(topics.desired(DEVICE), encode(deployment))
+        until(lambda: rig.pipelines.config(app.app), "the app")
+        places = rig.pipelines._apps[app.app].run.places
+        assert places.files.endswith(f"/results/{app.app}")
+        assert places.sockets == str(rig.pipelines.result_folder)
+        for number in range(3):
+            results = ipc.Results((Result(app.app, "cam", number, 1.0, 0.0, "1", "x"),))
+            rig.inbox.put(PipelineSaid(app.app, 1, results))
+        until(lambda: shop.frames == [0, 1, 2], "the posts")
+        headers = shop.asked[0][1]
+        assert (headers["Jetfleet-Device"], headers["Jetfleet-App"]) == (DEVICE, app.app)
+        assert [p[2] for p in rig.link.published if p[0] == topics.result(DEVICE)] == [0, 0, 0]
+        until(lambda: (t := rig.link.last(topics.telemetry(DEVICE), Telemetry))
+              and t.gauges.get(f"{app.app}.sink.webhook-0.sent") == 3.0, "the counter")
 
 
 def test_telemetry_expires_and_the_loop_beats(rig: Rig) -> None:

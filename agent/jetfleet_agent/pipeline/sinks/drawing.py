@@ -1,4 +1,4 @@
-"""Answers drawn over a small copy of their frame: boxes, quads and labels that can be read at 640 pixels and by the colour-blind.
+"""Answers drawn over a small copy of their frame, to be read at 640 pixels and by the colour-blind: boxes, masks, key points, labels.
 
 Colours: Okabe and Ito's palette of eight (2008), told apart with every common kind of colour-blindness; each label keeps its colour. A line
 has a dark edge below it, so that it shows on bright and dark pictures alike; a label stands on a ground of its colour, black or white by
@@ -24,6 +24,7 @@ PALETTE: tuple[Colour, ...] = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66
 """BGR of Okabe and Ito's orange, sky blue, bluish green, yellow, blue, vermilion and reddish purple."""
 MAX_DRAWN = 100
 MAX_TEXT = 40
+LEAST_POINT_SCORE = 0.3
 _EDGE: Colour = (20, 20, 20)
 
 
@@ -56,7 +57,10 @@ def draw(image: Image, detections: Sequence[Detection], scale: float, origin: tu
     whole = [d for d in detections if d.box is None]
     placed = [d for d in detections if d.box is not None][:MAX_DRAWN]
     for found in placed:
-        pen.shape(_corners(found, scale, origin), colour_of(found.label))
+        pen.fill(_outline(found, scale, origin), colour_of(found.label))
+    for found in placed:
+        pen.shape(_outline(found, scale, origin) or _corners(found, scale, origin), colour_of(found.label))
+        pen.dots(_key_points(found, scale, origin), colour_of(found.label))
     for found in placed:  # above all shapes
         corner = min(_corners(found, scale, origin), key=lambda point: (point[1], point[0]))
         pen.tag(_text(found), corner, colour_of(found.label))
@@ -73,17 +77,31 @@ def plain(text: str) -> str:
 
 
 def _text(found: Detection) -> str:
-    return f"{plain(found.label)} {found.score * 100:.0f}%"
+    number = f"#{found.track} " if found.track else ""
+    return f"{number}{plain(found.label)} {found.score * 100:.0f}%"
 
 
 def _corners(found: Detection, scale: float, origin: tuple[float, float]) -> list[Point]:
-    def at(x: float, y: float) -> Point:
-        return _bounded((x - origin[0]) * scale), _bounded((y - origin[1]) * scale)
-
     if len(found.quad) == 8:
-        return [at(found.quad[i], found.quad[i + 1]) for i in range(0, 8, 2)]
+        return _scaled(found.quad, scale, origin)
     x0, y0, x1, y1 = found.box or (0.0, 0.0, 0.0, 0.0)
-    return [at(x0, y0), at(x1, y0), at(x1, y1), at(x0, y1)]
+    return _scaled((x0, y0, x1, y0, x1, y1, x0, y1), scale, origin)
+
+
+def _outline(found: Detection, scale: float, origin: tuple[float, float]) -> list[Point]:
+    return _scaled(found.outline, scale, origin) if len(found.outline) >= 6 else []
+
+
+def _key_points(found: Detection, scale: float, origin: tuple[float, float]) -> list[Point]:
+    """Those that the model is sure enough of."""
+    points = found.points
+    sure = [value for i in range(0, len(points) - 2, 3) if points[i + 2] >= LEAST_POINT_SCORE for value in points[i:i + 2]]
+    return _scaled(sure, scale, origin)
+
+
+def _scaled(numbers: Sequence[float], scale: float, origin: tuple[float, float]) -> list[Point]:
+    return [(_bounded((numbers[i] - origin[0]) * scale), _bounded((numbers[i + 1] - origin[1]) * scale))
+            for i in range(0, len(numbers) - 1, 2)]
 
 
 def _bounded(value: float) -> int:
@@ -106,6 +124,29 @@ class _Pen:
         points = [np.array(corners, np.int32).reshape(-1, 1, 2)]
         cv2.polylines(self._image, points, True, _EDGE, self._thick + 2, cv2.LINE_AA)
         cv2.polylines(self._image, points, True, colour, self._thick, cv2.LINE_AA)
+
+    def fill(self, corners: list[Point], colour: Colour) -> None:
+        """A mask, a third of it its colour, so that the thing below stays to be seen."""
+        import cv2
+
+        if not corners:
+            return
+        points = np.array(corners, np.int32)
+        x0, y0 = (max(int(v), 0) for v in points.min(axis=0))
+        x1, y1 = min(int(points[:, 0].max()) + 1, self._width), min(int(points[:, 1].max()) + 1, self._height)
+        if x0 >= x1 or y0 >= y1:
+            return
+        part = self._image[y0:y1, x0:x1]
+        painted = part.copy()
+        cv2.fillPoly(painted, [(points - (x0, y0)).reshape(-1, 1, 2)], colour)
+        cv2.addWeighted(painted, 0.35, part, 0.65, 0.0, dst=part)
+
+    def dots(self, places: list[Point], colour: Colour) -> None:
+        import cv2
+
+        for place in places:
+            cv2.circle(self._image, place, self._thick + 2, _EDGE, cv2.FILLED, cv2.LINE_AA)
+            cv2.circle(self._image, place, self._thick + 1, colour, cv2.FILLED, cv2.LINE_AA)
 
     def tag(self, text: str, corner: Point, colour: Colour) -> None:
         """On top of the shape where there is room above it, else inside."""
