@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 TOPICS = {
     "pipeline": "The pipeline against the bare loop",
     "variants": "Variants: which file, which backend, which precision",
+    "preprocess": "Pre-processing: a frame becomes a tensor",
     "swap": "Swapping models between two frames",
     "delivery": "50 MB to 1, 4, 16 and 32 receivers",
     "delivery_peers": "50 MB, beside casync and zchunk",

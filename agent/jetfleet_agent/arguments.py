@@ -9,6 +9,7 @@ from pathlib import Path
 from jetfleet_contract import __version__
 
 DEFAULT_CONFIG = Path("/etc/jetfleet/agent.toml")
+BENCH_SOURCE = "synthetic:1280x720?frames=100"
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -41,8 +42,10 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     _run(add("run", "run the agent until it is stopped", "--config /etc/jetfleet/agent.toml", "--example > agent.toml"))
     _probe(add("probe", "show what this board can do", "", "--board orin-nano --json", "--boards"))
     _explain(add("explain", "say why a model runs the way it does here", "--config agent.toml --app reader", "--bundle ./text-1.bundle"))
-    _bench(add("bench", "measure every candidate here, one process each", "--bundle ./text-1.bundle --rounds 3",
-               "--model yolo.onnx --size 640x640"))
+    _bench(add("bench", "measure every candidate here, one process each: the session alone beside a frame's whole work",
+               "--bundle ./text-1.bundle --rounds 3",
+               "--bundle ./text-1.bundle --source rtsp://camera/stream --candidate fp32@openvino:bf16",
+               "--model yolo.onnx --size 640x640 --task detect-yolo --source gate.mp4 --threads 2 --json"))
     _config(add("doctor", "check whether this board is fit to run", "--config agent.toml"))
     _config(add("status", "show what runs here now", "--config agent.toml --json"))
     _audit(add("audit", "list every picture that left this board, and when the rules changed", "--config agent.toml",
@@ -74,9 +77,19 @@ def _bench(command: argparse.ArgumentParser) -> None:
     source.add_argument("--model", type=Path, metavar="FILE", help="an ONNX file with one image input")
     command.add_argument("--size", default="640x640", metavar="WxH", help="input size of --model (default %(default)s)")
     command.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8", "uint8"), help="what --model's weights are")
-    command.add_argument("--runs", type=_count, default=50, help="timed inferences (default %(default)s)")
+    command.add_argument("--task", default="raw", metavar="KIND", help="what decodes --model's outputs (default %(default)s)")
+    command.add_argument("--source", default=BENCH_SOURCE, metavar="URI",
+                         help="where frames come from: a video, a folder of images, a camera (default %(default)s)")
+    command.add_argument("--candidate", action="append", default=[], metavar="NAME",
+                         help="only this one, as fp32@openvino:bf16; may be repeated")
+    command.add_argument("--runs", type=_count, default=50, help="timed frames (default %(default)s)")
     command.add_argument("--warmup", type=_count, default=10, help="untimed ones before (default %(default)s)")
     command.add_argument("--rounds", type=_count, default=1, help="how often, in turns; the best counts (default %(default)s)")
+    command.add_argument("--tune", type=_seconds, default=4.0, metavar="S",
+                         help="seconds for the settings of each candidate's runtime; 0: its defaults (default %(default)s)")
+    command.add_argument("--provider", default="", metavar="NAME",
+                         help="ONNX Runtime's execution provider or OpenVINO's device, where it is not the CPU; never a silent fall-back")
+    command.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help="for one process (default %(default)s)")
     _board(command)
     _threads(command)
 
@@ -98,6 +111,16 @@ def _board(command: argparse.ArgumentParser) -> None:
 
 def _threads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=_count, default=0, metavar="N", help="CPU threads for the runtime (default: its own choice)")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 3600")
+    return seconds
 
 
 def _count(text: str) -> int:

@@ -29,7 +29,7 @@ from jetfleet_contract.policy import Choice, Measurement
 
 from . import doctor, state_lock
 from .arguments import parser
-from .bench import bench, lone_model
+from .bench import Wish, bench, lone_model
 from .boards import board_names, detect_board, load_board
 from .bundle_folder import BundleFolder, read_bundle
 from .capability import probe, probe_machine
@@ -119,9 +119,10 @@ def _bench(parsed: argparse.Namespace) -> int:
     bundle = _bench_input(parsed)
     capability = _capability(parsed.board)
     with tempfile.TemporaryDirectory(prefix="jetfleet-bench-") as folder:
-        process = EvaluationProcess(Path(folder), MeasureConfig().timeout_s, nice=0)
-        rows = bench(bundle, capability, process.run, threads=parsed.threads, runs=parsed.runs, warmup=parsed.warmup,
-                     rounds=parsed.rounds, progress=_say_progress)
+        process = EvaluationProcess(Path(folder), parsed.timeout, nice=0)
+        wish = Wish(parsed.source, parsed.threads, parsed.runs, parsed.warmup, parsed.rounds, parsed.tune, parsed.provider,
+                    tuple(parsed.candidate))
+        rows = bench(bundle, capability, process.run, wish, _say_progress)
     _show(parsed, rows, bench_text(f"{bundle.spec.name} on {capability.board}, {capability.cpu}, {capability.cores} cores", rows))
     return 0 if any(not row.error for row in rows) else IncompatibleError.exit_code
 
@@ -291,7 +292,7 @@ def _bench_input(parsed: argparse.Namespace) -> BundleFolder:
     width, _, height = parsed.size.partition("x")
     if not (width.isdigit() and height.isdigit() and 0 < int(width) <= 8192 and 0 < int(height) <= 8192):
         raise InputError("bench.size", f"--size {parsed.size!r} is not WIDTHxHEIGHT", remedy="for example --size 640x480")
-    return lone_model(parsed.model, width=int(width), height=int(height), precision=parsed.precision)
+    return lone_model(parsed.model, width=int(width), height=int(height), precision=parsed.precision, task=parsed.task)
 
 
 def _show(parsed: argparse.Namespace, value: object, text: str) -> None:

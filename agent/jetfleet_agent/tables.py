@@ -46,14 +46,27 @@ def choice_text(title: str, choice: Choice) -> str:
     rows = [(("-> " if row.verdict == "chosen" else "   ") + row.candidate.name, row.verdict, _ms(row), _points(row), row.reason)
             for row in choice.rows]
     verdict = f"chosen: {choice.chosen.name}" if choice.chosen else "nothing can run here; the reasons are in the table"
-    return "\n".join([title, columns(("   candidate", "verdict", "p50 ms", "drop", "reason"), rows), verdict])
+    settings = [f"settings: {choice.tuning.tuning.text} ({choice.tuning.reason})"] if choice.chosen else []
+    measured = [(one.tuning.text, _rounds(one.period_ms), _rounds(one.cpu_ms), one.error) for one in choice.tuning.figures]
+    table = [columns(("settings", "ms a round", "CPU ms a round", "why not"), measured, indent="   ")] if measured else []
+    return "\n".join([title, columns(("   candidate", "verdict", "p50 ms", "drop", "reason"), rows), verdict, *settings, *table])
 
 
 def bench_text(title: str, rows: Sequence[BenchRow]) -> str:
-    """The bench table, fastest first."""
-    cells = [_bench_cells(row) for row in rows]
-    heads = ("candidate", "p50 ms", "p99 ms", "load ms", "peak MB", "agreement", "runs in", "builder says", "why not")
-    return "\n".join([title, columns(heads, cells)])
+    """The bench tables, fastest first: the session alone, a frame's whole work beside it, what is known of each, what did not run."""
+    ran, failed = [row for row in rows if not row.error], [row for row in rows if row.error]
+    parts = [title]
+    if ran:
+        heads = ("candidate", "p50", "p90", "p95", "p99", "max", "per second", "runs in", "settings")
+        known = ("candidate", "load ms", "peak MB", "agreement", "builder says", "why these settings")
+        parts += ["", f"session alone, ms over {ran[0].runs} frames",
+                  columns(heads, [_session(r) for r in ran]),
+                  "", "a frame's whole work, ms",
+                  columns(("candidate", "pre", "decode", "p50", "p95", "p99", "per second", "floor", "overhead"), [_work(r) for r in ran]),
+                  "", columns(known, [_facts(r) for r in ran])]
+    if failed:
+        parts += ["", columns(("did not run", "builder says", "why not"), [(r.candidate.name, r.builder, r.error) for r in failed])]
+    return "\n".join(parts)
 
 
 def checks_text(checks: Sequence[Check]) -> str:
@@ -77,12 +90,27 @@ def status_text(status: Status) -> str:
     return "\n".join([head, columns(("app", "model", "runs as", "phase", "reason", "before"), rows)])
 
 
-def _bench_cells(row: BenchRow) -> tuple[str, ...]:
-    if row.error:
-        return (row.candidate.name, "-", "-", "-", "-", "-", "-", row.builder, row.error)
+def _session(row: BenchRow) -> tuple[str, ...]:
+    total = sum(row.layers.values())
+    share = f" ({row.layers.get(row.runs_in, 0)} of {total} layers)" if total else ""
+    ran = f"{row.runs_in}{share}, {row.provider}"
+    one = row.session
+    figures = [f"{value:.2f}" for value in (one.p50, one.p90, one.p95, one.p99, one.most)]
+    return (row.candidate.name, *figures, f"{one.per_second:.1f}", ran, row.tuning.tuning.text)
+
+
+def _work(row: BenchRow) -> tuple[str, ...]:
+    figures = [f"{value:.2f}" for value in (row.pre_ms, row.decode_ms, row.work.p50, row.work.p95, row.work.p99)]
+    return (row.candidate.name, *figures, f"{row.work.per_second:.1f}", f"{row.floor_ms:.2f}", f"{row.overhead:.3f}")
+
+
+def _facts(row: BenchRow) -> tuple[str, ...]:
     agreement = f"{row.agreement:.4f}" if row.agreement >= 0 else "-"
-    return (row.candidate.name, f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}", f"{row.activate_ms:.0f}", f"{row.peak_rss_mb:.0f}", agreement,
-            row.runs_in, row.builder, "")
+    return (row.candidate.name, f"{row.activate_ms:.0f}", f"{row.peak_rss_mb:.0f}", agreement, row.builder, row.tuning.reason)
+
+
+def _rounds(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values) or "-"
 
 
 def _ms(row: ChoiceRow) -> str:

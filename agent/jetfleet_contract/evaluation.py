@@ -23,7 +23,8 @@ class EvaluationJob(Message, frozen=True):
 
     `images` are decoded, pre-processed, inferred and decoded one by one (batch 1); `latency_runs` more inferences on
     the first image's tensor are timed after `warmup` untimed ones. `raw_output` names a .npz for the raw tensors.
-    `tuning` is how the runtime is set up for all of that; `settings` are measured beside each other for `settings_s` seconds.
+    With a `source` (a URI as `pipeline.sources` has it) its frames are timed instead, each through the whole work and then the session
+    alone. `tuning` is how the runtime is set up for all of that; `settings` are measured beside each other for `settings_s` seconds.
     """
 
     model: str
@@ -35,6 +36,7 @@ class EvaluationJob(Message, frozen=True):
     warmup: int = 5
     latency_runs: int = 30
     raw_output: str = ""
+    source: str = ""
     tuning: Tuning = Tuning()
     settings: Annotated[tuple[Tuning, ...], Meta(max_length=MAX_SETTINGS)] = ()
     settings_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 0.0
@@ -44,8 +46,9 @@ class EvaluationResult(Message, frozen=True):
     """What came out. `error` is an error code and its text when the candidate could not run; then the rest is empty.
 
     `latency` is the session alone in ms; `provider` is what the runtime really used; `precision` what it really ran in, `layers` how many
-    layers with weights ran in which. With error `backend.fallback` these three say what ran instead of what was asked for. `work_ms` are
-    pre-processing, session and decoding of each image; `frames` its mean luma and sharpness.
+    layers with weights ran in which. With error `backend.fallback` these three say what ran instead of what was asked for. `stage_ms`: pre,
+    infer and decode of each frame of the job's source; `latency_ms` is then the session alone behind each. `frames`: mean luma and
+    sharpness of each image.
     """
 
     backend: str
@@ -61,7 +64,7 @@ class EvaluationResult(Message, frozen=True):
     error: str = ""
     detail: str = ""
     layers: dict[str, int] = {}
-    work_ms: tuple[float, ...] = ()
+    stage_ms: dict[str, tuple[float, ...]] = {}
     tuned: tuple[TuningFigures, ...] = ()
 
 

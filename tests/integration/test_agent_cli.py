@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -198,12 +199,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_bench_measures_a_model_on_every_runtime(model: Path) -> None:
-    done = agent("bench", "--model", model, "--size", "48x32", "--runs", "5", "--warmup", "1", "--rounds", "2", "--json")
+    done = agent("bench", "--model", model, "--size", "48x32", "--runs", "5", "--warmup", "1", "--rounds", "2", "--tune", "0.3", "--json")
     rows = msgspec.json.decode(done.stdout, type=list[BenchRow])
     assert done.returncode == 0
     measured = {row.candidate.name: row for row in rows if not row.error}
-    assert measured["fp32@onnxruntime:fp32"].p50_ms > 0
-    assert measured["fp32@onnxruntime:fp32"].runs_in == "fp32"
+    row = measured["fp32@onnxruntime:fp32"]
+    assert (row.runs_in, row.layers, row.provider) == ("fp32", {"fp32": 1}, "CPUExecutionProvider")
+    assert 0 < row.session.p50 <= row.session.p90 <= row.session.p95 <= row.session.p99 <= row.session.most
+    assert row.floor_ms == min(row.rounds_p50_ms) == row.session.p50
+    assert len(row.rounds_p50_ms) == 2
+    assert row.work.p50 > row.pre_ms > 0
+    assert row.overhead > 0
+    assert row.runs == 5
+    assert {figures.tuning.text for figures in row.tuning.figures} >= {"defaults", "flush"}
     assert any("no tensorrt" in row.error for row in rows)
     assert "[1/" in done.stderr
 
@@ -255,12 +263,65 @@ def test_explain_for_a_simulated_jetson_falls_back_and_says_why(bundle: Path) ->
 
 
 def test_bench_shows_what_the_builder_refused_and_the_agreement_here(bundle: Path) -> None:
-    done = agent("bench", "--bundle", bundle, "--runs", "5", "--warmup", "1", "--json")
+    done = agent("bench", "--bundle", bundle, "--runs", "5", "--warmup", "1", "--tune", "0.3", "--source", bundle.parent / "probe.png",
+                 "--json")
     rows = {row.candidate.name: row for row in msgspec.json.decode(done.stdout, type=list[BenchRow])}
     assert rows["fp32@onnxruntime:fp32"].agreement == 1.0
     assert rows["fp32@openvino:fp32"].agreement == 1.0
-    assert rows["fp32@openvino:fp32"].p50_ms > 0
+    assert rows["fp32@openvino:fp32"].session.p50 > 0
     assert rows["fp32@openvino:fp32"].builder.startswith("refused: drop of 7.00")
+
+
+def test_bench_of_one_candidate_in_words(bundle: Path) -> None:
+    done = agent("bench", "--bundle", bundle, "--runs", "5", "--warmup", "1", "--tune", "0", "--candidate", "fp32@onnxruntime:fp32")
+    assert done.returncode == 0, done.stderr
+    assert "session alone, ms over 5 frames" in done.stdout
+    assert "a frame's whole work, ms" in done.stdout
+    assert "fp32 (1 of 1 layers), CPUExecutionProvider  defaults" in done.stdout
+    assert "openvino" not in done.stdout
+    assert "[2/2] fp32@onnxruntime:fp32: round 1 of 1" in done.stderr
+
+
+def test_bench_on_a_provider_that_is_not_here_says_so_and_runs_nothing_else(bundle: Path) -> None:
+    done = agent("bench", "--bundle", bundle, "--runs", "5", "--candidate", "fp32@onnxruntime:fp32",
+                 "--provider", "NoSuchProvider", "--json")
+    (row,) = msgspec.json.decode(done.stdout, type=list[BenchRow])
+    assert done.returncode == 5
+    assert "[backend.fallback]" in row.error
+    assert "NoSuchProvider" in row.error
+
+
+def test_bench_names_a_source_without_frames(bundle: Path, tmp_path: Path) -> None:
+    done = agent("bench", "--bundle", bundle, "--runs", "5", "--tune", "0", "--candidate", "fp32@onnxruntime:fp32",
+                 "--source", tmp_path / "nope.mp4", "--json")
+    (row,) = msgspec.json.decode(done.stdout, type=list[BenchRow])
+    assert done.returncode == 5
+    assert "nope.mp4" in row.error
+    assert "[source.missing]" in row.error
+
+
+def test_ctrl_c_ends_a_bench_at_once_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jetfleet_agent.daemon", "bench", "--bundle", str(bundle), "--runs", "100000", "--tune", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert process.stderr is not None
+    while "round 1" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopped" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.glob("jetfleet-*")) == []
+    assert not any(str(tmp_path) in line for line in _command_lines())
+
+
+def _command_lines() -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), [
@@ -268,6 +329,7 @@ def test_bench_shows_what_the_builder_refused_and_the_agreement_here(bundle: Pat
     (("--bundle", "nope"), 2, "no bundle folder"),
     (("--model", "nope.onnx", "--size", "640"), 2, "WIDTHxHEIGHT"),
     (("--model", "nope.onnx", "--runs", "0"), 2, "1 to 100000"),
+    (("--model", "nope.onnx", "--tune", "-1"), 2, "0 to 3600"),
     ((), 2, "required"),
 ])
 def test_bench_with_wrong_arguments(arguments: tuple[str, ...], code: int, words: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from pipelines import bar_image, detector_task, save_map_model
 
 from jetfleet_agent.pipeline.evaluate import read_image
-from jetfleet_agent.pipeline.settings import measure_settings
+from jetfleet_agent.pipeline.settings import ROUNDS, measure_settings
 from jetfleet_agent.pipeline.tasks import load_task
 from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.evaluation import MAX_RESULT_BYTES, EvaluationJob, EvaluationResult
@@ -117,7 +117,7 @@ def test_settings_are_measured_in_turns_and_compared_with_the_defaults(tmp_path:
     *good, bad = result.tuned
     for one in good:
         assert one.error == ""
-        assert len(one.period_ms) == len(one.cpu_ms) == 4
+        assert len(one.period_ms) == len(one.cpu_ms) == ROUNDS
         assert min(one.period_ms) > 0
     assert bad.error
     assert bad.period_ms == ()

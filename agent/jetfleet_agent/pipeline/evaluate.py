@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jetfleet_agent.pipeline.backends import Backend, open_backend
+from jetfleet_agent.pipeline.frame_times import FrameTimes, time_frames
 from jetfleet_agent.pipeline.image_stats import luma_and_blur
 from jetfleet_agent.pipeline.preprocess import Image
 from jetfleet_agent.pipeline.settings import measure_settings
@@ -64,15 +65,15 @@ def _run(job: EvaluationJob) -> EvaluationResult:
     activate_ms = (time.perf_counter() - began) * 1e3
     try:
         frames, predictions, raw = _predict(job, task, backend)
-        latencies = _time_session(job, task, backend)
+        times = _times(job, task, backend)
         if job.raw_output:
             _write_raw(Path(job.raw_output), raw)
         return EvaluationResult(
             backend=job.backend, provider=backend.provider, precision=backend.precision,
             versions={**backend.versions, "numpy": np.__version__, "python": sys.version.split()[0]},
-            activate_ms=activate_ms, latency=sketch_of(latencies), latency_ms=tuple(latencies),
+            activate_ms=activate_ms, latency=sketch_of(list(times.session_ms)), latency_ms=times.session_ms,
             predictions=tuple(predictions), frames=tuple(frames), peak_rss_mb=_peak_rss_mb(), layers=backend.layers,
-            tuned=measure_settings(job, task, _first_image(job, task)))
+            stage_ms=times.stages, tuned=measure_settings(job, task, _first_image(job, task)))
     finally:
         backend.deactivate()
 
@@ -91,6 +92,12 @@ def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[
         if job.raw_output:
             raw.append(tuple(output.copy() for output in outputs))
     return frames, predictions, raw
+
+
+def _times(job: EvaluationJob, task: Task, backend: Backend) -> FrameTimes:
+    if job.source:
+        return time_frames(job.source, task, backend, warmup=job.warmup, frames=job.latency_runs)
+    return FrameTimes(tuple(_time_session(job, task, backend)), {})
 
 
 def _time_session(job: EvaluationJob, task: Task, backend: Backend) -> list[float]:

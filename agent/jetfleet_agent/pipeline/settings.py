@@ -24,7 +24,7 @@ from jetfleet_contract.evaluation import EvaluationJob
 from jetfleet_contract.predictions import agreement
 from jetfleet_contract.tuning import Tuning, TuningFigures
 
-ROUNDS = 4
+ROUNDS = 5
 LEAST_RUNS = 3
 WARMUP = 2
 # Folding changes the order of a few float32 operations, which an int8 or bf16 layer may round to its next step.
