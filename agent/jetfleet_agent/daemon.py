@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -120,9 +121,11 @@ def _bench(parsed: argparse.Namespace) -> int:
     capability = _capability(parsed.board)
     with tempfile.TemporaryDirectory(prefix="jetfleet-bench-") as folder:
         process = EvaluationProcess(Path(folder), parsed.timeout, nice=0)
+        interrupted = _interrupts(process.stop)
         wish = Wish(parsed.source, parsed.threads, parsed.runs, parsed.warmup, parsed.rounds, parsed.tune, parsed.provider,
                     tuple(parsed.candidate))
-        rows = bench(bundle, capability, process.run, wish, _say_progress)
+        rows = bench(bundle, capability, process.run, wish, functools.partial(_say_progress, interrupted))
+        _end_if(interrupted)
     _show(parsed, rows, bench_text(f"{bundle.spec.name} on {capability.board}, {capability.cpu}, {capability.cores} cores", rows))
     return 0 if any(not row.error for row in rows) else IncompatibleError.exit_code
 
@@ -299,7 +302,25 @@ def _show(parsed: argparse.Namespace, value: object, text: str) -> None:
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() if parsed.json else text)
 
 
-def _say_progress(name: str, number: int, total: int) -> None:
+def _interrupts(stop: Callable[[], None]) -> threading.Event:
+    """From now on Ctrl-C calls `stop` and sets the event, and raises nowhere: a child that is just being started is not lost."""
+    interrupted = threading.Event()
+
+    def both() -> None:
+        interrupted.set()
+        stop()
+
+    _stop_on_signals(both)
+    return interrupted
+
+
+def _end_if(interrupted: threading.Event) -> None:
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _say_progress(interrupted: threading.Event, name: str, number: int, total: int) -> None:
+    _end_if(interrupted)
     print(f"[{number}/{total}] {name}", file=sys.stderr, flush=True)
 
 
