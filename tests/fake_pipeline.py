@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from jetfleet_agent import ipc
-from jetfleet_contract.policy import TrialNumbers
+from jetfleet_contract.trials import TrialNumbers
 
 
 class Fake:

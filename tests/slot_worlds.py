@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from jetfleet_contract import slot_records as r
 from jetfleet_contract.messages import AppConfig, AppSpec, Instant, Source, TrialPolicy
-from jetfleet_contract.policy import Candidate, TrialNumbers
+from jetfleet_contract.policy import Candidate
 from jetfleet_contract.slots import blobs_in_use, live_slot, next_tick, step
+from jetfleet_contract.trials import TrialNumbers
 
 BUNDLES = {letter: letter * 64 for letter in "abcdef"}
 CANDIDATE = Candidate("fp32", "onnxruntime", "fp32")
@@ -45,6 +46,7 @@ class World:
         self.running: str | None = None
         self.loaded: set[str] = set()
         self.tried: str | None = None
+        self.watched: r.Watch | None = None
         self.setup: r.Setup | None = None
         self.releases: dict[str, int] = {}  # what signed targets say, by bundle
 
@@ -85,6 +87,9 @@ class World:
         elif isinstance(effect, r.Switch):
             if effect.bundle in self.loaded:
                 self.running = effect.bundle
+        elif isinstance(effect, r.Watch):
+            assert self.running == effect.bundle
+            self.watched = effect
         elif isinstance(effect, r.DropChallenger):
             self.loaded.discard(effect.bundle)
             self.tried = None
@@ -160,5 +165,7 @@ class World:
         live = live_slot(self.state)
         if live is not None and self.state.phase != "keeping":
             assert self.running == live.bundle
+        if self.state.paused:
+            assert (self.state.phase, self.running) == ("probing", None)
         due = next_tick(self.state, self.now())
         assert due is None or due >= 0

@@ -20,6 +20,7 @@ from jetfleet_agent import ipc
 from jetfleet_agent.patching import patch
 from jetfleet_agent.supervisor.downloads import Bundles
 from jetfleet_agent.supervisor.effects import EffectRunner, RunSettings
+from jetfleet_agent.supervisor.footing import Footing
 from jetfleet_agent.supervisor.inbox import AppEvent
 from jetfleet_agent.supervisor.journal import Disk, Journal, RealDisk
 from jetfleet_agent.supervisor.metering import Metering
@@ -33,8 +34,9 @@ from jetfleet_contract.deltas import DeltaSource
 from jetfleet_contract.errors import JetfleetError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import AppSpec, Deployment, Instant, Report, Source, TrialPolicy, encode
-from jetfleet_contract.policy import Candidate, Choice, ChoiceRow, TrialNumbers
+from jetfleet_contract.policy import Candidate, Choice, ChoiceRow
 from jetfleet_contract.slots import live_slot
+from jetfleet_contract.trials import TrialNumbers
 from jetfleet_contract.trust import BundleTarget, DeltaTarget
 from jetfleet_contract.tuning import Tuning
 from jetfleet_host.bundles import write_bundle
@@ -338,6 +340,12 @@ class Life:
             self.running = bundle
             self.pending.append(lambda: self.updater.event(name, r.TookOver(bundle, 5.0, 0, 9.0)))
             self._crash_if_bad(name, bundle)
+
+    def watch(self, name: str, bundle: str, policy: TrialPolicy, old_p99_ms: float) -> None:
+        pass
+
+    def footing(self, name: str) -> Footing:
+        return Footing(300.0, 10.0)
 
     def drop(self, name: str, bundle: str) -> None:
         self.loaded.discard(bundle)

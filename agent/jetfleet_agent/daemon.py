@@ -49,6 +49,7 @@ from .supervisor.identity import Identity
 from .supervisor.inbox import Inbox
 from .supervisor.journal import Journal
 from .supervisor.measurements import ChoiceRecord, MeasurementStore
+from .supervisor.memory import BoardMemory
 from .supervisor.mirror import Mirror
 from .supervisor.mqtt import BrokerSettings, MqttLink
 from .supervisor.patch_process import PatchProcess
@@ -180,12 +181,15 @@ def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) 
     run = run_folder(state)
     pipelines = Pipelines(PipelineLink(run / "supervisor.sock", inbox.put), time.monotonic, random.random)
     crops = Crops(state, run, link, config.device, session, identity, trust, pipelines.tell, clock)
-    chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure)
+    memory = BoardMemory()
+    chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure,
+                      free_mb=memory.free_mb)
     manager = ServiceManager(os.environ, os.getpid())
     heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
     supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines,
                             clock, log_lines=recent.last, beat=heart.beat,
-                            secret_store=SecretStore(state / "identity", config.device), crops=crops)
+                            secret_store=SecretStore(state / "identity", config.device), crops=crops,
+                            free_mb=memory.free_mb)
     _stop_on_signals(inbox.stop)
     log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)
     supervisor.run()

@@ -4,7 +4,7 @@ The supervisor listens on ``<state>/run/supervisor.sock`` (mode 0600, peer crede
 ``python -m jetfleet_agent.pipeline --app APP --socket PATH``. The pipeline connects, says `Hello`, and is told what to
 run. Frames never cross this socket. Order of a swap:
 
-    Run(champion) ... Try(challenger) -> TrialResult -> Switch | Drop -> Switched
+    Run(champion) ... Try(challenger) -> TrialResult -> Switch | Drop -> Switched -> Watched ... -> Back | time to forget the old one
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from jetfleet_contract.bundle import ModelSpec
 from jetfleet_contract.crops import Note
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import AppConfig, Message, Result, Series, Source, TrialPolicy
-from jetfleet_contract.policy import Candidate, TrialNumbers
+from jetfleet_contract.policy import Candidate
 from jetfleet_contract.predictions import Detection
+from jetfleet_contract.trials import TrialNumbers, WatchNumbers
 from jetfleet_contract.tuning import Tuning
 
 MAX_LINE_BYTES = 1 << 20
@@ -91,6 +92,21 @@ class Switch(Message, frozen=True, tag="switch"):
     keep_s: float = 30.0
 
 
+class Watch(Message, frozen=True, tag="watch"):
+    """Say `Watched` from time to time how the running model does, whose process was started with it: no old one is there to compare with,
+    only its p99 `old_p99_ms` (0: not known)."""
+
+    bundle: str
+    policy: TrialPolicy
+    old_p99_ms: float = 0.0
+
+
+class Heat(Message, frozen=True, tag="heat"):
+    """Whether the board is slowed down for heat or power: nothing is shadowed while it is."""
+
+    throttled: bool
+
+
 class Drop(Message, frozen=True, tag="drop"):
     """Unload the challenger; the champion never stopped."""
 
@@ -130,7 +146,7 @@ class Stop(Message, frozen=True, tag="stop"):
     """Finish the frame in hand, close the sources, exit 0."""
 
 
-Order = Union[Run, Configure, Try, Switch, Drop, Back, Pace, Answered, Stop]
+Order = Union[Run, Configure, Try, Switch, Watch, Heat, Drop, Back, Pace, Answered, Stop]
 
 
 # --- pipeline -> supervisor -----------------------------------------------------------------------------------
@@ -145,7 +161,8 @@ class Hello(Message, frozen=True, tag="hello"):
 
 class Running(Message, frozen=True, tag="running"):
     """The model is loaded and its first frame has been answered (or no frame came within 5 s: `frames` is then 0). `floor_ms`: its session
-    alone, at warm-up; `tuning`: how its runtime is set up, in words."""
+    alone, at warm-up; `tuning`: how its runtime is set up, in words. `at` is when that first answer was
+    out, in seconds of the machine's monotonic clock, which all its processes share."""
 
     bundle: str
     candidate: str
@@ -153,6 +170,7 @@ class Running(Message, frozen=True, tag="running"):
     frames: int = 0
     floor_ms: float = 0.0
     tuning: str = ""
+    at: float = 0.0
 
 
 class TrialResult(Message, frozen=True, tag="trial"):
@@ -174,8 +192,16 @@ class Switched(Message, frozen=True, tag="switched"):
     steady_p99_gap_ms: float = 0.0
 
 
+class Watched(Message, frozen=True, tag="watched"):
+    """How the model that took over does while the old one is kept. Heat is not ours to tell."""
+
+    bundle: str
+    numbers: WatchNumbers
+
+
 class Window(Message, frozen=True, tag="window"):
-    """Counters and sketches since the last window."""
+    """Counters and sketches since the last window. The gauge `work_p99_ms` is the running model's own time a frame (pre-processing, session
+    and decoding), over the frames that nothing was shadowed beside."""
 
     started: float
     duration_s: float
@@ -234,7 +260,7 @@ class Failed(Message, frozen=True, tag="failed"):
     detail: str
 
 
-Event = Union[Hello, Running, TrialResult, Switched, Window, Results, CropReady, SourceEvent, Raised, Stuck, Failed]
+Event = Union[Hello, Running, TrialResult, Switched, Watched, Window, Results, CropReady, SourceEvent, Raised, Stuck, Failed]
 
 _ENCODER = msgspec.json.Encoder()
 _ORDERS = msgspec.json.Decoder(Order)

@@ -48,7 +48,8 @@ class EvaluationResult(Message, frozen=True):
     `latency` is the session alone in ms; `provider` is what the runtime really used; `precision` what it really ran in, `layers` how many
     layers with weights ran in which. With error `backend.fallback` these three say what ran instead of what was asked for. `stage_ms`: pre,
     infer and decode of each frame of the job's source; `latency_ms` is then the session alone behind each. `frames`: mean luma and
-    sharpness of each image.
+    sharpness of each image. `empty_rss_mb` is the process before it loaded the model. `predicted_mb` is set, with error
+    `backend.memory`, when it was not started for want of memory.
     """
 
     backend: str
@@ -66,6 +67,8 @@ class EvaluationResult(Message, frozen=True):
     layers: dict[str, int] = {}
     stage_ms: dict[str, tuple[float, ...]] = {}
     tuned: tuple[TuningFigures, ...] = ()
+    empty_rss_mb: float = 0.0
+    predicted_mb: float = 0.0
 
 
 MAX_RESULT_BYTES = 64 << 20

@@ -8,11 +8,13 @@ that a signed command can never pass for a deployment.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from .app_config import AppConfig as AppConfig  # noqa: PLC0414  part of the messages
+from .app_config import Share
 from .errors import MalformedError
 from .predictions import Detection, trim
 from .sketch import Sketch
@@ -53,9 +55,19 @@ class Source(Message, frozen=True):
 
 
 class TrialPolicy(Message, frozen=True):
-    """When a challenger may take over. Ratios are challenger over champion, measured on the same board and frames.
+    """When a challenger may take over, what its trial may cost, and when the old model comes back. Ratios are challenger over champion,
+    measured on the same board and frames.
 
-    `probe_tolerance` (0..1) overrides the bound that the bundle's own probe set carries; 0 leaves that one in force.
+    `probe_tolerance` (0..1) overrides the bound that the bundle's own probe set carries; 0 leaves that one in force. `min_iou` and
+    `max_score_distance` bound how far both models' answers lie apart where they agree (see `predictions`).
+
+    `mode`: both models beside each other; `stop-start`: the champion stops and the challenger starts, for boards that cannot hold both;
+    `auto`: as the predicted memory allows. The challenger's runs take at most `share` of the time, and none for a live frame that
+    is older than `max_age_ms` (0: no such bound) or while the board is throttled.
+
+    After the switch the old model is kept for `keep_s` seconds and runs on at most `watch_share` of the time; `min_agreement`, `min_iou`,
+    `max_score_distance`, `max_p99_ratio` and `max_p99_ms` hold then too, and the board must not get hotter by over `max_rise_c`
+    degrees (0: no such bound) or be throttled when it was not.
     """
 
     frames: int = 30
@@ -65,6 +77,13 @@ class TrialPolicy(Message, frozen=True):
     probe_tolerance: float = 0.0
     lease_s: float = 600.0
     keep_s: float = 30.0
+    mode: Literal["auto", "beside", "stop-start"] = "auto"
+    min_iou: Share = 0.0
+    max_score_distance: Share = 1.0
+    share: Share = 0.25
+    max_age_ms: Annotated[float, Meta(ge=0.0, le=1e6)] = 500.0
+    watch_share: Share = 0.1
+    max_rise_c: Annotated[float, Meta(ge=0.0, le=200.0)] = 15.0
 
 
 class DeliveryPolicy(Message, frozen=True):
@@ -223,8 +242,8 @@ class Report(Message, frozen=True):
     """Progress or outcome of one app's update, device-signed, repeated until acknowledged.
 
     `phase` is the slot machine's; `outcome` is empty while under way. `code` is an error's stable code.
-    `metrics`: agreement, probe_agreement, champion_p99_ms, challenger_p99_ms, frames_lost, gap_ms, bytes, bytes_delta,
-    bytes_saved ...
+    `metrics`: agreement, mean_iou, score_distance, probe_agreement, champion_p99_ms, challenger_p99_ms, shadow_share, skipped_REASON,
+    memory_predicted_mb, memory_mb, keep_p99_ms, keep_agreement, frames_lost, gap_ms, bytes, bytes_delta, bytes_saved ...
     """
 
     device: str

@@ -1,4 +1,4 @@
-"""Decisions that are plain arithmetic: which candidate a board runs, what a trial's numbers mean, when to try again.
+"""Decisions that are plain arithmetic: which candidate a board runs, and when to try again.
 
 Choice of variant, in this order: what the board supports, the accuracy bound of the signed evaluation, the memory
 budget, then a measurement on the board itself. Every candidate keeps its row and its reason, so that `explain` can
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from .bundle import Evaluation, EvaluationRow, ModelSpec, Variant
-from .messages import AppState, Capability, Message, TrialPolicy
+from .messages import AppState, Capability, Message
 from .tuning import TuningChoice
 
 # Execution precisions of a weight file on a backend, in the order a board should try them.
@@ -53,7 +53,8 @@ class Candidate(Message, frozen=True):
 class Measurement(Message, frozen=True):
     """What the board measured of one candidate: session ms and peak memory; `error` when it could not run.
 
-    `best_ms` is the fastest single run: what the candidate could do if nothing disturbed it.
+    `best_ms` is the fastest single run: what the candidate could do if nothing disturbed it. `empty_rss_mb` is the process before it
+    loaded the model (0: not known).
     """
 
     p50_ms: float = 0.0
@@ -61,6 +62,7 @@ class Measurement(Message, frozen=True):
     peak_rss_mb: float = 0.0
     error: str = ""
     best_ms: float = 0.0
+    empty_rss_mb: float = 0.0
 
 
 class ChoiceRow(Message, frozen=True):
@@ -284,44 +286,6 @@ def _why_slower(row: ChoiceRow, best: ChoiceRow) -> str:
     if row.origin == "none" or not best.p50_ms:
         return "fits, not measured"
     return f"fits, {row.p50_ms:.2f} ms is {row.p50_ms / best.p50_ms:.2f}x the chosen"
-
-
-class TrialNumbers(Message, frozen=True):
-    """What a trial saw. Champion fields are 0 when there is no champion (first install).
-
-    `probe_bound` is the least agreement that the signed probe set asks for.
-    """
-
-    probe_agreement: float = 1.0
-    live_frames: int = 0
-    live_agreement: float = 1.0
-    champion_p99_ms: float = 0.0
-    challenger_p99_ms: float = 0.0
-    probe_bound: float = 0.0
-
-
-def judge_trial(policy: TrialPolicy, numbers: TrialNumbers) -> tuple[bool, str, str]:
-    """Whether the challenger may take over.
-
-    Returns:
-        (passed, code, sentence): code is empty when it passed.
-    """
-    bound = policy.probe_tolerance or numbers.probe_bound
-    if numbers.probe_agreement < bound:
-        return False, "trial.probe", (
-            f"probe set: agreement {numbers.probe_agreement:.3f} is under {bound:.3f}")
-    if policy.max_p99_ms and numbers.challenger_p99_ms > policy.max_p99_ms:
-        return False, "trial.latency", f"p99 {numbers.challenger_p99_ms:.1f} ms is over {policy.max_p99_ms:.1f} ms"
-    if not numbers.live_frames or not numbers.champion_p99_ms:
-        return True, "", "probe set passed; no champion to compare with"
-    if numbers.live_agreement < policy.min_agreement:
-        return False, "trial.agreement", (
-            f"live frames: agreement with the running model {numbers.live_agreement:.3f} is under {policy.min_agreement:.3f}")
-    ratio = numbers.challenger_p99_ms / numbers.champion_p99_ms
-    if ratio > policy.max_p99_ratio:
-        return False, "trial.latency", f"p99 is {ratio:.2f}x the running model's, the limit is {policy.max_p99_ratio:.2f}x"
-    return True, "", (
-        f"agreement {numbers.live_agreement:.3f} over {numbers.live_frames} frames, p99 {ratio:.2f}x the running model's")
 
 
 def backoff(attempt: int, unit: float, *, base_s: float = 1.0, cap_s: float = 60.0) -> float:

@@ -55,7 +55,8 @@ def policy_of(state: AppSlots) -> TrialPolicy:
     """The deployment's policy; a way back to the last champion need not agree with, or be as fast as, what it replaces."""
     policy = state.target.spec.trial if state.target else TrialPolicy()
     if state.previous and state.challenger and state.previous.bundle == state.challenger.bundle:
-        back: TrialPolicy = replaced(policy, min_agreement=0.0, max_p99_ratio=1e9, max_p99_ms=0.0)
+        back: TrialPolicy = replaced(policy, min_agreement=0.0, min_iou=0.0, max_score_distance=1.0, max_p99_ratio=1e9, max_p99_ms=0.0,
+                                     max_rise_c=0.0)
         return back
     return policy
 
@@ -134,7 +135,10 @@ def next_tick(state: AppSlots, now: Instant) -> float | None:
 
 
 def live_slot(state: AppSlots) -> Slot | None:
-    """The slot that a pipeline started now should run: the challenger once it took over or has no champion beside it."""
+    """The slot that a pipeline started now should run: the challenger once it took over or has no champion beside it. None when nothing
+    is installed, or when the champion has made room for the probe."""
+    if state.paused:
+        return None
     if state.phase == "keeping" or (state.phase == "trial" and state.alone):
         return state.challenger
     return state.champion

@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args
 import msgspec
 
 from .messages import AppConfig, AppSpec, Message, Source, TrialPolicy
-from .policy import Candidate, TrialNumbers
+from .policy import Candidate
+from .trials import Room, TrialNumbers, WatchNumbers
 
 SCHEMA = 1
 
@@ -78,7 +79,8 @@ class Progress(Message, frozen=True):
 
 
 class AppSlots(Message, frozen=True):
-    """All that is remembered of one app. `spent_s` is the time in this phase up to clock reading (`mark`, `boot`)."""
+    """All that is remembered of one app. `spent_s` is the time in this phase up to clock reading (`mark`, `boot`). `paused`: nothing runs
+    while the challenger is probed, because the board cannot hold it beside the champion."""
 
     app: str
     schema: int = SCHEMA
@@ -99,6 +101,7 @@ class AppSlots(Message, frozen=True):
     boot: str = ""
     metrics: dict[str, float] = {}
     last: Progress | None = None
+    paused: bool = False
 
 
 # --- reading it back ---------------------------------------------------------------
@@ -199,13 +202,18 @@ class Chosen(Message, frozen=True, tag="chosen"):
 
 
 class Probed(Message, frozen=True, tag="probed"):
-    """The throw-away process has answered the signed probe set, which asks for agreement `bound`; `code` is set when it could not run."""
+    """The throw-away process has answered the signed probe set, which asks for agreement `bound`; `code` is set when it could not run, and
+    `unstarted` when it was not even started for want of memory. `room` is the memory that a trial would need and has, `champion_p99_ms` how
+    fast the running model has been lately (0: not known)."""
 
     bundle: str
     agreement: float
     code: str = ""
     detail: str = ""
     bound: float = 0.0
+    room: Room = Room()
+    champion_p99_ms: float = 0.0
+    unstarted: bool = False
 
 
 class Compared(Message, frozen=True, tag="compared"):
@@ -218,9 +226,10 @@ class Compared(Message, frozen=True, tag="compared"):
 
 
 class Ran(Message, frozen=True, tag="ran"):
-    """The pipeline runs this model now, started from nothing."""
+    """The pipeline runs this model now, started from nothing; `gap_ms` after another one was told to stop for it (0: none was)."""
 
     bundle: str
+    gap_ms: float = 0.0
 
 
 class TookOver(Message, frozen=True, tag="took-over"):
@@ -230,6 +239,13 @@ class TookOver(Message, frozen=True, tag="took-over"):
     gap_ms: float = 0.0
     frames_lost: int = 0
     steady_gap_p99_ms: float = 0.0
+
+
+class Watched(Message, frozen=True, tag="watched"):
+    """How the model that has taken over does while the old one is kept."""
+
+    bundle: str
+    numbers: WatchNumbers
 
 
 class Faulted(Message, frozen=True, tag="faulted"):
@@ -253,7 +269,7 @@ class Tick(Message, frozen=True, tag="tick"):
     """Time has passed: see `next_tick`."""
 
 
-Event = Union[Resume, Deploy, Undeploy, Fetched, Chosen, Probed, Compared, Ran, TookOver, Faulted, Crashed, Tick]
+Event = Union[Resume, Deploy, Undeploy, Fetched, Chosen, Probed, Compared, Ran, TookOver, Watched, Faulted, Crashed, Tick]
 
 
 # --- effects -----------------------------------------------------------------------------------------------
@@ -311,6 +327,14 @@ class Switch(Message, frozen=True, tag="switch"):
     keep_s: float
 
 
+class Watch(Message, frozen=True, tag="watch"):
+    """The running pipeline, which was started with this bundle, tells how it does; `old_p99_ms` is the model's before it, 0 if unknown."""
+
+    bundle: str
+    policy: TrialPolicy
+    old_p99_ms: float
+
+
 class DropChallenger(Message, frozen=True, tag="drop"):
     """The running pipeline has no challenger loaded."""
 
@@ -343,7 +367,8 @@ class CollectGarbage(Message, frozen=True, tag="collect"):
     """Blobs that no slot of any app holds may go."""
 
 
-Effect = Union[Persist, Fetch, Choose, Probe, StartPipeline, Configure, Try, Switch, DropChallenger, Back, StopPipeline, Abandon,
-               SendReport, CollectGarbage]
+Effect = Union[Persist, Fetch, Choose, Probe, StartPipeline, Configure, Try, Switch, Watch, DropChallenger, Back, StopPipeline,
+               Abandon, SendReport, CollectGarbage]
 Effects = tuple[Effect, ...]
-EVENTS: tuple[type, ...] = (Resume, Deploy, Undeploy, Fetched, Chosen, Probed, Compared, Ran, TookOver, Faulted, Crashed, Tick)
+EVENTS: tuple[type, ...] = (Resume, Deploy, Undeploy, Fetched, Chosen, Probed, Compared, Ran, TookOver, Watched, Faulted, Crashed,
+                            Tick)

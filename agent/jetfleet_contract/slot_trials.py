@@ -1,7 +1,11 @@
-"""The trial of a challenger: probed, compared, switched to, kept, and committed or undone.
+"""The trial of a challenger: probed, compared, switched to, kept and watched, and committed or undone.
+
+On a board that cannot hold two models (`stop-start`), the challenger runs alone at once: what it is compared with is then the probe set,
+and what the champion was seen to take before it was stopped.
 
 Its lease is a duration in persisted elapsed time. At its end, and at the end of keeping, nobody is asked: the device commits if and
-only if its own gates passed (probe set, comparison or a first run, switch, no crash while it was kept), else the champion stays.
+only if its own gates passed (probe set, comparison or a first run, switch, no crash and no breach while it was kept), else the champion
+stays.
 """
 
 from __future__ import annotations
@@ -9,7 +13,6 @@ from __future__ import annotations
 import msgspec
 
 from .messages import Instant
-from .policy import TrialNumbers, judge_trial
 from .slot_phases import (
     Step,
     again,
@@ -41,11 +44,15 @@ from .slot_records import (
     Probed,
     Ran,
     SendReport,
+    StartPipeline,
     StopPipeline,
     Switch,
     Tick,
     TookOver,
+    Watch,
+    Watched,
 )
+from .trials import WATCH_FRAMES, TrialNumbers, WatchNumbers, judge_trial, judge_watch, plan_trial
 
 MAX_ATTEMPTS = 3
 NOT_THE_MODELS = ("source.", "watchdog.source", "watchdog.sink")
@@ -57,24 +64,47 @@ NOT_THE_MODELS = ("source.", "watchdog.source", "watchdog.sink")
 
 def probed(state: AppSlots, event: Probed, now: Instant) -> Step:
     """The signed probe set has been answered: the first gate."""
+    plan = plan_trial(policy_of(state), event.room, champion=state.champion is not None)
+    if event.unstarted and not state.paused and plan.mode == "stop-start":
+        return _pause(state, event)
     state = replaced(state, metrics={**state.metrics, "probe_agreement": event.agreement})
     if event.code:
         return lost(state, now, event.code, event.detail, model=True)
     passed, code, sentence = judge_trial(policy_of(state), TrialNumbers(probe_agreement=event.agreement, probe_bound=event.bound))
-    sentence = f"probe set: agreement {event.agreement:.3f}" if passed else sentence
     if not passed:
         return lost(state, now, code, sentence, model=True)
-    after = enter(replaced(state, alone=state.champion is None, champion_crashes=0), "trial", now)
+    sentence = f"probe set: agreement {event.agreement:.3f}"
+    if not plan.mode and not state.paused:
+        return lost(state, now, "backend.memory", plan.reason, model=True)
+    if plan.mode == "stop-start":
+        sentence = f"{sentence}; stop-start: {plan.reason}"
+    alone = state.champion is None or state.paused or plan.mode == "stop-start"
+    metrics = {**state.metrics, **_memory(event, alone=alone)}
+    after = enter(replaced(state, alone=alone, paused=False, champion_crashes=0, metrics=metrics), "trial", now)
     return after, (SendReport(progress_of(after, detail=sentence)), *(run_live(after) if after.alone else ()), *work(after))
+
+
+def _pause(state: AppSlots, event: Probed) -> Step:
+    """Not even the throw-away process fits beside the champion: that stops, so that it can be probed, and starts again if it fails."""
+    metrics = {**state.metrics, **_memory(event, alone=True)}
+    after = replaced(state, paused=True, metrics=metrics)
+    return after, (SendReport(progress_of(after, detail=f"the running model is stopped for the probe: {event.detail}")), StopPipeline(),
+                   *work(after))
+
+
+def _memory(event: Probed, *, alone: bool) -> dict[str, float]:
+    """What is remembered of the plan: predicted memory, and how fast the champion was, where it will not run beside the challenger."""
+    need = event.room.need
+    known = {"memory_predicted_mb": need.alone_mb if alone else need.beside_mb, "memory_free_mb": event.room.free_mb,
+             "champion_p99_ms": event.champion_p99_ms if alone else 0.0}
+    return {name: value for name, value in known.items() if value}
 
 
 def compared(state: AppSlots, event: Compared, now: Instant) -> Step:
     """Challenger and champion saw the same live frames: the second gate."""
     before = state
     numbers = msgspec.structs.replace(event.numbers, probe_agreement=state.metrics.get("probe_agreement", 1.0))
-    state = replaced(state, metrics={
-        **state.metrics, "agreement": numbers.live_agreement, "frames_compared": float(numbers.live_frames),
-        "champion_p99_ms": numbers.champion_p99_ms, "challenger_p99_ms": numbers.challenger_p99_ms})
+    state = replaced(state, metrics={**state.metrics, **_compared_metrics(numbers)})
     if event.code:
         return lost(state, now, event.code, event.detail, model=not event.code.startswith("source."))
     policy = policy_of(state)
@@ -87,17 +117,36 @@ def compared(state: AppSlots, event: Compared, now: Instant) -> Step:
     return after, (SendReport(progress_of(after, detail=sentence)), Switch(challenger_of(after).bundle, policy.keep_s))
 
 
+def _compared_metrics(numbers: TrialNumbers) -> dict[str, float]:
+    told = {"agreement": numbers.live_agreement, "frames_compared": float(numbers.live_frames),
+            "champion_p99_ms": numbers.champion_p99_ms, "challenger_p99_ms": numbers.challenger_p99_ms,
+            "mean_iou": numbers.mean_iou, "score_distance": numbers.score_distance}
+    skipped = {f"skipped_{reason}": float(count) for reason, count in numbers.skipped.items()}
+    cost = {"shadow_share": numbers.spent_share, "memory_mb": numbers.memory_mb}
+    return {**told, **skipped, **{name: value for name, value in cost.items() if value}}
+
+
 def ran(state: AppSlots, event: Ran, now: Instant) -> Step:
     """A pipeline runs the challenger, started from nothing."""
     challenger = challenger_of(state)
     if event.bundle != challenger.bundle:
         return state, ()
     if state.phase == "keeping":
-        return enter(replaced(state, switched=True), "keeping", now), ()
+        after = enter(replaced(state, switched=True), "keeping", now)
+        return after, _watch(after)
     if not state.alone:
         return state, ()
-    after = enter(replaced(state, switched=True), "keeping", now)
-    return after, (SendReport(progress_of(after, detail="runs; no champion to compare with")),)
+    metrics = {**state.metrics, "gap_ms": event.gap_ms} if event.gap_ms and state.champion else state.metrics
+    after = enter(replaced(state, switched=True, metrics=metrics), "keeping", now)
+    said = "runs in place of the champion" if state.champion else "runs; no champion to compare with"
+    return after, (SendReport(progress_of(after, detail=said)), *_watch(after))
+
+
+def _watch(state: AppSlots) -> Effects:
+    """A process that was started with the challenger has no old model to compare with, only what is remembered of it."""
+    if state.champion is None:
+        return ()
+    return (Watch(challenger_of(state).bundle, policy_of(state), state.metrics.get("champion_p99_ms", 0.0)),)
 
 
 def took_over(state: AppSlots, event: TookOver, now: Instant) -> Step:
@@ -109,6 +158,29 @@ def took_over(state: AppSlots, event: TookOver, now: Instant) -> Step:
     after = enter(replaced(state, metrics=metrics, switched=True), "keeping", now)
     old = state.champion.setup if state.champion else challenger_of(state).setup
     return after, apply_setup(old, challenger_of(after))
+
+
+def watched(state: AppSlots, event: Watched, now: Instant) -> Step:
+    """How the kept model does: the third gate. Good news is stored once, when half of the time has passed: each store is a write."""
+    if not state.switched or state.champion is None:
+        return state, ()
+    policy, numbers = policy_of(state), event.numbers
+    if not numbers.old_p99_ms:
+        numbers = replaced(numbers, old_p99_ms=state.metrics.get("champion_p99_ms", 0.0))
+    passed, code, sentence = judge_watch(policy, numbers)
+    told = replaced(state, metrics={**state.metrics, **_watched_metrics(numbers)})
+    if not passed:
+        return lost(told, now, code, sentence, model=True)
+    if "keep_p99_ms" in state.metrics or numbers.frames < WATCH_FRAMES or elapsed(state, now) < policy.keep_s / 2:
+        return state, ()
+    return told, ()
+
+
+def _watched_metrics(numbers: WatchNumbers) -> dict[str, float]:
+    known = {"keep_p99_ms": numbers.p99_ms, "keep_old_p99_ms": numbers.old_p99_ms, "keep_rise_c": numbers.rise_c,
+             "memory_mb": numbers.memory_mb}
+    compared = {"keep_agreement": numbers.agreement, "keep_compared": float(numbers.compared)} if numbers.compared else {}
+    return {**compared, **{name: value for name, value in known.items() if value}}
 
 
 def crashed(state: AppSlots, event: Crashed, now: Instant) -> Step:
@@ -153,7 +225,7 @@ def tick(state: AppSlots, _event: Tick, now: Instant) -> Step:
 
 def _commit(state: AppSlots, now: Instant) -> Step:
     """The atomic switch: the one place where a champion is replaced."""
-    done = progress_of(state, outcome="committed", detail="kept without a crash")
+    done = progress_of(state, outcome="committed", detail="kept without a crash or a breach")
     after = enter(replaced(state, champion=state.challenger, previous=state.champion or state.previous, challenger=None, last=done),
                    "idle", now)
     return after, (SendReport(done), CollectGarbage())
@@ -177,12 +249,14 @@ def give_up(state: AppSlots, now: Instant, outcome: Outcome, code: str, detail: 
         return state, ()
     challenger = challenger_of(state)
     done = progress_of(state, outcome=outcome, code=code, detail=detail)
-    after = enter(replaced(state, challenger=None, last=done, fetch_step="", alone=False), "idle", now)
+    after = enter(replaced(state, challenger=None, last=done, fetch_step="", alone=False, paused=False), "idle", now)
     return after, (Abandon(challenger.bundle), *_undo(state), SendReport(done), CollectGarbage())
 
 
 def _undo(state: AppSlots) -> Effects:
     champion = state.champion
+    if state.paused and champion is not None:
+        return (StartPipeline(champion),)
     if state.phase not in ("trial", "keeping"):
         return ()
     if champion is None:

@@ -18,6 +18,7 @@ changes nothing in any phase):
     Compared  -         -               -          -         -> keeping       -
     Ran       ok        ok              ok         ok        alone: keeping   the switch is done
     TookOver  ok        ok              ok         ok        ok               the switch is done
+    Watched   -         -               -          -         -                ok, or a breach: -> idle
     Faulted   -         -> idle         -> idle    -> idle   -> idle          -> idle
     Crashed   run it    run champion    the same   the same  count, again     count, again
     Tick      ok        ok              ok         ok        lease: -> idle   kept long enough: committed
@@ -27,7 +28,8 @@ Rules that hold everywhere:
 2. Every effect may run twice: it says what should be, not what to add.
 3. The champion is replaced in one place (`_commit`); every failure leads to idle with the champion as it was, its config
    included. A board with a champion always has one slot that can run.
-4. A model is convicted by its own doing (bundle, probe set, comparison, crashes), never by a camera, a full disk or time.
+4. A model is convicted by its own doing (bundle, probe set, memory, comparison, what is watched after the switch, crashes), never by a
+   camera, a full disk or time.
 5. `MAX_ATTEMPTS` crashes or restarts in one phase give the challenger up with no word from any host; so do `MAX_STORES`
    stores for one deployment.
 6. Time limits are elapsed seconds that were persisted, so that a wrong clock or a reboot neither shortens nor renews them. At their
@@ -87,8 +89,9 @@ from .slot_records import (
     Tick,
     TookOver,
     Undeploy,
+    Watched,
 )
-from .slot_trials import MAX_ATTEMPTS, compared, crashed, faulted, give_up, lost, probed, ran, tick, took_over
+from .slot_trials import MAX_ATTEMPTS, compared, crashed, faulted, give_up, lost, probed, ran, tick, took_over, watched
 
 __all__ = ["MAX_ATTEMPTS", "MAX_STORES", "app_state", "blobs_in_use", "legal", "live_slot", "next_tick", "step"]
 
@@ -142,7 +145,7 @@ def app_state(state: AppSlots) -> AppState:
 
 def _is_late(state: AppSlots, event: Event) -> bool:
     """News of a bundle that is not the one under way: work that was given up may still report."""
-    if isinstance(event, (Fetched, Chosen, Probed, Compared, TookOver, Faulted)):
+    if isinstance(event, (Fetched, Chosen, Probed, Compared, TookOver, Watched, Faulted)):
         return state.challenger is None or event.bundle != state.challenger.bundle
     return False
 
@@ -298,7 +301,7 @@ _TABLE: dict[Phase, dict[type, _Handler]] = {
     "choosing": {**_ANYWHERE, Chosen: _chosen, Faulted: faulted},
     "probing": {**_ANYWHERE, Probed: probed, Faulted: faulted},
     "trial": {**_ANYWHERE, Compared: compared, Ran: ran, Faulted: faulted},
-    "keeping": {**_ANYWHERE, TookOver: took_over, Ran: ran, Faulted: faulted},
+    "keeping": {**_ANYWHERE, TookOver: took_over, Ran: ran, Watched: watched, Faulted: faulted},
 }
 
 

@@ -23,7 +23,7 @@ from pipelines import (
 
 from jetfleet_agent.ipc import Back, Configure, Drop, Failed, Run, Running, SourceEvent, Switch, Switched, TrialResult, Try, Window
 from jetfleet_contract.messages import AppConfig, Source, TrialPolicy
-from jetfleet_contract.policy import judge_trial
+from jetfleet_contract.trials import judge_trial
 from jetfleet_contract.tuning import Tuning
 
 pytest.importorskip("onnx")

@@ -15,6 +15,7 @@ import pytest
 from choices import capability_of, evaluation_of, spec_of
 
 from jetfleet_agent.config import MeasureConfig
+from jetfleet_agent.supervisor import chooser as chooser_module
 from jetfleet_agent.supervisor.chooser import Chooser
 from jetfleet_agent.supervisor.measurements import MeasurementStore
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeItem, ProbeSet, digest_of
@@ -50,10 +51,10 @@ class Bench:
         return log.read_text().split() if log.exists() else []
 
     def chooser(self, capability: Capability | None = None, *, program: tuple[str, ...] = STAND_IN, timeout_s: float = 60.0,
-                memory_mb: float = 0.0, lock: str = "") -> Chooser:
+                memory_mb: float = 0.0, lock: str = "", free_mb: float = 0.0) -> Chooser:
         made = Chooser(capability or capability_of(BackendInfo("openvino", "1", precisions=("fp32", "bf16", "int8"))),
                        self.folder / "chooser", memory_mb=memory_mb, program=program,
-                       measure=MeasureConfig(runs=5, warmup=1, timeout_s=timeout_s, lock=lock))
+                       measure=MeasureConfig(runs=5, warmup=1, timeout_s=timeout_s, lock=lock), free_mb=lambda: free_mb)
         self.choosers.append(made)
         return made
 
@@ -299,10 +300,12 @@ def test_agents_that_share_a_lock_take_turns(bench: Bench, tmp_path: Path) -> No
 PROBE = ProbeSet((ProbeItem("sha256:" + "0" * 64, (Detection("cat", 0.9),)), ProbeItem("sha256:" + "1" * 64, (Detection("dog", 0.9),))))
 
 
-def probed(bench: Bench, orders: dict[str, Any], probe: ProbeSet = PROBE, spec: ModelSpec = SPEC) -> tuple[EvaluationResult, float]:
+def probed(bench: Bench, orders: dict[str, Any], probe: ProbeSet = PROBE, spec: ModelSpec = SPEC,
+           free_mb: float = 0.0) -> tuple[EvaluationResult, float]:
     answers: queue.Queue[tuple[EvaluationResult, float]] = queue.Queue()
     path = bench.weights(int8={INT8: orders})["int8"]
-    bench.chooser().probe_model(path, Candidate("int8", "openvino", "int8"), spec, probe, (), lambda *answer: answers.put(answer))
+    bench.chooser(free_mb=free_mb).probe_model(path, Candidate("int8", "openvino", "int8"), spec, probe, (),
+                                               lambda *answer: answers.put(answer))
     return answers.get(timeout=MAX_WAIT_S)
 
 
@@ -322,6 +325,57 @@ def test_a_challenger_that_cannot_be_probed_agrees_with_nothing(bench: Bench, or
     result, agreement = probed(bench, orders)
     assert result.error == code
     assert agreement == 0.0
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chooser_module, "ROOM_WAIT_S", 0.3)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_is_predicted_not_to_fit_is_not_started_and_says_nothing_about_the_candidate(bench: Bench) -> None:
+    paths = bench.weights(fp32={}, int8={})
+    choice = bench.choose(paths, evaluation_of(SPEC, ms={"int8@openvino:int8": 7.0, "fp32@openvino:bf16": 9.0, "fp32@openvino:fp32": 10.0}),
+                          bench.chooser(free_mb=50.0))
+    assert bench.runs("fp32") + bench.runs("int8") == []
+    assert choice.chosen == Candidate("int8", "openvino", "int8"), "by the builder's figures"
+    assert {row.origin for row in choice.rows if row.verdict != "refused"} == {"builder"}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_probe_that_is_predicted_not_to_fit_names_its_figures_and_is_not_started(bench: Bench) -> None:
+    result, agreement = probed(bench, {"ms": 3.0, "answers": ["cat", "dog"]}, free_mb=50.0)
+    assert (result.error, agreement) == ("backend.memory", 0.0)
+    assert result.predicted_mb > 100
+    assert f"predicted: it needs {result.predicted_mb:.0f} MB (by the size of its weights), 50 MB are free" in result.detail
+    assert bench.runs("int8") == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_board_own_measurement_predicts_better_than_the_size_of_a_file(bench: Bench) -> None:
+    free = [1000.0]
+    chooser = bench.chooser()
+    chooser._free_mb = lambda: free[0]
+    paths = bench.weights(fp32={}, int8={INT8: {"ms": 3.0, "mb": 400.0, "answers": ["cat", "dog"]}})
+    assert bench.choose(paths, chooser=chooser).chosen == Candidate("int8", "openvino", "int8")
+    free[0] = 420.0
+    answers: queue.Queue[tuple[EvaluationResult, float]] = queue.Queue()
+    chooser.probe_model(paths["int8"], Candidate("int8", "openvino", "int8"), SPEC, PROBE, (), lambda *answer: answers.put(answer))
+    result, _ = answers.get(timeout=MAX_WAIT_S)
+    assert "it needs 440 MB (as measured here), 420 MB are free" in result.detail
+
+
+def test_memory_that_becomes_free_in_a_moment_is_waited_for(bench: Bench) -> None:
+    readings = iter([10.0, 10.0])
+    chooser = bench.chooser()
+    chooser._free_mb = lambda: next(readings, 5000.0)
+    answers: queue.Queue[tuple[EvaluationResult, float]] = queue.Queue()
+    path = bench.weights(int8={INT8: {"ms": 3.0, "answers": ["cat", "dog"]}})["int8"]
+    chooser.probe_model(path, Candidate("int8", "openvino", "int8"), SPEC, PROBE, (), lambda *answer: answers.put(answer))
+    assert answers.get(timeout=MAX_WAIT_S)[1] == 1.0
 
 
 # --- settings of the runtime ------------------------------------------------------------------------------

@@ -12,14 +12,14 @@ from slot_worlds import BUNDLES, CANDIDATE, GOOD, POLICY, World, target, weights
 from jetfleet_contract import slot_records as r
 from jetfleet_contract.errors import OrderError
 from jetfleet_contract.messages import TrialPolicy
-from jetfleet_contract.policy import TrialNumbers
 from jetfleet_contract.slots import MAX_ATTEMPTS, MAX_STORES, app_state, blobs_in_use, legal, live_slot, next_tick, step
+from jetfleet_contract.trials import Need, Room, TrialNumbers, WatchNumbers
 
 A, B, C = BUNDLES["a"], BUNDLES["b"], BUNDLES["c"]
 
 OF_CHALLENGER = {
     "fetching": {r.Fetched, r.Faulted}, "choosing": {r.Chosen, r.Faulted}, "probing": {r.Probed, r.Faulted},
-    "trial": {r.Compared, r.Faulted, r.Ran}, "keeping": {r.TookOver, r.Faulted, r.Ran}, "idle": set(),
+    "trial": {r.Compared, r.Faulted, r.Ran}, "keeping": {r.TookOver, r.Faulted, r.Ran, r.Watched}, "idle": set(),
 }
 ALWAYS = {r.Resume, r.Deploy, r.Undeploy, r.Crashed, r.Ran, r.TookOver, r.Tick}
 
@@ -28,7 +28,8 @@ def sample(kind: type, bundle: str) -> r.Event:
     samples: dict[type, r.Event] = {
         r.Resume: r.Resume(), r.Deploy: r.Deploy(target(9, "c")), r.Undeploy: r.Undeploy(9), r.Fetched: r.Fetched(bundle, "manifest", ()),
         r.Chosen: r.Chosen(bundle, CANDIDATE, weights_of(bundle)), r.Probed: r.Probed(bundle, 1.0), r.Compared: r.Compared(bundle, GOOD),
-        r.Ran: r.Ran(bundle), r.TookOver: r.TookOver(bundle), r.Faulted: r.Faulted(bundle, "x"), r.Crashed: r.Crashed(), r.Tick: r.Tick(),
+        r.Ran: r.Ran(bundle), r.TookOver: r.TookOver(bundle),
+        r.Watched: r.Watched(bundle, WatchNumbers()), r.Faulted: r.Faulted(bundle, "x"), r.Crashed: r.Crashed(), r.Tick: r.Tick(),
     }
     return samples[kind]
 
@@ -57,7 +58,7 @@ def test_table(phase: str, kind: type) -> None:
 
 
 @pytest.mark.parametrize("phase", r.PHASES)
-@pytest.mark.parametrize("kind", [r.Fetched, r.Chosen, r.Probed, r.Compared, r.TookOver, r.Faulted])
+@pytest.mark.parametrize("kind", [r.Fetched, r.Chosen, r.Probed, r.Compared, r.TookOver, r.Watched, r.Faulted])
 def test_news_of_another_bundle_changes_nothing(phase: str, kind: type) -> None:
     world = updating(phase)
     assert step(world.state, sample(kind, C), world.now()) == (world.state, ())
@@ -92,7 +93,8 @@ def test_update_reports_its_numbers() -> None:
     done = world.reports[-1]
     assert (done.outcome, done.phase, done.version, done.from_version, done.rollout) == ("committed", "keeping", "b", "a", "rollout-2")
     assert done.metrics == {"bytes": 3000.0, "bytes_received": 0.0, "probe_agreement": 0.99, "agreement": 0.99, "frames_compared": 30.0,
-                            "champion_p99_ms": 10.0, "challenger_p99_ms": 9.0, "gap_ms": 12.5, "frames_lost": 0.0,
+                            "champion_p99_ms": 10.0, "challenger_p99_ms": 9.0, "mean_iou": 1.0, "score_distance": 0.0,
+                            "gap_ms": 12.5, "frames_lost": 0.0,
                             "steady_gap_p99_ms": 40.0}
     assert done.candidate == CANDIDATE.name
     assert world.state.previous is not None
@@ -137,6 +139,14 @@ def test_a_failure_leaves_the_champion_and_says_why(phase: str, event: r.Event, 
     assert world.running == A
     assert (world.reports[-1].outcome, world.reports[-1].code, world.reports[-1].phase) == (outcome, code, phase)
     assert B not in world.store, "a refused bundle leaves the store"
+
+
+@pytest.mark.parametrize(("numbers", "code"), [({"mean_iou": 0.4}, "trial.iou"), ({"score_distance": 0.6}, "trial.score"), ({}, "")])
+def test_answers_that_lie_far_apart_are_refused_where_the_deployment_bounds_it(numbers: dict[str, float], code: str) -> None:
+    policy = msgspec.structs.replace(POLICY, min_iou=0.5, max_score_distance=0.5)
+    world = World().install().go("trial", 2, "b", policy=policy)
+    world.send(r.Compared(B, msgspec.structs.replace(GOOD, **numbers)))
+    assert (world.state.phase, world.reports[-1].code) == ("idle" if code else "keeping", code)
 
 
 def test_a_refused_bundle_is_not_tried_again_under_the_same_number_but_under_the_next() -> None:
@@ -462,6 +472,194 @@ def test_a_release_learned_late_stays_with_the_model() -> None:
     assert world.state.champion.release == 7
     world.send(r.Deploy(target(2, "b", config=2)))
     assert world.state.champion.release == 7, "a deployment that came before its metadata takes nothing away"
+
+
+# --- the watch, and boards that cannot hold two models ------------------------------------------------------
+
+
+def kept(**options: object) -> World:
+    world = World().install().go("keeping", 2, "b", **options)
+    world.send(r.TookOver(B))
+    return world
+
+
+GOOD_WATCH = WatchNumbers(40, 9.0, 12.0, 10.0, 10, 0.95, memory_mb=120.0)
+
+
+@pytest.mark.parametrize(("numbers", "code"), [
+    (WatchNumbers(20, 25.0, 30.0, 10.0), "trial.keep-latency"),
+    (WatchNumbers(200, 9.0, 30.0, 10.0), "trial.keep-latency"),
+    (WatchNumbers(20, 9.0, 30.0, 0.0, 10, 0.3), "trial.keep-agreement"),
+    (WatchNumbers(throttled_s=2.5), "trial.heat"),
+    (WatchNumbers(rise_c=16.0), "trial.heat"),
+])
+def test_a_breach_while_the_old_model_is_kept_puts_it_back(numbers: WatchNumbers, code: str) -> None:
+    world = kept()
+    champion = world.state.champion
+    assert champion is not None
+    effects = world.send(r.Watched(B, numbers))
+    assert isinstance(effects[0], r.Persist), "durable before the pipeline is told"
+    assert r.Back(champion) in effects
+    assert (world.running, world.state.phase, world.state.champion) == (A, "idle", champion)
+    assert (world.reports[-1].outcome, world.reports[-1].code) == ("rolled_back", code)
+    assert world.reports[-1].metrics["keep_p99_ms" if numbers.p99_ms else "agreement"] > 0
+    assert world.send(r.Watched(B, numbers)) == (), "late news of it"
+
+
+def test_what_is_watched_before_the_switch_or_with_nothing_to_go_back_to_decides_nothing() -> None:
+    world = World().install().go("keeping", 2, "b")
+    assert world.send(r.Watched(B, WatchNumbers(throttled_s=9.0))) == ()
+    first = World().go("keeping")
+    assert first.send(r.Watched(A, WatchNumbers(throttled_s=9.0))) == ()
+
+
+def test_good_news_is_stored_once_and_reported_with_the_commit() -> None:
+    world = kept()
+    assert world.send(r.Watched(B, GOOD_WATCH)) == (), "the first half of the time"
+    world.mono += POLICY.keep_s / 2
+    assert world.send(r.Watched(B, WatchNumbers(3))) == (), "too few frames"
+    assert [type(effect) for effect in world.send(r.Watched(B, GOOD_WATCH))] == [r.Persist]
+    assert world.send(r.Watched(B, WatchNumbers(50, 9.0, 13.0, 10.0))) == ()
+    world.mono += POLICY.keep_s / 2
+    world.send(r.Tick())
+    done = world.reports[-1]
+    assert done.outcome == "committed"
+    assert {name: done.metrics[name] for name in ("keep_p99_ms", "keep_old_p99_ms", "keep_agreement", "memory_mb")} == {
+        "keep_p99_ms": 12.0, "keep_old_p99_ms": 10.0, "keep_agreement": 0.95, "memory_mb": 120.0}
+
+
+def test_the_lease_of_keeping_is_not_renewed_by_what_is_watched() -> None:
+    world = kept()
+    world.mono += POLICY.keep_s * 0.6
+    world.send(r.Watched(B, GOOD_WATCH))
+    world.mono += POLICY.keep_s * 0.4
+    world.send(r.Tick())
+    assert world.reports[-1].outcome == "committed"
+
+
+TIGHT = Room(Need(600.0, 700.0, "measured"), 500.0, 300.0)
+
+
+def probed_with(room: Room, **policy: object) -> World:
+    world = World().install().go("probing", 2, "b", policy=msgspec.structs.replace(POLICY, **policy))
+    world.send(r.Probed(B, 0.99, room=room, champion_p99_ms=10.0))
+    world.check()
+    return world
+
+
+@pytest.mark.parametrize(("room", "mode"), [(TIGHT, "auto"), (Room(), "stop-start")])
+def test_a_board_that_cannot_hold_both_stops_one_and_starts_the_other(room: Room, mode: str) -> None:
+    world = probed_with(room, mode=mode)
+    assert (world.state.phase, world.state.alone, world.running, world.tried) == ("trial", True, B, None)
+    assert "stop-start" in world.reports[-1].detail
+    world.send(r.Ran(B, gap_ms=1500.0))
+    assert world.watched == r.Watch(B, msgspec.structs.replace(POLICY, mode=mode), 10.0)
+    world.mono += POLICY.keep_s
+    world.send(r.Tick())
+    done = world.reports[-1]
+    assert (done.outcome, done.metrics["gap_ms"], done.metrics["champion_p99_ms"]) == ("committed", 1500.0, 10.0)
+    assert done.metrics.get("memory_predicted_mb", 0.0) == room.need.alone_mb
+
+
+@pytest.mark.parametrize(("event", "code"), [
+    (r.Watched(B, WatchNumbers(20, 25.0, 30.0)), "trial.keep-latency"), (r.Crashed(B, "pipeline.killed", "SIGSEGV"), "trial.crash"),
+])
+def test_stop_start_starts_the_old_model_again_when_a_gate_fails(event: r.Event, code: str) -> None:
+    world = probed_with(TIGHT)
+    champion = world.state.champion
+    world.send(r.Ran(B, gap_ms=1500.0))
+    for _ in range(MAX_ATTEMPTS):
+        if world.state.phase == "keeping":
+            world.send(event)
+            if isinstance(event, r.Crashed) and world.state.phase == "keeping":
+                world.send(r.Ran(B))
+    assert (world.running, world.state.champion) == (A, champion)
+    assert (world.reports[-1].outcome, world.reports[-1].code) == ("rolled_back", code)
+
+
+@pytest.mark.parametrize(("room", "mode", "says"), [
+    (TIGHT, "beside", "predicted: it needs 600 MB (as measured here), 500 MB are free"),
+    (Room(Need(900.0, 1000.0), 500.0, 300.0), "auto",
+     "predicted: it needs 1000 MB (by the size of its weights), 800 MB are free once the running model is stopped"),
+    (Room(Need(900.0, 1000.0), 500.0, 300.0), "stop-start",
+     "predicted: it needs 1000 MB (by the size of its weights), 800 MB are free once the running model is stopped"),
+])
+def test_what_cannot_fit_is_refused_with_the_figures_before_it_is_loaded(room: Room, mode: str, says: str) -> None:
+    world = probed_with(room, mode=mode)
+    assert (world.state.phase, world.running) == ("idle", A)
+    assert (world.reports[-1].outcome, world.reports[-1].code, world.reports[-1].detail) == ("refused", "backend.memory", says)
+    assert not any(isinstance(effect, r.Try) for effect in world.log)
+
+
+NO_ROOM = r.Probed(B, 0.0, "backend.memory", "predicted: it needs 700 MB", room=Room(Need(700.0, 700.0), 500.0, 300.0),
+                   champion_p99_ms=10.0, unstarted=True)
+
+
+def paused(event: r.Probed = NO_ROOM, **policy: object) -> World:
+    world = World().install().go("probing", 2, "b", policy=msgspec.structs.replace(POLICY, **policy))
+    world.send(event)
+    world.check()
+    return world
+
+
+def test_where_not_even_the_probe_fits_the_champion_makes_room_for_it() -> None:
+    world = paused()
+    assert (world.state.phase, world.running, world.work) == ("probing", None, r.Probe(world.state.challenger))  # type: ignore[arg-type]
+    world.send(r.Probed(B, 0.99, room=Room(Need(300.0, 700.0, "measured"), 800.0)))
+    world.check()
+    assert (world.state.phase, world.state.alone, world.state.paused, world.running) == ("trial", True, False, B)
+    world.send(r.Ran(B, gap_ms=9000.0))
+    assert world.watched is not None
+    assert world.watched.old_p99_ms == 10.0, "it was noted before the champion stopped"
+    world.mono += POLICY.keep_s
+    world.send(r.Tick())
+    assert (world.reports[-1].outcome, world.reports[-1].metrics["gap_ms"]) == ("committed", 9000.0)
+
+
+@pytest.mark.parametrize(("event", "outcome"), [
+    (r.Probed(B, 0.2, bound=0.9), "refused"), (r.Probed(B, 0.0, "evaluate.crash", "SIGSEGV"), "refused"), (NO_ROOM, "refused"),
+    (r.Faulted(B, "evaluate.disk"), "failed"), (r.Deploy(target(3, "c")), "failed"),
+])
+def test_a_champion_that_made_room_is_started_again_whatever_happens(event: r.Event, outcome: str) -> None:
+    world = paused()
+    world.send(event)
+    world.check()
+    assert (world.running, world.state.paused) == (A, False)
+    assert [report.outcome for report in world.reports if report.seq == 2 and report.outcome] == [outcome]
+
+
+def test_a_champion_that_made_room_is_started_again_when_the_board_restarts_in_a_loop() -> None:
+    world = paused()
+    for _ in range(MAX_ATTEMPTS):
+        world.restart(reboot=True)
+        world.check()
+    assert (world.running, world.state.phase, world.reports[-1].code) == (A, "idle", "slots.loop")
+
+
+@pytest.mark.parametrize("change", [{"mode": "beside"}, {"room": Room(Need(900.0, 900.0), 500.0, 300.0)}])
+def test_nobody_makes_room_in_vain_or_against_the_deployment(change: dict[str, object]) -> None:
+    room = change.get("room", NO_ROOM.room)
+    assert isinstance(room, Room)
+    world = paused(msgspec.structs.replace(NO_ROOM, room=room), **{name: value for name, value in change.items() if name == "mode"})
+    assert (world.running, world.state.phase, world.reports[-1].code) == (A, "idle", "backend.memory")
+
+
+def test_beside_says_what_memory_was_predicted_and_what_it_took() -> None:
+    world = probed_with(Room(Need(100.0, 200.0), 500.0, 300.0))
+    assert world.tried == B
+    world.send(r.Compared(B, msgspec.structs.replace(GOOD, memory_mb=130.0, skipped={"share": 70, "age": 2}, spent_share=0.24)))
+    metrics = world.state.metrics
+    assert (metrics["memory_predicted_mb"], metrics["memory_mb"], metrics["memory_free_mb"]) == (100.0, 130.0, 500.0)
+    assert (metrics["skipped_share"], metrics["skipped_age"], metrics["shadow_share"]) == (70.0, 2.0, 0.24)
+
+
+def test_a_process_that_crashed_while_it_was_kept_is_watched_again_by_what_is_remembered() -> None:
+    world = kept()
+    world.send(r.Crashed(B, "pipeline.killed", "SIGSEGV"))
+    world.send(r.Ran(B))
+    assert world.watched == r.Watch(B, POLICY, 10.0)
+    world.send(r.Watched(B, WatchNumbers(20, 25.0, 30.0)))
+    assert world.reports[-1].code == "trial.keep-latency"
 
 
 # --- the lease --------------------------------------------------------------------------------------------

@@ -11,11 +11,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from slot_worlds import BUNDLES, CANDIDATE, POLICY, World, target, weights_of
 
 from jetfleet_contract import slot_records as r
-from jetfleet_contract.policy import TrialNumbers
+from jetfleet_contract.slot_phases import policy_of
+from jetfleet_contract.trials import Need, Room, TrialNumbers, WatchNumbers, judge_watch
 
 LETTERS = st.sampled_from("abcd")
 DEATHS = st.one_of(st.none(), st.none(), st.integers(0, 6))
 RELEASES = {BUNDLES[letter]: number for number, letter in enumerate("abcdfe", 1)}
+ROOMS = {"none known": Room(), "both fit": Room(Need(100.0, 200.0), 500.0, 300.0), "one fits": Room(Need(600.0, 700.0), 500.0, 300.0),
+         "none fits": Room(Need(900.0, 1000.0), 500.0, 300.0)}
+WATCHED = (WatchNumbers(20, 9.0, 11.0, 10.0, 10, 0.97), WatchNumbers(3), WatchNumbers(20, 9.0, 11.0, 10.0, 10, 0.1),
+           WatchNumbers(20, 30.0, 31.0, 10.0), WatchNumbers(throttled_s=9.0), WatchNumbers(rise_c=40.0))
 CODES = st.sampled_from(["", "runtime.crash", "source.gone"])
 
 
@@ -79,11 +84,12 @@ class Board(RuleBasedStateMachine):
         self.world.send(r.Chosen(bundle, CANDIDATE if found else None, weights_of(bundle) if found else ""), die_after=die)
 
     @precondition(lambda self: self.world.state.phase == "probing")
-    @rule(agreement=st.sampled_from([0.2, 0.99, 0.99, 0.99]), die=DEATHS)
-    def probed(self, agreement: float, die: int | None) -> None:
-        if agreement > 0.9:
+    @rule(agreement=st.sampled_from([0.2, 0.99, 0.99, 0.99]), room=st.sampled_from(sorted(ROOMS)), die=DEATHS)
+    def probed(self, agreement: float, room: str, die: int | None) -> None:
+        if agreement > 0.9 and (room != "none fits" or self.world.state.paused):
             self.passed("probe set")
-        self.world.send(r.Probed(self.under_way, agreement), die_after=die)
+        event = r.Probed(self.under_way, agreement, bound=0.9, room=ROOMS[room], champion_p99_ms=10.0)
+        self.world.send(event, die_after=die)
 
     @precondition(lambda self: self.world.state.phase == "trial" and not self.world.state.alone)
     @rule(agreement=st.sampled_from([0.2, 0.95, 0.95]), frames=st.sampled_from([0, 3, 30, 30]), die=DEATHS)
@@ -107,6 +113,24 @@ class Board(RuleBasedStateMachine):
         self.passed("switch")
         self.world.send(r.TookOver(self.under_way, 5.0, 0, 9.0), die_after=die)
 
+    @precondition(lambda self: self.world.state.phase == "probing")
+    @rule(room=st.sampled_from(sorted(ROOMS)), die=DEATHS)
+    def not_even_probed(self, room: str, die: int | None) -> None:
+        """The throw-away process does not fit beside the champion: it pauses, or the challenger is out."""
+        event = r.Probed(self.under_way, 0.0, "backend.memory", "predicted", room=ROOMS[room], unstarted=True)
+        self.world.send(event, die_after=die)
+
+    @precondition(lambda self: self.world.state.phase == "keeping" and self.world.running == self.under_way)
+    @rule(numbers=st.sampled_from(WATCHED), die=DEATHS)
+    def watched(self, numbers: WatchNumbers, die: int | None) -> None:
+        before = self.world.state
+        self.world.send(r.Watched(self.under_way, numbers), die_after=die)
+        counts = before.switched and before.champion is not None
+        if counts and die is None and not judge_watch(policy_of(before), numbers)[0]:
+            assert before.champion is not None
+            assert (self.world.state.phase, self.world.reports[-1].outcome) == ("idle", "rolled_back")
+            assert self.world.running == before.champion.bundle
+
     @rule(code=CODES, by_champion=st.booleans(), die=DEATHS)
     def crash(self, code: str, by_champion: bool, die: int | None) -> None:
         champion = self.world.state.champion
@@ -119,7 +143,8 @@ class Board(RuleBasedStateMachine):
         self.world.send(r.Faulted(self.under_way, "some.fault", "", model), die_after=die)
 
     @rule(kind=st.sampled_from([r.Fetched(BUNDLES["f"], "weights"), r.Chosen(BUNDLES["f"], None), r.Probed(BUNDLES["f"], 0.0),
-                                r.Faulted(BUNDLES["f"], "x", "", True), r.TookOver(BUNDLES["f"])]))
+                                r.Faulted(BUNDLES["f"], "x", "", True), r.TookOver(BUNDLES["f"]),
+                                r.Watched(BUNDLES["f"], WATCHED[4])]))
     def late_news(self, kind: Any) -> None:
         assert self.world.send(kind) == ()
 
@@ -163,7 +188,7 @@ class Board(RuleBasedStateMachine):
         self.ever_committed = self.ever_committed or self.world.state.champion is not None
         if self.ever_committed:
             assert self.world.state.champion is not None
-            assert self.world.running is not None, "a board with a committed model runs none"
+            assert self.world.running is not None or self.world.state.paused, "a board with a committed model runs none"
 
     @invariant()
     def what_becomes_champion_has_passed_every_gate_and_is_no_downgrade(self) -> None:

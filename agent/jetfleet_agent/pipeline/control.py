@@ -25,6 +25,7 @@ from jetfleet_agent.ipc import (
     Configure,
     Drop,
     Failed,
+    Heat,
     Model,
     Order,
     Pace,
@@ -36,6 +37,7 @@ from jetfleet_agent.ipc import (
     Switched,
     TrialResult,
     Try,
+    Watch,
     Window,
 )
 from jetfleet_agent.pipeline.answers import Answers
@@ -50,6 +52,7 @@ from jetfleet_agent.pipeline.kpis import KpiStep
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_agent.pipeline.meter import Meter
 from jetfleet_agent.pipeline.rhythm import AgeWatch
+from jetfleet_agent.pipeline.shadows import Shadows
 from jetfleet_agent.pipeline.sinks import Sinks
 from jetfleet_agent.pipeline.stages import Broken, Stages
 from jetfleet_agent.pipeline.trial import Trial
@@ -57,7 +60,7 @@ from jetfleet_agent.pipeline.watchdog import Watchdog
 from jetfleet_contract.errors import InputError, JetfleetError, RuntimeFailure
 from jetfleet_contract.floor import after_window
 from jetfleet_contract.messages import AppConfig, Source
-from jetfleet_contract.policy import TrialNumbers
+from jetfleet_contract.trials import TrialNumbers
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +112,7 @@ class Controller:
         self._pace = Pace()
         self._watchdog = Watchdog(send)
         self._receiver: FeedReceiver | None = None
-        self._trial: Trial | None = None
+        self._shadows = Shadows(lambda trial: self._inbox.put(TrialEnded(trial)), send)
         self._previous: LoadedModel | None = None
         self._previous_until = 0.0
         self._replaced: list[LoadedModel] = []
@@ -154,7 +157,8 @@ class Controller:
         if isinstance(note, Run):
             self._start(note)
         elif isinstance(note, TrialEnded):
-            self._trial_ended(note.trial)
+            if self._stages is not None:
+                self._trial_ended(self._stages, note.trial)
         elif isinstance(note, Swapped):
             self._swapped(note)
         elif isinstance(note, Reloaded):
@@ -163,6 +167,8 @@ class Controller:
             self._refitted(note)
         elif isinstance(note, Answered):
             self._cascade.answered(note)
+        elif isinstance(note, Heat):
+            self._shadows.throttled(board=note.throttled)
         elif self._stages is None or self._run is None:
             log.warning("%s before run: not done", type(note).__name__)
         else:
@@ -173,11 +179,13 @@ class Controller:
         if isinstance(order, Configure):
             self._configure(run, stages, order)
         elif isinstance(order, Try):
-            self._try(run, stages, order)
+            self._shadows.begin_trial(stages, order, run.config)
         elif isinstance(order, Switch):
             self._switch(stages, order)
+        elif isinstance(order, Watch):
+            self._shadows.watch_alone(stages, order)
         elif isinstance(order, Drop):
-            self._drop_trial(stages, order.bundle)
+            self._shadows.drop(stages, order.bundle)
         elif isinstance(order, Back):
             self._back(stages)
         elif isinstance(order, Pace):
@@ -218,8 +226,7 @@ class Controller:
         if self._previous is not None:
             with contextlib.suppress(InputError):  # the old model may be of another kind, without this option
                 self._previous.reconfigure(order.config)
-        if self._trial is not None:
-            self._trial.reconfigure(order.config)
+        self._shadows.reconfigure(order.config)
         self._run = msgspec.structs.replace(run, config=order.config, sources=order.sources, feed_to=order.feed_to)
         self._sinks.feed_to(run.feed, order.feed_to)
         self._set_sources(stages, order.sources)
@@ -262,15 +269,14 @@ class Controller:
 
     def _set_pace(self, order: Pace) -> None:
         self._pace = order
+        self._shadows.throttled(governor=order.hot)
         for name, capture in self._captures.items():
             capture.set_cap(order.cap(name))
 
     def _stop_all(self) -> None:
-        if self._trial is not None:
-            self._trial.drop()
-            self._trial = None
         stages = self._stages
         if stages is not None:
+            self._shadows.end(stages)
             for capture in self._captures.values():
                 capture.stop()
             stages.stop()
@@ -286,37 +292,19 @@ class Controller:
 
     # --- trial and swap ----------------------------------------------------------------------------------------
 
-    def _try(self, run: Run, stages: Stages, order: Try) -> None:
-        if self._trial is not None:
-            self._drop_trial(stages, self._trial.order.model.bundle)
-        self._trial = Trial(order, run.config, lambda trial: self._inbox.put(TrialEnded(trial)))
-        stages.set_trial(self._trial)
-        self._trial.start()
-
-    def _trial_ended(self, trial: Trial) -> None:
-        if trial is not self._trial or self._stages is None:
-            return
-        self._stages.set_trial(None)
-        if trial.code:
-            self._trial = None
-            trial.drop()
-        self._send(TrialResult(trial.order.model.bundle, trial.numbers, trial.code, trial.detail))
-
-    def _drop_trial(self, stages: Stages, bundle: str) -> None:
-        if self._trial is None or self._trial.order.model.bundle != bundle:
-            return
-        stages.set_trial(None)
-        self._trial.drop()
-        self._trial = None
+    def _trial_ended(self, stages: Stages, trial: Trial) -> None:
+        result = self._shadows.end_trial(stages, trial)
+        if result is not None:
+            self._send(result)
 
     def _switch(self, stages: Stages, order: Switch) -> None:
-        trial = self._trial
-        if trial is None or trial.model is None or trial.order.model.bundle != order.bundle:
+        trial = self._shadows.take(stages, order.bundle)
+        if trial is None or trial.model is None:
             self._send(TrialResult(order.bundle, TrialNumbers(), "trial.none", "no challenger of that bundle is loaded"))
             return
-        stages.set_trial(None)
-        self._trial = None
+        old, old_p99_ms = stages.champion, max(stages.work_p99_ms, trial.numbers.champion_p99_ms)
         self._exchange(stages, trial.model, order.keep_s)
+        self._shadows.watch(stages, order.bundle, trial.order.policy, old, old_p99_ms, order.keep_s)
 
     def _exchange(self, stages: Stages, model: LoadedModel, keep_s: float) -> None:
         old = stages.champion
@@ -328,6 +316,7 @@ class Controller:
         self._previous_until = time.monotonic() + keep_s
 
     def _back(self, stages: Stages) -> None:
+        self._shadows.end_watch(stages)
         previous = self._previous
         if previous is None:
             self._send(TrialResult("", TrialNumbers(), "trial.none", "there is no previous model to go back to"))
@@ -381,14 +370,13 @@ class Controller:
             self._running_deadline = 0.0
             champion = stages.champion
             self._send(Running(champion.model.bundle, champion.key[2], champion.backend.provider, stages.answered,
-                               champion.overhead.floor.session_ms, champion.model.tuning.text))
+                               champion.overhead.floor.session_ms, champion.model.tuning.text, stages.answered_at))
         if self._swap_deadline and now > self._swap_deadline:
             self._swap_deadline = 0.0  # no frame came to measure with
             self._send(Switched(stages.champion.model.bundle, stages.champion.key[2], 0.0, 0, 0.0))
+        self._shadows.tick(stages, now)
         if self._previous is not None and self._previous.backend.lanes and now > self._previous_until and not self._swap_deadline:
             self._previous.deactivate()
-        if self._trial is not None:
-            self._trial.tick(now)
         self._watchdog.look(stages.pulses, run.stuck_s, now)
         for source in self._watchdog.hung(self._captures, run.stuck_s, now):
             self._capture(stages, source)
@@ -413,4 +401,6 @@ class Controller:
             for alarm in self._ages.window(series, self._stages.rhythms, now - began):
                 self._send(alarm)
             gauges |= {**self._stages.gauges(), "age_high": float(self._ages.standing)}
+            if work_p99_ms := self._stages.work_p99_ms:
+                gauges["work_p99_ms"] = work_p99_ms
         self._send(Window(wall, now - began, series, gauges))

@@ -16,7 +16,7 @@ from jetfleet_agent.pipeline.inference import Answered, Picture, Work
 from jetfleet_agent.pipeline.loaded import LoadedModel, picked
 from jetfleet_agent.pipeline.meter import Meter
 from jetfleet_agent.pipeline.pulse import Pulses
-from jetfleet_contract.errors import JetfleetError
+from jetfleet_agent.pipeline.shadow import Shadow, blame, quantile
 from jetfleet_contract.predictions import Prediction, placed
 from jetfleet_contract.tiling import merged, moved
 
@@ -44,7 +44,9 @@ class Decoder:
     def __init__(self, meter: Meter, deliver: Callable[[Frame, LoadedModel], None], swapped: Callable[[Swapped], None],
                  pulses: Pulses) -> None:
         self.answered = 0
-        self.on_trial = False
+        self.answered_at = 0.0  # when the first frame was
+        self.shadow: Shadow | None = None
+        self.work_ms: deque[float] = deque(maxlen=STEADY_SAMPLE)  # the model's own time a frame, of those that nothing was shadowed beside
         self._meter = meter
         self._deliver = deliver
         self._pulses = pulses
@@ -59,33 +61,37 @@ class Decoder:
                 finished = [picture.work for index, picture in enumerate(run.pictures) if self._decode(run, index, picture)]
         finally:
             run.model.release(run.lane)
-        took_ms = (time.monotonic() - began) * 1e3
+        ended = time.monotonic()
+        took_ms = (ended - began) * 1e3
         for picture in run.pictures:
             picture.work.work_ms += took_ms / len(run.pictures)
+        shadow = run.pictures[0].work.shadow
+        if shadow is not None:
+            shadow.spend(ended, ended - began)
         return [frame for work in finished if (frame := self._finish(work, took_ms)) is not None]
 
     def _decode(self, run: Answered, index: int, picture: Picture) -> bool:
-        """True when the picture was the last of its frame. A challenger that cannot be decoded ends its trial."""
+        """True when the picture was the last of its frame. What breaks in a shadow is its own doing: the champion goes on."""
         work = picture.work
         outputs = run.outputs if len(run.pictures) == 1 else picked(run.outputs, index)
         assert picture.geometry is not None  # noqa: S101  set when it was prepared
         try:
             work.found.append(_placed(picture, run.model.task.decode(outputs, picture.geometry)))
-        except JetfleetError as error:
-            if work.trial is None:
+        except Exception as error:
+            if work.shadow is None:
                 raise
-            work.trial.fail(error.code, error.what)
+            blame(work.shadow, error)
             return False
         work.missing -= 1
         return not work.missing
 
     def _finish(self, work: Work, decode_ms: float) -> Frame | None:
         work.answer = work.found[0] if len(work.found) == 1 else merged(work.found)
-        if work.trial is None:
+        if work.shadow is None:
             self._answer(work, decode_ms)
             return work.frame
         if work.champion is not None:
-            work.trial.compare(work.champion.answer, work.answer, work.champion.work_ms, work.work_ms)
+            work.shadow.compare(work.champion.answer, work.answer, work.champion.work_ms, work.work_ms)
         return None
 
     def _answer(self, work: Work, decode_ms: float) -> None:
@@ -96,10 +102,17 @@ class Decoder:
         with self._pulses.sink:
             self._deliver(frame, model)
         now = time.monotonic()
+        self.answered_at = self.answered_at or now
         self.answered += 1
-        swapped = self._gaps.result(model, frame.ordinal, now, on_trial=self.on_trial)
+        shadow = self.shadow
+        swapped = self._gaps.result(model, frame.ordinal, now, on_trial=shadow is not None)
         if swapped is not None:
+            self.work_ms.clear()
             self._swapped(swapped)
+        if shadow is not None:
+            shadow.answered(model, frame.work_ms)
+        else:
+            self.work_ms.append(frame.work_ms)
         self._meter.done(model.key, frame.source, {
             "capture": frame.capture_ms, "wait": frame.wait_ms, "pre": frame.pre_ms, "infer": frame.infer_ms, "decode": decode_ms,
             "sink": (now - began) * 1e3, "total": (now - frame.arrived) * 1e3, "age": (now - frame.captured) * 1e3})
@@ -134,9 +147,4 @@ class _Gaps:
                 self._steady.append(gap_ms)
             return None
         lost = ordinal - last - 1 if ordinal >= 0 and last >= 0 else 0
-        return Swapped(model, gap_ms, lost, _p99(self._steady))
-
-
-def _p99(values: deque[float]) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] if ordered else 0.0
+        return Swapped(model, gap_ms, lost, quantile(self._steady, 0.99))

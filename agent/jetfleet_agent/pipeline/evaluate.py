@@ -21,6 +21,7 @@ from jetfleet_agent.pipeline.backends import Backend, open_backend
 from jetfleet_agent.pipeline.frame_times import FrameTimes, time_frames
 from jetfleet_agent.pipeline.image_stats import luma_and_blur
 from jetfleet_agent.pipeline.preprocess import Image
+from jetfleet_agent.pipeline.process_memory import is_out_of_memory, resident_mb
 from jetfleet_agent.pipeline.settings import measure_settings
 from jetfleet_agent.pipeline.tasks import Task, load_task
 from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError, StorageError
@@ -38,14 +39,20 @@ def evaluate(job: EvaluationJob) -> EvaluationResult:
     try:
         return _run(job)
     except JetfleetError as error:
+        if is_out_of_memory(error):
+            return _no_memory(job, error.what)
         detail = error.what + (f"; {error.remedy}" if error.remedy else "")
         return EvaluationResult(job.backend, error=error.code, detail=detail, peak_rss_mb=_peak_rss_mb())
-    except MemoryError:
-        return EvaluationResult(job.backend, error="backend.memory", detail=f"{Path(job.model).name} does not fit into memory",
-                                peak_rss_mb=_peak_rss_mb())
+    except MemoryError as error:
+        return _no_memory(job, str(error))
     except Exception as error:  # noqa: BLE001  last line of defence: a vendor's surprise is this candidate's answer
         return EvaluationResult(job.backend, error="backend.crash", detail=f"{type(error).__name__}: {error}"[:300],
                                 peak_rss_mb=_peak_rss_mb())
+
+
+def _no_memory(job: EvaluationJob, said: str) -> EvaluationResult:
+    detail = f"{Path(job.model).name} does not fit into memory, it had {_peak_rss_mb():.0f} MB" + (f": {said}" if said else "")
+    return EvaluationResult(job.backend, error="backend.memory", detail=detail[:400], peak_rss_mb=_peak_rss_mb())
 
 
 def _run(job: EvaluationJob) -> EvaluationResult:
@@ -54,6 +61,7 @@ def _run(job: EvaluationJob) -> EvaluationResult:
     task = load_task(job.task)
     backend = open_backend(job.backend, Path(job.model), precision=job.precision, threads=job.threads,
                            input_shape=task.input_shape, tuning=job.tuning, spec=task.spec.input)
+    empty_mb = resident_mb()
     began = time.perf_counter()
     try:
         backend.activate()
@@ -72,7 +80,7 @@ def _run(job: EvaluationJob) -> EvaluationResult:
             backend=job.backend, provider=backend.provider, precision=backend.precision,
             versions={**backend.versions, "numpy": np.__version__, "python": sys.version.split()[0]},
             activate_ms=activate_ms, latency=sketch_of(list(times.session_ms)), latency_ms=times.session_ms,
-            predictions=tuple(predictions), frames=tuple(frames), peak_rss_mb=_peak_rss_mb(), layers=backend.layers,
+            predictions=tuple(predictions), frames=tuple(frames), peak_rss_mb=_peak_rss_mb(), empty_rss_mb=empty_mb, layers=backend.layers,
             stage_ms=times.stages, tuned=measure_settings(job, task, _first_image(job, task)))
     finally:
         backend.deactivate()
@@ -147,7 +155,7 @@ def _write_raw(path: Path, raw: list[tuple[npt.NDArray[Any], ...]]) -> None:
 
 
 def _peak_rss_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _write_result(path: Path, result: EvaluationResult) -> None:

@@ -13,7 +13,7 @@ from jetfleet_agent.pipeline.backends import Lane, Outputs
 from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_agent.pipeline.preprocess import Geometry, Image
-from jetfleet_agent.pipeline.trial import Trial
+from jetfleet_agent.pipeline.shadow import Shadow
 from jetfleet_contract.predictions import Prediction
 from jetfleet_contract.tiling import cuts
 
@@ -21,15 +21,15 @@ from jetfleet_contract.tiling import cuts
 class Work:
     """One frame for one model. `missing` counts pictures that were not decoded yet, `found` has one answer a picture.
 
-    `work_ms` is pre-processing, its share of the session, and decoding. A challenger's work has its `trial`, and the champion's work.
+    `work_ms` is pre-processing, its share of the session, and decoding. A shadow's work says whose it is, and has the champion's work.
     """
 
-    __slots__ = ("answer", "champion", "found", "frame", "missing", "model", "trial", "work_ms")
+    __slots__ = ("answer", "champion", "found", "frame", "missing", "model", "shadow", "work_ms")
 
-    def __init__(self, frame: Frame, model: LoadedModel, trial: Trial | None = None, champion: Work | None = None) -> None:
+    def __init__(self, frame: Frame, model: LoadedModel, shadow: Shadow | None = None, champion: Work | None = None) -> None:
         self.frame = frame
         self.model = model
-        self.trial = trial
+        self.shadow = shadow
         self.champion = champion
         self.missing = 1
         self.found: list[Prediction] = []
@@ -86,7 +86,7 @@ def _pictures(model: LoadedModel, work: Work) -> list[Picture]:
 
 def _is_prepared(work: Work) -> bool:
     """Whether the frame's own lane was filled ahead, for this model."""
-    return work.trial is None and work.frame.lane is not None
+    return work.shadow is None and work.frame.lane is not None
 
 
 def _run(model: LoadedModel, pictures: list[Picture]) -> Answered:
@@ -113,7 +113,7 @@ def _run(model: LoadedModel, pictures: list[Picture]) -> Answered:
     for picture in pictures:
         work = picture.work
         work.work_ms += took_ms / len(pictures)
-        if work.trial is None:
+        if work.shadow is None:
             work.frame.infer_ms += took_ms
     return Answered(model, lane, outputs, pictures)
 
@@ -123,5 +123,5 @@ def _prepare(model: LoadedModel, lane: Lane, index: int, picture: Picture) -> No
     picture.geometry = model.prepare(picture.image, lane, index)
     took_ms = (time.monotonic() - began) * 1e3
     picture.work.work_ms += took_ms
-    if picture.work.trial is None:
+    if picture.work.shadow is None:
         picture.work.frame.pre_ms += took_ms

@@ -30,7 +30,7 @@ from jetfleet_agent.pipeline.pool import FramePool
 from jetfleet_agent.pipeline.preprocess import Image
 from jetfleet_agent.pipeline.pulse import Pulses
 from jetfleet_agent.pipeline.rhythm import Rhythm
-from jetfleet_agent.pipeline.trial import Trial
+from jetfleet_agent.pipeline.shadow import Shadow, blame, quantile
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Source
 
@@ -66,7 +66,7 @@ class Stages:
         self.overlap = Overlap(len(os.sched_getaffinity(0)), champion.model.threads, overlap)
         self._champion = champion
         self._next: LoadedModel | None = None
-        self._trial: Trial | None = None
+        self._shadow: Shadow | None = None
         self._meter = meter
         self._note = note
         self._decoder = Decoder(meter, deliver, note, self.pulses)
@@ -90,6 +90,16 @@ class Stages:
         """Frames answered so far."""
         return self._decoder.answered
 
+    @property
+    def answered_at(self) -> float:
+        """When the first frame was answered, `time.monotonic` seconds; 0 before that."""
+        return self._decoder.answered_at
+
+    @property
+    def work_p99_ms(self) -> float:
+        """The champion's own time a frame over its last frames that nothing was shadowed beside; 0 when there are none."""
+        return quantile(self._decoder.work_ms.copy(), 0.99)
+
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
@@ -106,9 +116,9 @@ class Stages:
         self._next = model
         self.frames.wake()
 
-    def set_trial(self, trial: Trial | None) -> None:
-        self._trial = trial
-        self._decoder.on_trial = trial is not None
+    def set_shadow(self, shadow: Shadow | None) -> None:
+        """What else runs on the champion's frames from now on."""
+        self._shadow = self._decoder.shadow = shadow
 
     def set_sources(self, sources: tuple[Source, ...]) -> None:
         """The sources that will hand in frames, with their age budgets; those no longer named are forgotten."""
@@ -238,26 +248,34 @@ class Stages:
             frame.model = model
         works = [Work(frame, model) for frame in frames]
         self._run(model, works)
-        if self._trial is not None:
-            self._shadow(works, self._trial)
+        shadow = self._shadow
+        if shadow is not None:
+            self._run_shadow(works, shadow)
 
-    def _shadow(self, champions: list[Work], trial: Trial) -> None:
-        works = [Work(work.frame, model, trial, work) for work in champions if (model := trial.take_turn()) is not None]
+    def _run_shadow(self, champions: list[Work], shadow: Shadow) -> None:
+        """As many at once as the champion had, so that both models' times a frame can be compared."""
+        now = time.monotonic()
+        works = [Work(work.frame, model, shadow, work) for work in champions if (model := shadow.take_turn(work.frame, now)) is not None]
         if not works:
             return
         try:
-            with trial.running:
+            with shadow.running:
                 self._run(works[0].model, works)
-        except JetfleetError as error:
-            trial.fail(error.code, error.what)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is the shadow's doing: the champion goes on
+            blame(shadow, error)
 
     def _run(self, model: LoadedModel, works: list[Work]) -> None:
         answered = runs(model, works)
         while True:
+            began = time.monotonic()
             with self.pulses.infer:
                 run = next(answered, None)
             if run is None:
                 return
+            shadow = works[0].shadow
+            if shadow is not None:
+                ended = time.monotonic()
+                shadow.spend(ended, ended - began)
             self._hand_on(run)
 
     def _hand_on(self, run: Answered) -> None:

@@ -37,6 +37,7 @@ from jetfleet_contract.policy import (
     worth_measuring,
 )
 from jetfleet_contract.predictions import agreement
+from jetfleet_contract.trials import predict_memory, why_no_room
 from jetfleet_contract.tuning import Tuning, TuningChoice, choose_tuning, settings_to_measure
 
 from .evaluation_process import PROGRAM, EvaluationProcess
@@ -48,6 +49,10 @@ TIE_ROUNDS = 2
 PROBE_RUNS = 10
 DEFAULTS = Tuning()
 LOCK_POLL_S = 0.2
+ROOM_WAIT_S = 6.0  # a pipeline that was told to stop gives its memory back within that
+# A process that runs away must not take the running models with it. Written memory is more than what is resident, so the net hangs lower.
+RUNAWAY_FACTOR = 1.5
+RUNAWAY_MB = 256.0
 
 Progress = Callable[[str, Measurement], None]
 
@@ -62,6 +67,7 @@ class Chooser:
         memory_mb: budget of one model's process; 0: none.
         program: the evaluate program, to which two paths are appended.
         progress: told of each new measurement, from the worker thread.
+        free_mb: memory that new work may take now, MB; 0: nobody knows.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class Chooser:
         measure: MeasureConfig | None = None,
         program: Sequence[str] = PROGRAM,
         progress: Progress | None = None,
+        free_mb: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._capability = capability
         self._threads = threads
@@ -82,6 +89,8 @@ class Chooser:
         self._process = EvaluationProcess(folder / "jobs", self._measure.timeout_s, program, nice=self._measure.nice)
         self._store = MeasurementStore(folder)
         self._progress = progress
+        self._free_mb = free_mb
+        self._peaks: dict[tuple[Path, str], Measurement] = {}
         self._stopping = threading.Event()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="chooser", daemon=True)
@@ -201,12 +210,16 @@ class Chooser:
         kept = self._store.measurement(self._key(candidate, table.spec))
         if kept is not None and not kept.error:
             table.put(candidate, kept)
+            self._peaks[path, candidate.name] = kept
             return False
-        self._measure_fresh(candidate, table, path, images)
-        return True
+        return self._measure_fresh(candidate, table, path, images)
 
-    def _measure_fresh(self, candidate: Candidate, table: _Table, path: Path, images: tuple[Path, ...]) -> None:
+    def _measure_fresh(self, candidate: Candidate, table: _Table, path: Path, images: tuple[Path, ...]) -> bool:
+        """Measure now; False when there is no memory for it, which says nothing about the candidate: it keeps the builder's figure."""
         result = self._run(path, candidate, table.spec.task, images[:self._measure.images], self._measure.runs)
+        if result.predicted_mb:
+            log.warning("%s is not measured: %s", candidate.name, result.detail)
+            return False
         measurement = _measurement(result)
         table.put(candidate, measurement)
         if self._progress:
@@ -214,6 +227,7 @@ class Chooser:
         if not measurement.error:
             with contextlib.suppress(OSError, StorageError):
                 self._store.keep(self._key(candidate, table.spec), table.measured[candidate.name])
+        return True
 
     def _settle_ties(self, table: _Table, paths: dict[str, Path], images: tuple[Path, ...]) -> None:
         for _ in range(TIE_ROUNDS):
@@ -233,8 +247,11 @@ class Chooser:
         if other is not None and other.choice.chosen == chosen and other.choice.tuning.figures:
             tuning = other.choice.tuning
         else:
+            no_room, _ = self._no_room(paths[chosen.variant], chosen, spec.task)
+            if no_room:
+                return TuningChoice(reason=f"not measured: {no_room}")
             job = self._job(paths[chosen.variant], chosen, spec.task, images[:1], 0, Tuning())
-            result = self._process.run(msgspec.structs.replace(job, settings=settings, settings_s=self._measure.tune_s))
+            result = self._process.run(msgspec.structs.replace(job, settings=settings, settings_s=self._measure.tune_s), self._limit_mb())
             if result.error or not result.tuned:
                 return TuningChoice(reason=f"not measured: {result.detail or 'no figures'}")
             tuning = choose_tuning(result.tuned)
@@ -244,7 +261,29 @@ class Chooser:
 
     def _run(self, path: Path, candidate: Candidate, task: TaskSpec, images: tuple[Path, ...], runs: int,
              tuning: Tuning = DEFAULTS) -> EvaluationResult:
-        return self._process.run(self._job(path, candidate, task, images, runs, tuning))
+        no_room, need_mb = self._no_room(path, candidate, task)
+        if no_room:
+            return EvaluationResult(candidate.backend, error="backend.memory", detail=no_room, predicted_mb=need_mb)
+        result = self._process.run(self._job(path, candidate, task, images, runs, tuning), self._limit_mb())
+        if not result.error:
+            self._peaks[path, candidate.name] = Measurement(peak_rss_mb=result.peak_rss_mb, empty_rss_mb=result.empty_rss_mb)
+        return result
+
+    def _no_room(self, path: Path, candidate: Candidate, task: TaskSpec) -> tuple[str, float]:
+        """Why the process is not started, and the MB that it was predicted to take; empty when it fits, or does after a moment."""
+        seen = self._peaks.get((path, candidate.name), Measurement())
+        need = predict_memory(path.stat().st_size, task.input.width * task.input.height, peak_mb=seen.peak_rss_mb,
+                              empty_mb=seen.empty_rss_mb)
+        deadline = time.monotonic() + ROOM_WAIT_S
+        while (sentence := why_no_room(need.alone_mb, self._free_mb(), need.origin)) and time.monotonic() < deadline:
+            if self._stopping.wait(LOCK_POLL_S):
+                break
+        return sentence, need.alone_mb
+
+    def _limit_mb(self) -> float:
+        """What the process may write to at most: what the board has, or well over the budget. 0: nobody knows a bound."""
+        bounds = [self._free_mb(), self._memory_mb * RUNAWAY_FACTOR + RUNAWAY_MB if self._memory_mb else 0.0]
+        return min((bound for bound in bounds if bound), default=0.0)
 
     def _job(self, path: Path, candidate: Candidate, task: TaskSpec, images: tuple[Path, ...], runs: int, tuning: Tuning) -> EvaluationJob:
         backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt']", candidate.backend)
@@ -314,4 +353,4 @@ def _measurement(result: EvaluationResult) -> Measurement:
         return Measurement(error="the measurement holds no latency [evaluate.result]")
     ordered = sorted(result.latency_ms)
     return Measurement(p50_ms=statistics.median(ordered), p99_ms=ordered[int(0.99 * (len(ordered) - 1))], peak_rss_mb=result.peak_rss_mb,
-                       best_ms=ordered[0])
+                       best_ms=ordered[0], empty_rss_mb=result.empty_rss_mb)

@@ -30,7 +30,6 @@ import msgspec
 from jetfleet_agent import ipc
 from jetfleet_agent.config import AgentConfig
 from jetfleet_contract import CONTRACT_VERSION, __version__, topics
-from jetfleet_contract import slot_records as slots
 from jetfleet_contract.broker_limits import BrokerLimits, payload_room
 from jetfleet_contract.errors import JetfleetError, StorageError
 from jetfleet_contract.messages import (
@@ -56,9 +55,11 @@ from .desired import Believing, Desired
 from .downloads import Bundles, Fetching
 from .effects import Choosing, EffectRunner, Revealing, RunSettings
 from .governing import Governing
+from .heat import HeatWatch
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
 from .journal import Journal
 from .outbox import Outbox
+from .pipeline_news import news_of
 from .pipelines import Pipelines
 from .results import ResultDelivery
 from .sealed_secrets import NoSecrets
@@ -179,6 +180,7 @@ class Supervisor:
         log_lines: the last so many lines of this process's log.
         beat: called each time round the loop: a watchdog is fed only while the control thread makes progress.
         sysfs: the root of the kernel's ``/sys``.
+        free_mb: memory that new work may take now, MB; 0: nobody knows.
         secret_store: what was sealed to this board; without one it takes no secrets.
         crops: the way out for what pipelines are not sure of; without one no picture leaves.
     """
@@ -187,7 +189,7 @@ class Supervisor:
                  fetcher: Transfers, uploads: Uploading, identity: Signer, chooser: Choices, pipelines: Pipelines,
                  clock: Callable[[], Instant], *, log_lines: Callable[[int], list[str]] = lambda _count: [],
                  beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys"),
-                 secret_store: Secrets | None = None, crops: Leaving | None = None) -> None:
+                 secret_store: Secrets | None = None, crops: Leaving | None = None, free_mb: Callable[[], float] = lambda: 0.0) -> None:
         self._device = config.device
         self._session = session
         self._instance = secrets.token_hex(8)
@@ -211,7 +213,7 @@ class Supervisor:
         self._results = ResultDelivery(config.device, link, pipelines.config, self._secrets, places.webhook_ca,
                                        lambda: clock().mono, random.random)
         self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings,
-                                    self._secrets)
+                                    self._secrets, free_mb)
         self._updater = Updater(journal, self._runner, self._outbox, clock)
         self._commands = Commands(config.device, link, trust, identity, pipelines, uploads, log_lines,
                                   self._updater.app_states, lambda: self._runner.choices, clock, self._secrets,
@@ -224,11 +226,13 @@ class Supervisor:
         self._windows = TelemetryWindows(config.device, session, config.window_s, now.mono, now.wall)
         self._window_s = config.window_s
         self._gauges = BoardGauges(pipelines.pids, sysfs)
+        self._heat = HeatWatch(self._gauges.heat, lambda: self._updater.states, pipelines.heat, self._updater.event,
+                               lambda: clock().mono)
         self._refused: dict[str, int] = {}
         self._running = True
         self._governing = Governing(pipelines, config.governor.rule, self._alarms.note, lambda: clock().mono, sysfs)
         self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._crops, self._class_metadata, self._results,
-                                              self._governing)
+                                              self._governing, self._heat)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -365,13 +369,11 @@ class Supervisor:
         if not self._pipelines.said(item):
             return
         app, event = item.app, item.event
+        news = news_of(app, event, self._pipelines.gap_ms, self._heat.since)
+        if news is not None:
+            self._updater.event(app, news)
+            return
         match event:
-            case ipc.Running():
-                self._updater.event(app, slots.Ran(event.bundle))
-            case ipc.TrialResult():
-                self._updater.event(app, slots.Compared(event.bundle, event.numbers, event.code, event.detail))
-            case ipc.Switched():
-                self._updater.event(app, slots.TookOver(event.bundle, event.gap_ms, event.frames_lost, event.steady_p99_gap_ms))
             case ipc.Window():
                 self._windows.add(app, event)
                 self._governing.heard(app, event)
@@ -422,8 +424,8 @@ class Supervisor:
         crashes = {f"{app}.crashes": float(count) for app, count in self._pipelines.crashes().items()}
         refused = {f"refused.{code}": float(count) for code, count in {**self._link.refused, **self._refused}.items()}
         own = {name: float(value) for name, value in counters.items()}
-        return {**self._gauges.read(), **self._governing.gauges(), **own, **self._fetcher.gauges, **self._crops.gauges, **crashes, **refused,
-                **self._results.gauges}
+        return {**self._gauges.read(), **self._governing.gauges(), **own, **self._fetcher.gauges, **self._crops.gauges, **crashes,
+                **refused, **self._results.gauges}
 
     def _send_birth(self) -> None:
         if not self._link.connected:

@@ -15,7 +15,7 @@ import msgspec
 
 from jetfleet_agent import ipc
 from jetfleet_contract.app_config import PreviewSink, SinkSpec
-from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet
+from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import AppConfig, Instant, Source, TrialPolicy
@@ -43,12 +43,15 @@ from jetfleet_contract.slot_records import (
     StopPipeline,
     Switch,
     Try,
+    Watch,
 )
 from jetfleet_contract.topics import check_name
+from jetfleet_contract.trials import Need, Room, predict_memory
 from jetfleet_contract.tuning import Tuning
 
 from .bundle_reader import Blobs, BundleReader, Contents, blob_of_digest
 from .downloads import Bundles, Downloads, Fetching, Reports
+from .footing import Footing
 from .inbox import AppEvent
 from .sealed_secrets import NoSecrets
 
@@ -77,6 +80,8 @@ class Running(Protocol):
     def configure(self, name: str, setup: Setup, sources: ipc.Configure) -> None: ...
     def try_beside(self, name: str, model: ipc.Model, policy: TrialPolicy) -> None: ...
     def switch(self, name: str, bundle: str, keep_s: float) -> None: ...
+    def watch(self, name: str, bundle: str, policy: TrialPolicy, old_p99_ms: float) -> None: ...
+    def footing(self, name: str) -> Footing: ...
     def drop(self, name: str, bundle: str) -> None: ...
     def back(self, name: str, run: ipc.Run) -> None: ...
     def stop(self, name: str) -> None: ...
@@ -113,11 +118,13 @@ class EffectRunner:
     Args:
         post: takes `AppEvent`s, from any thread.
         clock: for the time of reports.
+        free_mb: memory that new work may take now, MB; 0: nobody knows.
     """
 
     def __init__(self, bundles: Bundles, store: Blobs, fetcher: Fetching, chooser: Choosing, pipelines: Running, reports: Reports,
                  post: Callable[[AppEvent], None], clock: Callable[[], Instant], settings: RunSettings,
-                 secrets: Revealing | None = None) -> None:
+                 secrets: Revealing | None = None, free_mb: Callable[[], float] = lambda: 0.0) -> None:
+        self._free_mb = free_mb
         self._store = store
         self._reader = BundleReader(store)
         self._chooser = chooser
@@ -164,6 +171,8 @@ class EffectRunner:
                 self._pipelines.try_beside(app, self._model(effect.slot), effect.policy)
             case Switch():
                 self._pipelines.switch(app, effect.bundle, effect.keep_s)
+            case Watch():
+                self._pipelines.watch(app, effect.bundle, effect.policy, effect.old_p99_ms)
             case DropChallenger():
                 self._pipelines.drop(app, effect.bundle)
             case Back():
@@ -242,11 +251,16 @@ class EffectRunner:
         if slot.candidate is None:
             raise MalformedError("slots.candidate", f"{app} has no candidate to probe")
         turn = self._next_turn(app)
+        weights = self._store.verified(slot.weights)
 
         def done(result: EvaluationResult, agreement: float) -> None:
-            self._post(AppEvent(app, _probed(slot.bundle, result, agreement, contents.probe.min_agreement), turn))
+            footing = self._pipelines.footing(app)
+            room = Room(_need(result, weights.stat().st_size, contents.spec.task), self._free_mb(), footing.memory_mb)
+            answer = _probed(slot.bundle, result, agreement, contents.probe.min_agreement)
+            if isinstance(answer, Probed):
+                answer = msgspec.structs.replace(answer, room=room, champion_p99_ms=footing.work_p99_ms)
+            self._post(AppEvent(app, answer, turn))
 
-        weights = self._store.verified(slot.weights)
         self._chooser.probe_model(weights, slot.candidate, contents.spec, contents.probe, contents.images, done)
 
     def _next_turn(self, app: str) -> int:
@@ -333,4 +347,11 @@ def _chosen(bundle: str, choice: Choice, spec: ModelSpec) -> Chosen:
 def _probed(bundle: str, result: EvaluationResult, agreement: float, bound: float) -> Probed | Faulted:
     if result.error in _BOARD_FAULTS:
         return Faulted(bundle, result.error, result.detail)
-    return Probed(bundle, agreement, result.error, result.detail, bound)
+    return Probed(bundle, agreement, result.error, result.detail, bound, unstarted=result.predicted_mb > 0)
+
+
+def _need(result: EvaluationResult, weights: int, task: TaskSpec) -> Need:
+    """What the trial will take, from the process that has just probed the model; its own prediction when that was not started."""
+    if result.predicted_mb:
+        return Need(result.predicted_mb, result.predicted_mb)
+    return predict_memory(weights, task.input.width * task.input.height, peak_mb=result.peak_rss_mb, empty_mb=result.empty_rss_mb)

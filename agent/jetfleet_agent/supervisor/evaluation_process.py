@@ -1,13 +1,15 @@
 """Runs one evaluation job in a process of its own; whatever happens to that process, the answer is a result.
 
 A vendor's runtime may crash, hang or eat the memory. The supervisor must outlive all of it, so a crash, a time-out or
-an unreadable answer becomes `EvaluationResult.error` with its reason, never an exception.
+an unreadable answer becomes `EvaluationResult.error` with its reason, never an exception. And the running models must outlive it:
+the process may not write to more memory than the board has, and should the kernel run out all the same, it kills this one first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from jetfleet_contract.messages import decode, encode
 PROGRAM = (sys.executable, "-m", "jetfleet_agent.pipeline.evaluate")
 NICE = 10  # the running model keeps its cores: a measurement beside it is a guest
 STDERR_TAIL = 400
+FIRST_TO_GO = "1000"
+_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "out of memory")
 
 
 class EvaluationProcess:
@@ -44,12 +48,17 @@ class EvaluationProcess:
         self._running: subprocess.Popen[bytes] | None = None
         self._stopped = False
 
-    def run(self, job: EvaluationJob) -> EvaluationResult:
-        """The result, or one whose `error` is `evaluate.crash`, `.timeout`, `.exit`, `.result`, `.disk` or `.stopped`."""
+    def run(self, job: EvaluationJob, limit_mb: float = 0.0) -> EvaluationResult:
+        """The result, or one whose `error` is `evaluate.crash`, `.timeout`, `.exit`, `.result`, `.disk` or `.stopped`, or `backend.memory`.
+
+        Args:
+            limit_mb: private memory that the process may write to (RLIMIT_DATA, which counts no address space that is only reserved, as
+                CUDA does); 0: no limit.
+        """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._folder, prefix="job-") as folder:
-                return self._run_in(Path(folder), job)
+                return self._run_in(Path(folder), job, limit_mb)
         except OSError as error:
             return _failed(job, "evaluate.disk", f"the job could not be written or started: {error.strerror or error}")
 
@@ -60,10 +69,10 @@ class EvaluationProcess:
             if self._running is not None:
                 _kill(self._running)
 
-    def _run_in(self, folder: Path, job: EvaluationJob) -> EvaluationResult:
+    def _run_in(self, folder: Path, job: EvaluationJob, limit_mb: float) -> EvaluationResult:
         (folder / "job.json").write_bytes(encode(job))
         with (folder / "stderr").open("wb") as stderr:
-            process = self._start((*self._command, str(folder / "job.json"), str(folder / "result.json")), stderr.fileno())
+            process = self._start((*self._command, str(folder / "job.json"), str(folder / "result.json")), stderr.fileno(), limit_mb)
         if process is None:
             return _failed(job, "evaluate.stopped", "the agent is stopping")
         try:
@@ -77,7 +86,7 @@ class EvaluationProcess:
                 self._running = None
         return self._answer(folder, job, process.returncode)
 
-    def _start(self, command: tuple[str, ...], stderr: int) -> subprocess.Popen[bytes] | None:
+    def _start(self, command: tuple[str, ...], stderr: int, limit_mb: float) -> subprocess.Popen[bytes] | None:
         with self._guard:
             if self._stopped:
                 return None
@@ -85,15 +94,23 @@ class EvaluationProcess:
             self._running = process
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, self._nice)
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(FIRST_TO_GO)
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a tighter limit is in force already
+            if limit_mb:
+                resource.prlimit(process.pid, resource.RLIMIT_DATA, (int(limit_mb * 1e6), int(limit_mb * 1e6)))
         return process
 
     def _answer(self, folder: Path, job: EvaluationJob, code: int) -> EvaluationResult:
         if self._stopped:
             return _failed(job, "evaluate.stopped", "the agent is stopping")
+        said = _tail(folder / "stderr") if code else ""
+        if code == -signal.SIGKILL:  # not ours: a time-out has been answered by now
+            return _failed(job, "backend.memory", "the kernel killed the process (SIGKILL), as it does when memory runs out")
+        if code and any(sign in said for sign in _OUT_OF_MEMORY):
+            return _failed(job, "backend.memory", f"the process ran out of memory: {said}")
         if code < 0:
             return _failed(job, "evaluate.crash", f"the runtime crashed ({_signal_name(-code)})")
         if code > 0:
-            said = _tail(folder / "stderr")
             return _failed(job, "evaluate.exit", f"the measurement ended with exit code {code}" + (f": {said}" if said else ""))
         try:
             with (folder / "result.json").open("rb") as file:

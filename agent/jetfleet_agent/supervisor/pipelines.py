@@ -8,7 +8,6 @@ the kernel ties their death signal to the starting thread.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -24,6 +23,8 @@ from jetfleet_contract.messages import AppConfig, TrialPolicy
 from jetfleet_contract.policy import backoff
 from jetfleet_contract.slot_records import Crashed, Setup
 
+from .child_processes import death_signal, wait_or_kill
+from .footing import Footing, resident_mb
 from .inbox import PipelineEnded, PipelineSaid
 from .pipeline_link import PipelineLink
 
@@ -36,7 +37,6 @@ STOP_S = 5.0
 HEALTHY_S = 60.0
 RESTART_BASE_S = 0.25
 RESTART_CAP_S = 30.0
-_PR_SET_PDEATHSIG = 1
 
 
 class _App:
@@ -62,6 +62,7 @@ class _App:
         self.cause = ""
         self.detail = ""
         self.pace = ipc.Pace()
+        self.work_p99_ms = 0.0
 
     def new_process(self, process: subprocess.Popen[bytes], now: float) -> None:
         self.process = process
@@ -73,6 +74,7 @@ class _App:
         self.connected = self.try_sent = False
         self.failed = None
         self.cause = self.detail = ""
+        self.work_p99_ms = 0.0
 
 
 class Pipelines:
@@ -94,7 +96,9 @@ class Pipelines:
         self._program = tuple(program)
         self._quiet_s = quiet_s
         self._apps: dict[str, _App] = {}
-        self._die_with_me = _death_signal(os.getpid())
+        self._stopped: dict[str, float] = {}
+        self._throttled = False
+        self._die_with_me = death_signal(os.getpid())
 
     @property
     def feed_folder(self) -> Path:
@@ -147,6 +151,9 @@ class Pipelines:
         app.run = run
         if app.process is None or app.ending:
             return
+        if old.model != run.model and app.live:  # one model in place of another: what it has in hand it still answers
+            self._stop_politely(name, app)
+            return
         if old.model != run.model or old.input_from != run.input_from:
             self._end(app)
             return
@@ -180,6 +187,18 @@ class Pipelines:
         app.trying = None
         app.deadline = self._clock() + START_S
         self._send(app, ipc.Switch(bundle, keep_s))
+
+    def watch(self, name: str, bundle: str, policy: TrialPolicy, old_p99_ms: float) -> None:
+        """The process that was started with this bundle tells how it does."""
+        app = self._apps.get(name)
+        if app is not None and app.live == bundle:
+            self._send(app, ipc.Watch(bundle, policy, old_p99_ms))
+
+    def heat(self, throttled: bool) -> None:
+        """Tell every process, now and when it starts, whether the board is slowed down."""
+        self._throttled = throttled
+        for app in self._apps.values():
+            self._send(app, ipc.Heat(throttled))
 
     def drop(self, name: str, bundle: str) -> None:
         """No model is under trial."""
@@ -222,8 +241,7 @@ class Pipelines:
             del self._apps[name]
             return
         if not app.ending:
-            self._send(app, ipc.Stop())
-            self._end(app, STOP_S if app.connected else 0.0)  # one that is still starting has nothing to finish
+            self._stop_politely(name, app)
 
     def pace(self, name: str, pace: ipc.Pace) -> None:
         """The app obeys these caps, also after a restart."""
@@ -248,9 +266,21 @@ class Pipelines:
             self.stop(name)
         limit = self._clock() + STOP_S
         for process in processes:
-            _wait_or_kill(process, max(limit - self._clock(), 0.01))
+            wait_or_kill(process, max(limit - self._clock(), 0.01))
 
     # --- what is ------------------------------------------------------------------------------------------
+
+    def footing(self, name: str) -> Footing:
+        """What the app's process takes, and how fast its model has been in its last window."""
+        app = self._apps.get(name)
+        if app is None or app.process is None:
+            return Footing()
+        return Footing(resident_mb(app.process.pid), app.work_p99_ms)
+
+    def gap_ms(self, name: str, at: float) -> float:
+        """Time from telling the app's last process to stop until `at`, when the next one answered; 0 when none was told. Asked once."""
+        stopped = self._stopped.pop(name, None)
+        return (at - stopped) * 1e3 if stopped is not None and at > stopped else 0.0
 
     def said(self, item: PipelineSaid) -> bool:
         """Note a line of a pipeline. False when it ends here: from a process that does not count any more, or asking for a restart."""
@@ -260,11 +290,7 @@ class Pipelines:
         app.heard = self._clock()
         event = item.event
         if isinstance(event, ipc.Hello):
-            app.connected = True
-            self._link.send(item.pid, app.run)
-            if app.pace != ipc.Pace():
-                self._link.send(item.pid, app.pace)
-            app.started_with = app.run.model.bundle
+            self._greet(app, item.pid)
         elif isinstance(event, (ipc.Running, ipc.Switched)):
             app.live = event.bundle
             if isinstance(event, ipc.Running):
@@ -274,6 +300,8 @@ class Pipelines:
                 self._send_try(app)
             elif app.live == app.run.model.bundle:
                 app.try_sent = False  # one model is in charge again: it is to blame from now on
+        elif isinstance(event, ipc.Window):
+            app.work_p99_ms = event.gauges.get("work_p99_ms", app.work_p99_ms)
         elif isinstance(event, ipc.Failed):
             app.failed = event
         elif isinstance(event, ipc.Stuck) and event.fatal:
@@ -358,6 +386,21 @@ class Pipelines:
         self._end(app)
         return STOP_S
 
+    def _greet(self, app: _App, pid: int) -> None:
+        app.connected = True
+        self._link.send(pid, app.run)
+        if app.pace != ipc.Pace():
+            self._link.send(pid, app.pace)
+        if self._throttled:
+            self._link.send(pid, ipc.Heat(throttled=True))
+        app.started_with = app.run.model.bundle
+
+    def _stop_politely(self, name: str, app: _App) -> None:
+        if app.live:
+            self._stopped[name] = self._clock()
+        self._send(app, ipc.Stop())
+        self._end(app, STOP_S if app.connected else 0.0)  # one that is still starting has nothing to finish
+
     def _end(self, app: _App, grace_s: float = 0.0) -> None:
         if app.process is None:
             return
@@ -392,23 +435,3 @@ class Pipelines:
     def _send(self, app: _App, order: ipc.Order) -> None:
         if app.process is not None and app.connected and not app.ending:
             self._link.send(app.process.pid, order)
-
-
-def _wait_or_kill(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    try:
-        process.wait(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _death_signal(parent: int) -> Callable[[], None]:
-    """What a child calls between fork and exec: die when the supervisor dies (prctl(2)), also if it just did."""
-    prctl = ctypes.CDLL(None).prctl
-
-    def die_with_parent() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return die_with_parent

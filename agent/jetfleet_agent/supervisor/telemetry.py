@@ -19,6 +19,8 @@ from jetfleet_agent.thermal import Thermal, read_thermal
 from jetfleet_contract.messages import MAX_MESSAGE_BYTES, Alarm, Series, Telemetry, encode
 from jetfleet_contract.sketch import Sketch
 
+from .heat import Heat
+
 if TYPE_CHECKING:
     import psutil
 
@@ -149,6 +151,11 @@ class BoardGauges:
                 gauges[f"{prefix}rss_mb"] = process.memory_info().rss / 1e6
                 gauges[f"{prefix}cpu_pct"] = process.cpu_percent()
         return {**gauges, **_heat(read_thermal(self._sysfs))}
+
+    def heat(self) -> Heat:
+        """The hottest sensor, and whether the board is slowed down: a few small files, cheap enough for once a second."""
+        thermal = read_thermal(self._sysfs)
+        return Heat(thermal.hottest_c, bool(thermal.throttling) if thermal.slowing else None)
 
 
 def _heat(thermal: Thermal) -> dict[str, float]:

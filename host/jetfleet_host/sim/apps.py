@@ -60,6 +60,7 @@ from jetfleet_contract.slot_records import (
     TookOver,
     Try,
     Undeploy,
+    Watch,
     restore,
 )
 from jetfleet_contract.slots import app_state, blobs_in_use, next_tick, step
@@ -230,7 +231,7 @@ class Apps:
         elif isinstance(effect, CollectGarbage):
             self._garbage = True
         else:
-            assert isinstance(effect, (Configure, DropChallenger)), effect  # noqa: S101 - a virtual camera has nothing to set or unload
+            assert isinstance(effect, (Configure, DropChallenger, Watch)), effect  # noqa: S101 - a virtual camera has nothing to set or unload
 
     def _fault(self, app: str, state: AppSlots, error: JetfleetError) -> None:
         self._life.count(error.code)

@@ -12,9 +12,10 @@ import random
 import msgspec
 
 from jetfleet_contract.messages import BackendInfo, Capability, Series
-from jetfleet_contract.policy import Candidate, Measurement, TrialNumbers
+from jetfleet_contract.policy import Candidate, Measurement
 from jetfleet_contract.sketch import SketchRecorder
 from jetfleet_contract.slot_records import Slot
+from jetfleet_contract.trials import TrialNumbers
 
 FRAMES_A_WINDOW = 24
 PRE_SHARE = 0.15
