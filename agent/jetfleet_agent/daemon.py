@@ -50,6 +50,8 @@ from .supervisor.inbox import Inbox
 from .supervisor.journal import Journal
 from .supervisor.measurements import ChoiceRecord, MeasurementStore
 from .supervisor.memory import BoardMemory
+from .supervisor.metrics import Metrics
+from .supervisor.metrics_server import MetricsServer
 from .supervisor.mirror import Mirror
 from .supervisor.mqtt import BrokerSettings, MqttLink
 from .supervisor.patch_process import PatchProcess
@@ -186,14 +188,18 @@ def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) 
                       free_mb=memory.free_mb)
     manager = ServiceManager(os.environ, os.getpid())
     heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
+    metrics = Metrics()
     supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines,
                             clock, log_lines=recent.last, beat=heart.beat,
                             secret_store=SecretStore(state / "identity", config.device), crops=crops,
-                            free_mb=memory.free_mb)
+                            free_mb=memory.free_mb, metrics=metrics)
+    server = MetricsServer(config.metrics.address, config.metrics.port, metrics.text) if config.metrics.port else None
     _stop_on_signals(inbox.stop)
     log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)
     supervisor.run()
     manager.stopping()
+    if server is not None:
+        server.stop()
     return 0
 
 

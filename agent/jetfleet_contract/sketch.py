@@ -12,6 +12,8 @@ there are at most 1,100 of them at a = 0.01.
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Sequence
 
 import msgspec
 
@@ -66,6 +68,15 @@ class Sketch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many values lie in buckets above the one that holds `value`."""
         bucket = _bucket(value)
         return sum(count for number, count in self.buckets.items() if number > bucket)
+
+    def cumulative(self, bounds: Sequence[int]) -> tuple[int, ...]:
+        """How many values lie at or below the upper edge of each of these buckets (rising numbers). Exact."""
+        counts, seen, left = [], 0, deque(sorted(self.buckets))
+        for bound in bounds:
+            while left and left[0] <= bound:
+                seen += self.buckets[left.popleft()]
+            counts.append(seen)
+        return tuple(counts)
 
     @property
     def mean(self) -> float:
@@ -125,6 +136,16 @@ def sketch_of(values: list[float]) -> Sketch:
     for value in values:
         recorder.add(value)
     return recorder.peek()
+
+
+def edge(bucket: int) -> float:
+    """The largest value that falls in a bucket."""
+    return float(_GAMMA**bucket)
+
+
+def nearest_edge(value: float) -> int:
+    """The bucket whose upper edge is nearest to a value, in relative terms."""
+    return round(math.log(value) * _INV_LOG_GAMMA)
 
 
 def _bucket(value: float) -> int:

@@ -58,6 +58,7 @@ from .governing import Governing
 from .heat import HeatWatch
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
 from .journal import Journal
+from .metrics import Metrics
 from .outbox import Outbox
 from .pipeline_news import news_of
 from .pipelines import Pipelines
@@ -181,6 +182,7 @@ class Supervisor:
         beat: called each time round the loop: a watchdog is fed only while the control thread makes progress.
         sysfs: the root of the kernel's ``/sys``.
         free_mb: memory that new work may take now, MB; 0: nobody knows.
+        metrics: is told what there is to scrape.
         secret_store: what was sealed to this board; without one it takes no secrets.
         crops: the way out for what pipelines are not sure of; without one no picture leaves.
     """
@@ -189,7 +191,8 @@ class Supervisor:
                  fetcher: Transfers, uploads: Uploading, identity: Signer, chooser: Choices, pipelines: Pipelines,
                  clock: Callable[[], Instant], *, log_lines: Callable[[int], list[str]] = lambda _count: [],
                  beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys"),
-                 secret_store: Secrets | None = None, crops: Leaving | None = None, free_mb: Callable[[], float] = lambda: 0.0) -> None:
+                 secret_store: Secrets | None = None, crops: Leaving | None = None, free_mb: Callable[[], float] = lambda: 0.0,
+                 metrics: Metrics | None = None) -> None:
         self._device = config.device
         self._session = session
         self._instance = secrets.token_hex(8)
@@ -205,6 +208,7 @@ class Supervisor:
         self._pipelines = pipelines
         self._clock = clock
         self._beat = beat
+        self._metrics = metrics or Metrics()
         self._outbox = Outbox(config.state_dir / "reports", config.device, session, self._signed_report, random.random)
         places = config.results
         settings = RunSettings(config.local_sources, config.threads, config.window_s, places.folder or str(config.state_dir / "results"),
@@ -377,6 +381,7 @@ class Supervisor:
             case ipc.Window():
                 self._windows.add(app, event)
                 self._governing.heard(app, event)
+                self._metrics.add(app, event)
             case ipc.Results():
                 self._results.send(app, event.results)
             case ipc.CropReady():
@@ -413,7 +418,9 @@ class Supervisor:
             return
         topic = topics.telemetry(self._device)
         room = payload_room(self._link.limits, topic, MAX_MESSAGE_BYTES)
-        for window in self._windows.take(now.mono, now.wall, self._read_gauges(), room, self._alarms.now()):
+        gauges, alarms = self._read_gauges(), self._alarms.now()
+        self._metrics.board(gauges, self._updater.app_states(), alarms, connected=self._link.connected)
+        for window in self._windows.take(now.mono, now.wall, gauges, room, alarms):
             self._link.publish(topic, self._identity.sign("telemetry", window), qos=1,
                                expiry_s=max(int(self._window_s * TELEMETRY_EXPIRY_WINDOWS), 60))
 
