@@ -62,8 +62,8 @@ def draw(image: Image, detections: Sequence[Detection], scale: float, origin: tu
         pen.shape(_outline(found, scale, origin) or _corners(found, scale, origin), colour_of(found.label))
         pen.dots(_key_points(found, scale, origin), colour_of(found.label))
     for found in placed:  # above all shapes
-        corner = min(_corners(found, scale, origin), key=lambda point: (point[1], point[0]))
-        pen.tag(_text(found), corner, colour_of(found.label))
+        corners = _corners(found, scale, origin)
+        pen.tag(_text(found), (min(x for x, _ in corners), min(y for _, y in corners)), colour_of(found.label))
     for row, found in enumerate(whole[:5]):
         pen.line_of_text(_text(found), row, colour_of(found.label))
     if footer:
