@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from jetfleet_contract import __version__
 from jetfleet_contract.broker_limits import BrokerLimits, findings
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Capability
+from jetfleet_contract.sink_rules import LOOPBACK
 
 from .clocks import kernel_is_synchronized
-from .config import AgentConfig, load
+from .config import AgentConfig, ResultsConfig, load
 
 MIN_FREE_MB = 512
 SOON_DAYS = 30
@@ -85,6 +87,7 @@ def examine(path: Path, capability_of: Callable[[AgentConfig], Capability],
         Check("config", "ok", f"{path}: device {config.device}, board {config.board}"),
         _state_folder(config.state_dir),
         _disk(config.state_dir),
+        _results(config.results),
         _clock(time.time()),
         _root(config.root, time.time()),
         _backends(lambda: capability_of(config)),
@@ -99,7 +102,7 @@ def exit_code(checks: tuple[Check, ...]) -> int:
 
 def _state_folder(folder: Path) -> Check:
     parent = next(p for p in (folder, *folder.parents) if p.exists())
-    if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+    if _is_writable(folder):
         return Check("state folder", "ok", f"{folder} is writable" if parent == folder else f"{folder} can be made")
     return Check("state folder", "failed", f"{parent} is not writable for user {os.getuid()}",
                  f"chown it to the agent's user, or set state_dir to another folder (now {folder})")
@@ -111,6 +114,30 @@ def _disk(folder: Path) -> Check:
     if free_mb < MIN_FREE_MB:
         return Check("disk", "failed", f"{free_mb} MB free at {parent}, {MIN_FREE_MB} MB are needed for an update", "free some space")
     return Check("disk", "ok", f"{free_mb} MB free at {parent}")
+
+
+def _results(config: ResultsConfig) -> Check:
+    """Whether sinks can write and listen where the config sends them."""
+    for key, name in (("folder", config.folder), ("sockets", config.sockets)):
+        if name and not _is_writable(Path(name)):
+            return Check("results", "failed", f"{name} is not writable for user {os.getuid()}",
+                         f"make it and chown it to the agent's user, or set [results] {key} to another folder")
+    address = config.preview_address
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind((address, 0))
+    except OSError as error:
+        return Check("results", "failed", f"previews cannot listen on {address}: {error.strerror or error}",
+                     "set [results] preview_address to an address of this board, or 0.0.0.0")
+    if address not in LOOPBACK:
+        return Check("results", "warning", f"previews with a token listen on {address}, where HTTP is not encrypted",
+                     "put a proxy with TLS before them, or keep 127.0.0.1 and use ssh -L")
+    return Check("results", "ok", "sinks write and listen where the config says; previews on the loopback only")
+
+
+def _is_writable(folder: Path) -> bool:
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    return parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
 
 
 def _clock(now: float) -> Check:

@@ -154,7 +154,17 @@ def examine(path: Path, *, capability: Capability | None = None, broker: str = "
 def test_a_healthy_board(config_file: Path) -> None:
     checks = examine(config_file)
     assert {name: check.verdict for name, check in checks.items() if name not in ("clock", "disk")} == {
-        "config": "ok", "state folder": "ok", "root metadata": "ok", "backends": "ok", "broker": "ok"}
+        "config": "ok", "state folder": "ok", "results": "ok", "root metadata": "ok", "backends": "ok", "broker": "ok"}
+
+
+@pytest.mark.parametrize(("section", "verdict", "word"), [
+    ('preview_address = "0.0.0.0"', "warning", "not encrypted"), ('preview_address = "192.0.2.1"', "failed", "192.0.2.1"),
+    ('folder = "agent.toml/results"', "failed", "not writable"), ('sockets = "agent.toml/run"', "failed", "not writable")])
+def test_where_sinks_cannot_write_or_listen(config_file: Path, section: str, verdict: str, word: str) -> None:
+    config_file.write_text(config_file.read_text() + f"[results]\n{section}\n")
+    check = examine(config_file)["results"]
+    assert check.verdict == verdict
+    assert word in check.finding
 
 
 def test_a_config_that_cannot_be_loaded_is_the_only_finding(config_file: Path) -> None:
