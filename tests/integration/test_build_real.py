@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jetfleet_agent.pipeline.backends import open_backend
+from jetfleet_agent.pipeline.evaluate import read_image
+from jetfleet_agent.pipeline.tasks import load_task
+from jetfleet_contract.bundle import TaskSpec
+from jetfleet_contract.predictions import agreement
+from jetfleet_contract.tuning import Tuning
 from jetfleet_host.bundles import open_bundle
 from jetfleet_host.compress.building import build
 from jetfleet_host.compress.recipe import Job, Recipe, make_task
@@ -34,6 +41,31 @@ def test_text_detector_builds_and_int8_keeps_its_f1_on_both_runtimes(tmp_path: P
     assert rows["uint8", "onnxruntime"].drop <= recipe.max_drop
     assert bundle.spec.variant("int8").size < 0.4 * bundle.spec.variant("fp32").size
     assert all(item.expected for item in bundle.probe.items)
+    for variant, precision in (("fp32", "fp32"), ("int8", "int8")):
+        file = bundle.blob_path(bundle.spec.variant(variant).digest)
+        _check_folded_is_plain(file, precision, bundle.spec.task, sorted(data.rglob("*.png"))[:4])
+
+
+def _check_folded_is_plain(model: Path, precision: str, task_spec: TaskSpec, images: list[Path]) -> None:
+    """Frames normalised inside the graph: the same map within 1e-3 of probability, the same layers in integers, the same boxes."""
+    task, spec = load_task(task_spec), task_spec.input
+    shape = (1, 3, spec.height, spec.width)
+    plain, folded = (open_backend("openvino", model, precision=precision, threads=2, input_shape=shape, tuning=Tuning(folded=on), spec=spec)
+                     for on in (False, True))
+    assert images
+    with plain, folded:
+        assert folded.layers == plain.layers
+        for path in images:
+            frame = read_image(path)
+            maps, answers = [], []
+            for backend in (plain, folded):
+                geometry = task.prepare(frame, backend.lanes[0].tensor)
+                outputs = backend.infer(backend.lanes[0])
+                maps.append(outputs[0].copy())
+                answers.append(task.decode(outputs, geometry))
+            assert answers[0]
+            assert agreement([answers[0]], [answers[1]]) == 1.0
+            np.testing.assert_allclose(maps[0], maps[1], atol=1e-3)
 
 
 @pytest.mark.slow

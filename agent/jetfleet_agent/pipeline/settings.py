@@ -22,11 +22,13 @@ from jetfleet_agent.pipeline.tasks import Task
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.evaluation import EvaluationJob
 from jetfleet_contract.predictions import agreement
-from jetfleet_contract.tuning import Tuning, TuningFigures
+from jetfleet_contract.tuning import LEAST_ROUNDS, Tuning, TuningFigures
 
 ROUNDS = 5
 LEAST_RUNS = 3
 WARMUP = 2
+# A slow model needs longer than it was given for a few runs a round; then fewer rounds must do.
+PATIENCE = 3.0
 # Folding changes the order of a few float32 operations, which an int8 or bf16 layer may round to its next step.
 MAX_MEAN_DIFFERENCE = 0.005
 LEAST_AGREEMENT = 0.98
@@ -79,7 +81,10 @@ def measure_settings(job: EvaluationJob, task: Task, frame: Image) -> tuple[Tuni
         _compare(settings, task, frame)
         running = [setting for setting in settings if not setting.error]
         each = job.settings_s / max(len(running) * ROUNDS, 1)
+        enough = time.perf_counter() + PATIENCE * job.settings_s
         for number in range(ROUNDS):
+            if number >= LEAST_ROUNDS and time.perf_counter() > enough:
+                break
             for setting in running if number % 2 == 0 else reversed(running):
                 setting.slice(task, frame, each)
         return tuple(setting.figures() for setting in settings)
