@@ -116,8 +116,9 @@ class PipelineProcess:
         self.link.close()
 
 
-def save_map_model(path: Path, *, gain: float = 1.0, width: int = WIDTH, height: int = HEIGHT, work: int = 0) -> Path:
-    """An ONNX detector for detect-db: probability = clip(gain * (1 - mean of the channels)), dark areas are text. `work` adds layers."""
+def save_map_model(path: Path, *, gain: float = 1.0, width: int = WIDTH, height: int = HEIGHT, work: int = 0, batch: int | str = 1) -> Path:
+    """An ONNX detector for detect-db: probability = clip(gain * (1 - mean of the channels)), dark areas are text. `work` adds layers, a
+    str for `batch` leaves that axis free."""
     from onnx import TensorProto, helper, numpy_helper
 
     weights = [numpy_helper.from_array(np.full((1, 3, 1, 1), -gain / 3.0, np.float32), "w"),
@@ -133,21 +134,21 @@ def save_map_model(path: Path, *, gain: float = 1.0, width: int = WIDTH, height:
         last = f"c{index}"
     nodes.append(helper.make_node("Clip", [last, "low", "high"], ["map"]))
     return save_graph(path, helper.make_graph(
-        nodes, "map", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, height, width])],
-        [helper.make_tensor_value_info("map", TensorProto.FLOAT, [1, 1, height, width])], weights))
+        nodes, "map", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, height, width])],
+        [helper.make_tensor_value_info("map", TensorProto.FLOAT, [batch, 1, height, width])], weights))
 
 
-def save_brightness_model(path: Path, *, width: int = WIDTH, height: int = HEIGHT, free: bool = False) -> Path:
-    """An ONNX classifier: logits (1 - mean, mean) * 10 of the tensor. `free` leaves height and width symbolic."""
+def save_brightness_model(path: Path, *, width: int = WIDTH, height: int = HEIGHT, free: bool = False, batch: int | str = 1) -> Path:
+    """An ONNX classifier: logits (1 - mean, mean) * 10 of the tensor. `free` leaves height and width symbolic, a str for `batch` its axis."""
     from onnx import TensorProto, helper, numpy_helper
 
-    shape: list[Any] = [1, 3, "h", "w"] if free else [1, 3, height, width]
+    shape: list[Any] = [batch, 3, "h", "w"] if free else [batch, 3, height, width]
     nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["f"]),
              helper.make_node("Gemm", ["f", "w", "b"], ["y"])]
     w = np.array([[-10 / 3, 10 / 3]] * 3, np.float32)
     weights = [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.array([10.0, 0.0], np.float32), "b")]
     return save_graph(path, helper.make_graph(nodes, "brightness", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-                                         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])], weights))
+                                         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 2])], weights))
 
 
 def save_graph(path: Path, graph: Any) -> Path:

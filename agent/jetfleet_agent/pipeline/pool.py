@@ -78,7 +78,9 @@ class FramePool:
             self._told = self.allocated, self.strays
             return counts
 
-    def __len__(self) -> int:
+    @property
+    def held(self) -> int:
+        """Buffers that the pool keeps, lent or not."""
         return len(self._ids)
 
 

@@ -133,7 +133,7 @@ class Stages:
         """How it runs: `frame_allocs` and `frame_strays` since the last call (no frame needs one in steady state), `pool_frames` that the
         pool holds, whether stages `overlap` (1) and whether that was `overlap_decided` yet."""
         allocated, strays = self.pool.counts()
-        return {"frame_allocs": float(allocated), "frame_strays": float(strays), "pool_frames": float(len(self.pool)),
+        return {"frame_allocs": float(allocated), "frame_strays": float(strays), "pool_frames": float(self.pool.held),
                 "overlap": float(self.overlap.on), "overlap_decided": float(self.overlap.is_decided)}
 
     # --- capture's side (Intake) -------------------------------------------------------------------------------
