@@ -139,7 +139,7 @@ def save_map_model(path: Path, *, gain: float = 1.0, width: int = WIDTH, height:
 
 
 def save_brightness_model(path: Path, *, width: int = WIDTH, height: int = HEIGHT, free: bool = False, batch: int | str = 1) -> Path:
-    """An ONNX classifier: logits (1 - mean, mean) * 10 of the tensor. `free` leaves height and width symbolic, a str for `batch` its axis."""
+    """An ONNX classifier: logits (1 - mean, mean) * 10 of the tensor. `free` leaves height and width symbolic; a str for `batch`, that."""
     from onnx import TensorProto, helper, numpy_helper
 
     shape: list[Any] = [batch, 3, "h", "w"] if free else [batch, 3, height, width]
