@@ -16,8 +16,8 @@ import msgspec
 
 from .app_config import Tile
 from .predictions import Detection
+from .similarity import Box
 
-Box = tuple[float, float, float, float]
 Cut = tuple[int, int, int, int]
 
 MIN_IOS = 0.5
@@ -38,19 +38,6 @@ def _starts(length: int, tile: Tile) -> list[int]:
         return [0]
     step = max(1, math.floor(tile.size * (1.0 - tile.overlap)))
     return [*range(0, length - tile.size, step), length - tile.size]
-
-
-def moved(detection: Detection, dx: float, dy: float) -> Detection:
-    """The same answer seen from (-dx, -dy): a tile's or crop's answers in the frame's pixels. One without a box stays as it is."""
-    if detection.box is None:
-        return detection
-    x0, y0, x1, y1 = detection.box
-    by = (dx, dy, 0.0)
-    return msgspec.structs.replace(
-        detection, box=(x0 + dx, y0 + dy, x1 + dx, y1 + dy),
-        quad=tuple(value + by[index % 2] for index, value in enumerate(detection.quad)),
-        outline=tuple(value + by[index % 2] for index, value in enumerate(detection.outline)),
-        points=tuple(value + by[index % 3] for index, value in enumerate(detection.points)))
 
 
 def merged(tiles: Sequence[Sequence[Detection]]) -> tuple[Detection, ...]:

@@ -64,6 +64,9 @@ def test_a_frame_may_wait_two_periods_here_or_its_sources_own_budget() -> None:
     assert rhythm.period_s == pytest.approx(0.04)
     assert rhythm.delay_s == pytest.approx(0.2)
     assert rhythm.deadline(11.8, 12.0) == pytest.approx(12.08), "counted from its arrival: the camera is always late"
+    for index in range(200):
+        deadline = rhythm.deadline(20.0 + index * 0.001, 20.0 + index * 0.001)
+    assert deadline == pytest.approx(20.199 + 0.05), "a fast camera's frames are not dropped for a busy moment of the board"
     own = Rhythm(100.0)
     assert own.deadline(9.8, 10.0) == pytest.approx(9.9), "counted from the scene"
 

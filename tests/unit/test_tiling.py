@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jetfleet_contract.app_config import Tile
 from jetfleet_contract.predictions import Detection
-from jetfleet_contract.tiling import cuts, merged, moved
+from jetfleet_contract.tiling import cuts, merged
 
 tiles = st.builds(Tile, st.integers(32, 700), st.floats(0.0, 0.5))
 sides = st.integers(1, 3000)
@@ -79,16 +79,6 @@ def test_a_piece_inside_a_whole_keeps_the_wholes_form() -> None:
     piece = Detection("text", 0.9, (50.0, 5.0, 100.0, 55.0))
     (found,) = merged([[whole], [piece]])
     assert (found.box, found.quad, found.outline, found.score) == (whole.box, tilted, whole.outline, 0.9)
-
-
-def test_answers_move_with_all_their_parts() -> None:
-    there = moved(Detection("a", 0.5, (1.0, 2.0, 3.0, 4.0), (1.0, 2.0) * 4, outline=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0), points=(1.0, 2.0, 0.5)),
-                  10.0, 20.0)
-    assert there.box == (11.0, 22.0, 13.0, 24.0)
-    assert there.quad == (11.0, 22.0) * 4
-    assert there.outline == (11.0, 22.0, 13.0, 24.0, 15.0, 26.0)
-    assert there.points == (11.0, 22.0, 0.5)
-    assert moved(Detection("a", 0.5), 1.0, 1.0) == Detection("a", 0.5)
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 0.6])

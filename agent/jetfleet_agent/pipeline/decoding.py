@@ -18,7 +18,7 @@ from jetfleet_agent.pipeline.meter import Meter
 from jetfleet_agent.pipeline.pulse import Pulses
 from jetfleet_agent.pipeline.shadow import Shadow, blame, quantile
 from jetfleet_contract.predictions import Prediction, placed
-from jetfleet_contract.tiling import merged, moved
+from jetfleet_contract.tiling import merged
 
 STEADY_SAMPLE = 512
 
@@ -120,9 +120,9 @@ class Decoder:
 
 def _placed(picture: Picture, found: Prediction) -> Prediction:
     """A tile's or fed crop's answers where they are in the frame that it was cut from."""
-    box, offset = picture.work.frame.box, picture.offset
-    if offset is not None:
-        found = tuple(moved(d, offset[0], offset[1]) for d in found)
+    box = picture.work.frame.box
+    if picture.tile is not None:
+        found = placed(found, picture.tile)
     return found if box is None else placed(found, box)
 
 

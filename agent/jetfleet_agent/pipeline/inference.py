@@ -15,7 +15,7 @@ from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_agent.pipeline.preprocess import Geometry, Image
 from jetfleet_agent.pipeline.shadow import Shadow
 from jetfleet_contract.predictions import Prediction
-from jetfleet_contract.tiling import cuts
+from jetfleet_contract.tiling import Cut, cuts
 
 
 class Work:
@@ -38,14 +38,14 @@ class Work:
 
 
 class Picture:
-    """What the session sees at once: a frame, or a tile of it that begins at `offset` (x, y)."""
+    """What the session sees at once: a frame, or the part of it that is `tile`, in frame pixels."""
 
-    __slots__ = ("geometry", "image", "offset", "work")
+    __slots__ = ("geometry", "image", "tile", "work")
 
-    def __init__(self, work: Work, image: Image, offset: tuple[int, int] | None = None) -> None:
+    def __init__(self, work: Work, image: Image, tile: Cut | None = None) -> None:
         self.work = work
         self.image = image
-        self.offset = offset
+        self.tile = tile
         self.geometry: Geometry | None = None
 
 
@@ -79,7 +79,7 @@ def _pictures(model: LoadedModel, work: Work) -> list[Picture]:
     if tile is None or _is_prepared(work):
         return [Picture(work, image)]
     height, width = image.shape[:2]
-    pictures = [Picture(work, image[y0:y1, x0:x1], (x0, y0)) for x0, y0, x1, y1 in cuts(width, height, tile)]
+    pictures = [Picture(work, image[cut[1]:cut[3], cut[0]:cut[2]], cut) for cut in cuts(width, height, tile)]
     work.missing = len(pictures)
     return pictures
 

@@ -1,7 +1,7 @@
 """A live source's rhythm: how far apart its frames come and how old they are on arrival; from it, how long each one is worth waiting for.
 
-A source's own `max_age_ms` counts from the moment that the scene was taken. Without one a frame may wait for two frame periods *here*,
-counted from its arrival: a camera that is always 200 ms late must not lose every frame for it.
+A source's own `max_age_ms` counts from the moment that the scene was taken. Without one a frame may wait *here* for two frame periods
+(and for `LEAST_WAIT_S`), counted from its arrival: a camera that is always 200 ms late must not lose every frame for it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jetfleet_contract.messages import Series
 from jetfleet_contract.sketch import Sketch
 
 AGE_HIGH = "age.high"
+LEAST_WAIT_S = 0.05  # a fast camera's two periods may be less than a busy scheduler takes for a thread's turn
 _WEIGHT = 1 / 16  # of the newest interval in the running mean
 _PAUSE = 4.0  # an interval of that many periods is a pause, not a period
 
@@ -39,7 +40,7 @@ class Rhythm:
         self.delay_s = min(self.delay_s, max(0.0, arrived - captured))
         if self.max_age_ms:
             return captured + self.max_age_ms / 1e3
-        return arrived + PERIODS * self.period_s if self.period_s else math.inf
+        return arrived + max(PERIODS * self.period_s, LEAST_WAIT_S) if self.period_s else math.inf
 
 
 class AgeWatch:

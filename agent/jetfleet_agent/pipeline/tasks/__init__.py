@@ -83,6 +83,7 @@ class Guarded(Task):
         self._task = task
         self.spec = task.spec
         self.preprocessor = task.preprocessor
+        self.whole_frame = task.whole_frame
 
     def prepare(self, frame: Image, out: npt.NDArray[np.float32]) -> Geometry:
         return self._task.prepare(frame, out)

@@ -26,6 +26,7 @@ class Raw(Task):
     `max_values` 512, `samples` 64.
     """
 
+    whole_frame = True
     options = frozenset({"form", "max_values", "samples"})
 
     def __init__(self, spec: TaskSpec) -> None:
