@@ -3,8 +3,10 @@
 ``install(folder)`` makes the folder look like an installed distribution, so that a process with it on its path finds the task through
 the entry points, as it finds anybody's. The task is ``faulty-classify`` or ``faulty-detect``: the real one, with these options more:
 
-    fault   segv (a read at address 0), abort, memory (more than there is), raise (a bug), slow (so many `ms` more a frame)
-    after   answers that come before it breaks; a loaded model's warm-up asks for three
+    fault   segv (a read at address 0), abort, memory (more than there is), raise (a bug), slow (so many `ms` more a frame), blind (it
+            finds nothing any more)
+    after   answers that come before it breaks
+    when    a file; it breaks only while that is there, so that a test says in which phase
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ class _Fault:
         self.kind = str(spec.options["fault"])
         self.left = int(spec.options.get("after", 0))
         self.ms = float(spec.options.get("ms", 0.0))
+        self.when = str(spec.options.get("when", ""))
 
-    def strike(self) -> None:
+    def strike(self) -> bool:
+        """Break, if it is time; True: answer nothing."""
         self.left -= 1
-        if self.left >= 0:
-            return
+        if self.left >= 0 or (self.when and not Path(self.when).exists()):
+            return False
         if self.kind == "segv":
             ctypes.string_at(0)
         elif self.kind == "abort":
@@ -47,10 +51,11 @@ class _Fault:
             raise RuntimeError("a bug in the plug-in")
         elif self.kind == "slow":
             time.sleep(self.ms / 1e3)
+        return self.kind == "blind"
 
 
 def _real(spec: TaskSpec) -> TaskSpec:
-    options = {name: value for name, value in spec.options.items() if name not in ("fault", "after", "ms")}
+    options = {name: value for name, value in spec.options.items() if name not in ("fault", "after", "ms", "when")}
     return msgspec.structs.replace(spec, options=options)
 
 
@@ -60,8 +65,7 @@ class FaultyClassify(Classify):
         self._fault = _Fault(spec)
 
     def decode(self, outputs: Any, geometry: Any) -> Prediction:
-        self._fault.strike()
-        return super().decode(outputs, geometry)
+        return () if self._fault.strike() else super().decode(outputs, geometry)
 
 
 class FaultyDetect(DetectDb):
@@ -70,8 +74,7 @@ class FaultyDetect(DetectDb):
         self._fault = _Fault(spec)
 
     def decode(self, outputs: Any, geometry: Any) -> Prediction:
-        self._fault.strike()
-        return super().decode(outputs, geometry)
+        return () if self._fault.strike() else super().decode(outputs, geometry)
 
 
 KINDS: dict[str, type[Task]] = {"faulty-classify": FaultyClassify, "faulty-detect": FaultyDetect}
@@ -88,10 +91,10 @@ def install(folder: Path) -> str:
     return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 
-def faulty(spec: TaskSpec, fault: str, *, after: int = 0, ms: float = 0.0) -> TaskSpec:
+def faulty(spec: TaskSpec, fault: str, *, after: int = 0, ms: float = 0.0, when: str = "") -> TaskSpec:
     """The same task, which breaks."""
     kind = {"classify": "faulty-classify", "detect-db": "faulty-detect"}[spec.kind]
-    return msgspec.structs.replace(spec, kind=kind, options={**spec.options, "fault": fault, "after": float(after), "ms": ms})
+    return msgspec.structs.replace(spec, kind=kind, options={**spec.options, "fault": fault, "after": float(after), "ms": ms, "when": when})
 
 
 def hungry_model(path: Path, *, side: int, width: int = 64, height: int = 48) -> Path:

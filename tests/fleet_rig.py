@@ -61,14 +61,15 @@ from jetfleet_host.signing import sign_command, sign_deployment, verify_device
 POLICY = TrialPolicy(frames=12, max_p99_ratio=1000.0, lease_s=120.0, keep_s=1.0)
 
 
-def make_model_bundle(out: Path, version: str, *, wrong: bool = False, broken: bool = False) -> str:
-    """A brightness classifier as a bundle; gives the manifest's blob. `wrong`: answers the opposite; `broken`: weights are no ONNX."""
+def make_model_bundle(out: Path, version: str, *, wrong: bool = False, broken: bool = False, task: TaskSpec | None = None) -> str:
+    """A brightness classifier as a bundle; gives the manifest's blob. `wrong`: answers the opposite; `broken`: weights are no ONNX; `task`:
+    what its outputs are taken for."""
     out.parent.mkdir(parents=True, exist_ok=True)
     model = _save_model(out.parent / f"brightness-{version}.onnx", wrong=wrong, note=version)
     if broken:
         model.write_bytes(b"this is no model " * 100)
     answers = ((20, (Detection("dark", 0.99),)), (230, (Detection("bright", 0.99),)))
-    return write_model_bundle(out, "brightness", version, model, classifier_task(), answers)
+    return write_model_bundle(out, "brightness", version, model, task or classifier_task(), answers)
 
 
 def make_padded_bundle(out: Path, size: int) -> str:
@@ -163,7 +164,7 @@ class HostRig:
     def publish_meta(self) -> None:
         self._link.publish(topics.META, meta_package(self.project), qos=1, retain=True)
 
-    def publish(self, version: str, **options: bool) -> str:
+    def publish(self, version: str, **options: Any) -> str:
         """Build and publish a model; gives the bundle's manifest blob."""
         bundle = make_model_bundle(self.folder / "bundles" / f"brightness-{version}", version, **options)
         publish(self.project, self.folder / "bundles" / f"brightness-{version}")

@@ -43,7 +43,7 @@ def probe(process: EvaluationProcess, folder: Path, task: TaskSpec, model: Path 
 
 
 @pytest.mark.parametrize(("fault", "code", "says"), [
-    ("segv", "evaluate.crash", "SIGSEGV"), ("abort", "evaluate.crash", "SIGABRT"), ("raise", "backend.crash", "a bug in the plug-in"),
+    ("segv", "evaluate.crash", "SIGSEGV"), ("abort", "evaluate.crash", "SIGABRT"), ("raise", "task.crash", "a bug in the plug-in"),
     ("memory", "backend.memory", "does not fit into memory"),
 ])
 @pytest.mark.parametrize("after", [0, 2])

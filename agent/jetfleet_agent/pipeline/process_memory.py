@@ -12,7 +12,7 @@ from pathlib import Path
 from jetfleet_contract.errors import JetfleetError
 
 _SIGNS = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "cannot allocate memory", "outofmemory", "out_of_memory",
-          "memory allocation fail")
+          "memory allocation fail", "memoryerror")
 
 
 def resident_mb() -> float:
