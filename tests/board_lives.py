@@ -57,7 +57,8 @@ class Site:
 class Board(Life):
     """One start of a board: everything that `run_agent` makes durable, in its order, then whatever `follow` is given to do."""
 
-    def __init__(self, folder: Path, site: Site, *, point: DiesAt | None = None, crashing: tuple[str, ...] = (), good: bool = True) -> None:
+    def __init__(self, folder: Path, site: Site, *, point: DiesAt | None = None, crashing: tuple[str, ...] = (), good: bool = True,
+                 tight: bool = False) -> None:
         point = point or DiesAt()
         self.site = site
         self.records = Journal(folder / "journal")
@@ -71,7 +72,8 @@ class Board(Life):
         point.phase = "uploads"
         self.uploads = UploadStore(folder, "board", 8, 1 << 20)
         point.phase = "start"
-        super().__init__(folder, site.shelf, point=point, good=good, bundles=self.trust, session=self.session, crashing=crashing)
+        super().__init__(folder, site.shelf, point=point, good=good, bundles=self.trust, session=self.session, crashing=crashing,
+                         tight=tight)
 
     def _sign(self, report: Report) -> bytes:
         self.reports.append(report)

@@ -115,6 +115,8 @@ def phase_of(state: r.AppSlots) -> str:
         return f"fetching {state.fetch_step}"
     if state.phase == "keeping":
         return "keeping" if state.switched else "switch"
+    if state.paused:
+        return "paused"
     if state.phase == "idle" and state.last is not None:
         return {"committed": "commit", "rolled_back": "rollback", "refused": "refusal"}.get(state.last.outcome, "failure")
     return state.phase
@@ -150,11 +152,12 @@ class MortalJournal(Journal):
 class Life:
     """One run of the supervisor's update path, from its start to the outcome of the last deployment.
 
-    `crashing` are versions whose pipeline crashes whenever it runs.
+    `crashing` are versions whose pipeline crashes whenever it runs. `tight`: the board's memory holds one model at a time.
     """
 
     def __init__(self, folder: Path, shelf: Shelf, *, disk: Disk | None = None, point: DiesAt | None = None, good: bool = True,
-                 bundles: Bundles | None = None, session: int = 1, crashing: tuple[str, ...] = ()) -> None:
+                 bundles: Bundles | None = None, session: int = 1, crashing: tuple[str, ...] = (), tight: bool = False) -> None:
+        self.tight = tight
         self.shelf = shelf
         self.good = good
         self.crashing = {shelf.bundles[version] for version in crashing}
@@ -175,9 +178,13 @@ class Life:
         self.reports: list[Report] = []
         self.by_delta: list[str] = []
         self.meter = Metering(folder / "delivery-days.json")
-        self.runner = MortalRunner(bundles or shelf, self.store, self, self, self, self.outbox, self.events.append, self.now, RunSettings())
+        self.runner = MortalRunner(bundles or shelf, self.store, self, self, self, self.outbox, self.events.append, self.now, RunSettings(),
+                                   free_mb=self._free_mb)
         self.runner.point = self.point
         self.updater = Updater(self.journal, self.runner, self.outbox, self.now)
+
+    def _free_mb(self) -> float:
+        return (500.0 if self.running else 900.0) if self.tight else 0.0
 
     def now(self) -> Instant:
         return Instant(self.mono, self.boot, 1.8e9 + self.mono, wall_trusted=True)
@@ -244,9 +251,9 @@ class Life:
             return
         for blob in (state.champion.bundle, state.champion.weights):
             assert self.store.has(blob), f"the committed model {state.champion.version} lost its files"
-        assert self.running, f"nothing runs although {state.champion.version} is committed"
+        assert self.running or state.paused, f"nothing runs although {state.champion.version} is committed"
         live = live_slot(state)
-        assert live is not None
+        assert live is not None or state.paused
 
     # --- Fetching ---------------------------------------------------------------------------------------------
 
@@ -299,7 +306,14 @@ class Life:
     def probe_model(self, model_path: Path, candidate: Candidate, spec: ModelSpec, probe: ProbeSet, images: tuple[Path, ...],
                     done: Callable[[EvaluationResult, float], None]) -> None:
         assert model_path.is_file()
-        self.pending.append(lambda: done(EvaluationResult("onnxruntime"), 0.99 if self.good else 0.1))
+
+        def probed() -> None:
+            if self.tight and self.running:
+                done(EvaluationResult("onnxruntime", error="backend.memory", detail="predicted: 700 MB", predicted_mb=700.0), 0.0)
+            else:
+                done(EvaluationResult("onnxruntime", peak_rss_mb=600.0), 0.99 if self.good else 0.1)
+
+        self.pending.append(probed)
 
     def tuning(self, spec: ModelSpec, candidate: Candidate) -> Tuning:
         return Tuning()

@@ -225,10 +225,25 @@ def tick(state: AppSlots, _event: Tick, now: Instant) -> Step:
 
 def _commit(state: AppSlots, now: Instant) -> Step:
     """The atomic switch: the one place where a champion is replaced."""
-    done = progress_of(state, outcome="committed", detail="kept without a crash or a breach")
+    done = progress_of(state, outcome="committed", detail=f"kept without a crash or a breach{_said(state.metrics)}")
     after = enter(replaced(state, champion=state.challenger, previous=state.champion or state.previous, challenger=None, last=done),
                    "idle", now)
     return after, (SendReport(done), CollectGarbage())
+
+
+def _said(metrics: dict[str, float]) -> str:
+    """What the trial saw, for people who read the report."""
+    parts = []
+    if "agreement" in metrics:
+        parts.append(f"agreement {metrics['agreement']:.3f}, IoU {metrics.get('mean_iou', 1.0):.3f}, score distance "
+                     f"{metrics.get('score_distance', 0.0):.3f} over {metrics.get('frames_compared', 0.0):.0f} frames")
+    if metrics.get("champion_p99_ms") and metrics.get("challenger_p99_ms"):
+        parts.append(f"p99 {metrics['challenger_p99_ms']:.1f} ms where the model before took {metrics['champion_p99_ms']:.1f}")
+    if "gap_ms" in metrics:
+        parts.append(f"gap {metrics['gap_ms']:.0f} ms")
+    if metrics.get("memory_predicted_mb") and metrics.get("memory_mb"):
+        parts.append(f"memory {metrics['memory_mb']:.0f} MB, predicted {metrics['memory_predicted_mb']:.0f}")
+    return f": {'; '.join(parts)}" if parts else ""
 
 
 def faulted(state: AppSlots, event: Faulted, now: Instant) -> Step:

@@ -41,6 +41,7 @@ class Scenario(NamedTuple):
     worn: frozenset[tuple[str, str]]
     crashing: tuple[str, ...] = ()
     good: bool = True
+    tight: bool = False
     before: Callable[[Path, Site], None] = lambda _folder, _site: None
     shelf: Callable[[Path], Shelf] = lambda folder: Shelf(folder, VERSIONS)
 
@@ -117,6 +118,8 @@ SCENARIOS: dict[str, Scenario] = {
     "refusal": Scenario(_first, _all(("", "refused")), _all(("", "refused"), ("", "failed")), good=False),
     "rollback": Scenario(_rollback, _all(("1", "rolled_back")), _all(("1", "rolled_back"), ("1", "failed"), ("", "refused"),
                                                                     ("", "failed"), ("", "rolled_back")), crashing=("2",)),
+    "one at a time": Scenario(_rollback, _all(("2", "committed")), _all(("2", "committed"), ("1", "failed"), ("1", "rolled_back")),
+                              tight=True),
     "superseded": Scenario(_superseded, _all(("3", "committed")), _all(("3", "committed"), ("2", "failed"), ("1", "failed"),
                                                                       ("2", "rolled_back"), ("1", "rolled_back"))),
     "downgrade": Scenario(_downgrade, _all(("1", "committed")), _all(("1", "committed"), ("2", "failed"), ("2", "rolled_back"))),
@@ -131,7 +134,7 @@ def one_start(folder: Path, site: Site, scenario: Scenario, point: int) -> dict[
     """One start of the board, which dies at `point` (-1: never); what it has come to."""
     dies = DiesAt(point)
     with DiskTap(folder, before=lambda op: dies(str(op))):
-        board = Board(folder, site, point=dies, crashing=scenario.crashing, good=scenario.good)
+        board = Board(folder, site, point=dies, crashing=scenario.crashing, good=scenario.good, tight=scenario.tight)
         scenario.live(board, site)
         board.point.phase = "end"
     version = board.verify()

@@ -18,7 +18,7 @@ from jetfleet_contract.messages import encode
     ('{"do": "fail", "version": 2}', "trial.crash"), ('{"do": "garbage", "version": 2}', "trial.crash"),
 ])
 def test_a_model_that_crashes_after_the_switch_is_rolled_back(tmp_path: Path, plan: str, code: str) -> None:
-    shelf = Shelf(tmp_path / "shelf", ("1", "2"), {"1": '{"version": 1}', "2": plan}, keep_s=0.3)
+    shelf = Shelf(tmp_path / "shelf", ("1", "2"), {"1": '{"version": 1}', "2": plan}, keep_s=2.0)
     rig = Rig(tmp_path / "state", shelf)
     try:
         rig.trust.ready = True

@@ -19,12 +19,13 @@ from fault.kill_matrix import SCENARIOS
 
 TESTS = Path(__file__).parents[1]
 QUICK = {"update": (31, 103), "refusal": (31, 103), "rollback": (37, 113), "superseded": (61, 203), "downgrade": (41, 157),
-         "undeploy": (31, 97), "repair": (4, 7), "delta": (37, 120)}
+         "undeploy": (31, 97), "one at a time": (37, 113), "repair": (4, 7), "delta": (37, 120)}
 PHASES = {
     "update": {"identity", "session", "trust", "deployment", "fetching manifest", "fetching parts", "fetching weights", "choosing",
                "probing", "trial", "switch", "keeping", "commit", "acknowledgement", "upload"},
     "refusal": {"refusal", "garbage"}, "rollback": {"rollback", "garbage"}, "superseded": {"fetching weights", "commit"},
     "downgrade": {"refusal", "commit"}, "undeploy": {"garbage"}, "repair": {"repair"},
+    "one at a time": {"paused", "trial", "keeping", "commit"},
     "delta": {"delta", "fetching weights"},
 }
 EFFECTS = {"Fetch", "Choose", "Probe", "StartPipeline", "Try", "Switch", "SendReport", "CollectGarbage"}
