@@ -7,10 +7,11 @@ the good one wants darkness in all three.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from brokers import LOOPBACK, Mosquitto, mosquitto, until
@@ -19,6 +20,7 @@ from pipelines import HEIGHT, WIDTH, detector_task, save_graph
 from served_fleet import ServedFleet, fleet_on
 
 from jetfleet_contract import topics
+from jetfleet_contract.bundle import TaskSpec
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import Result, decode
 from jetfleet_contract.predictions import Detection, MatchCount, match_frame
@@ -90,11 +92,16 @@ class Spy:
 
     def __init__(self, port: int) -> None:
         self.messages: list[tuple[str, bytes]] = []
+        self.times: list[float] = []
         self.link = mqtt.MqttLink(mqtt.BrokerSettings(LOOPBACK, port), f"spy-{random.randrange(1 << 30)}",
-                                  lambda topic, payload: self.messages.append((topic, payload)), lambda: None, lambda _: None)
+                                  self._heard, lambda: None, lambda _: None)
         self.link.subscribe("jf/1/d/#", 1)
         self.link.start()
         until(lambda: self.link.connected, "the spy's link")
+
+    def _heard(self, topic: str, payload: bytes) -> None:
+        self.times.append(time.monotonic())
+        self.messages.append((topic, payload))
 
     def on(self, topic: str) -> list[bytes]:
         return [payload for name, payload in list(self.messages) if name == topic]
@@ -111,17 +118,31 @@ class Spy:
         return found
 
 
+class Exhibit(NamedTuple):
+    """Two models of one task, and a folder of frames to look at."""
+
+    weak: Path
+    good: Path
+    task: TaskSpec
+    frames: Path
+
+
+def bars(folder: Path) -> Exhibit:
+    """The black and the blue bars."""
+    return Exhibit(save_weak(folder / "weak.onnx"), save_good(folder / "good.onnx"), detector_task(), save_scene(folder / "frames"))
+
+
 class CascadeSite:
-    def __init__(self, folder: Path, broker: Mosquitto, fleet: ServedFleet) -> None:
+    """A published weak and a published good model, a board that looks at the frames, and a spy; nothing runs yet."""
+
+    def __init__(self, folder: Path, broker: Mosquitto, fleet: ServedFleet, shown: Exhibit) -> None:
         self.folder, self.broker, self.fleet = folder, broker, fleet
-        for name, save in (("weak", save_weak), ("good", save_good)):
-            model = save(folder / f"{name}.onnx")
-            write_model_bundle(folder / f"{name}.bundle", name, "1", model, detector_task(), ((255, ()),))
+        for name, model in (("weak", shown.weak), ("good", shown.good)):
+            write_model_bundle(folder / f"{name}.bundle", name, "1", model, shown.task, ((255, ()),))
             publish(fleet.project, folder / f"{name}.bundle")
         self.agent = AgentProcess(folder / "board", DEVICE, broker.port, fleet.project.root_file)
-        frames = save_scene(folder / "frames")
         config = self.agent.config
-        config.write_text(config.read_text().replace(str(self.agent.video), str(frames)))
+        config.write_text(config.read_text().replace(str(self.agent.video), str(shown.frames)))
         host = fleet.dir / "jetfleet.toml"
         host.write_text(host.read_text().replace("# crops_per_minute = 240 ", "crops_per_minute = 6000 "))
         self.spy = Spy(broker.port)
@@ -147,10 +168,10 @@ class CascadeSite:
 
 
 @contextmanager
-def cascade_site(folder: Path) -> Iterator[CascadeSite]:
-    """Everything is ended at the end."""
+def cascade_site(folder: Path, shown: Exhibit | None = None) -> Iterator[CascadeSite]:
+    """Everything is ended at the end; the bars are shown unless something else is."""
     with mosquitto() as broker, fleet_on(folder, f"{LOOPBACK}:{broker.port}") as fleet:
-        site = CascadeSite(folder, broker, fleet)
+        site = CascadeSite(folder, broker, fleet, shown or bars(folder))
         try:
             yield site
         finally:

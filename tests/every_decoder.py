@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import crop_worlds
 import msgspec
 from builder_board import Builder
 from signed_repository import NOW, SignedRepository, key_hex
@@ -27,7 +28,7 @@ from vectors.make_vectors import samples
 from jetfleet_agent import ipc
 from jetfleet_agent.supervisor.identity import Identity, verify_ed25519
 from jetfleet_agent.supervisor.trust import TrustStore
-from jetfleet_contract import bundle, messages, topics, transfer, uploads
+from jetfleet_contract import bundle, crops, messages, topics, transfer, uploads
 from jetfleet_contract.chunks import Bitmap, BlobInfo, lower_pages, open_table, table_of
 from jetfleet_contract.delegations import read_engine
 from jetfleet_contract.delta_format import Copy, Data, Header, read_header, read_records, write_header, write_record
@@ -137,6 +138,11 @@ def decoders(folder: Path) -> list[Decoder]:
         Decoder("delta", _delta, delta),
         Decoder("engine", _engine, b'{"size":1000,"subject":"%s","chunk_size":65536}' % (b"5b" * 32)),
         Decoder("sealed box", lambda data: box_from(data.decode("latin-1")), box_text(Sealed(bytes(32), bytes(60))).encode()),
+        Decoder("host reads crop", lambda data: crops.check_crop(verify_device(data, identity.public_hex, "crop", crops.Crop), "cam-01"),
+                identity.sign("crop", crops.Crop("cam-01", 7, "ocr", 1790000000.0, True, True, bytes(32), bytes(90))), 0.2),
+        Decoder("crop, opened", crops.unpack, crops.pack(crop_worlds.NOTE, crop_worlds.jpeg())),
+        Decoder("answer", lambda data: crops.check_detections(messages.decode(data, crops.Answer).detections),
+                messages.encode(crops.Answer("cam-01", 7, "toy:1", crop_worlds.NOTE.edge))),
         Decoder("root draft", read_draft, repo.roots[0], 0.05),
         Decoder("builder's metadata", _builders(), Builder().vouch("orin", "a", "b"), 0.05),
         Decoder("signing request", lambda data: authority.issue_device("gate-7", data), _request(), 0.02, (InputError,)),

@@ -143,19 +143,6 @@ def amended(options: Cascade, before: Sequence[Detection], asked: Detection, win
     return (*others[:place], *((matched,) if matched is not None else ()), *others[place:], *added)
 
 
-def moved(found: Detection, x: float, y: float) -> Detection:
-    """A detection in the pixels of a picture whose origin lies at (-x, -y)."""
-    if found.box is None or (x == 0 and y == 0):
-        return found
-    box = (found.box[0] + x, found.box[1] + y, found.box[2] + x, found.box[3] + y)
-    points = tuple(value + (x, y, 0.0)[index % 3] for index, value in enumerate(found.points))
-    return msgspec.structs.replace(found, box=box, quad=_shifted(found.quad, x, y), outline=_shifted(found.outline, x, y), points=points)
-
-
-def _shifted(corners: tuple[float, ...], x: float, y: float) -> tuple[float, ...]:
-    return tuple(value + (y if index % 2 else x) for index, value in enumerate(corners))
-
-
 def _box(detection: Detection) -> Box:
     return detection.box or (0.0, 0.0, 0.0, 0.0)
 

@@ -11,7 +11,8 @@ NAMES = (
     "envelope", "board reads package",
     "board verifies package", "board opens deployment", "board opens command", "bundle manifest", "want", "chunk", "round mark",
     "mark to one board", "bitmap", "chunk table", "root page", "upload part", "upload mark", "offer", "verdict",
-    "explanation", "board's log", "host reads offer", "host reads response", "delta index", "delta", "engine", "sealed box", "root draft",
+    "explanation", "board's log", "host reads offer", "host reads response", "delta index", "delta", "engine", "sealed box",
+    "host reads crop", "crop, opened", "answer", "root draft",
     "builder's metadata", "signing request", "pipeline event", "pipeline order", "claimed key", "online mark", "result",
 )
 

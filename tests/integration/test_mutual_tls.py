@@ -86,11 +86,11 @@ def test_a_board_cannot_pose_as_the_broker(broker: SecuredBroker) -> None:
 def test_a_board_hears_only_what_is_its_own(broker: SecuredBroker) -> None:
     """It subscribes to everything; the broker lets it, and delivers what the ACL gives it."""
     own = [topics.META, topics.desired("board-a"), topics.command("board-a"), topics.ack("board-a"), topics.chunk(BLOB),
-           topics.blob_round(BLOB), topics.unicast(BLOB, "board-a"), topics.upload_want("board-a", BLOB)]
+           topics.blob_round(BLOB), topics.unicast(BLOB, "board-a"), topics.upload_want("board-a", BLOB), topics.answer("board-a")]
     others = [topics.desired("board-b"), topics.command("board-b"), topics.ack("board-b"), topics.birth("board-b"),
               topics.state("board-b"), topics.result("board-b"), topics.telemetry("board-b"), topics.unicast(BLOB, "board-b"),
               topics.want(BLOB, "board-b"), topics.upload("board-b", BLOB), topics.upload_want("board-b", BLOB),
-              topics.offer("board-b"), topics.response("board-b", 1)]
+              topics.offer("board-b"), topics.response("board-b", 1), topics.crop("board-b"), topics.answer("board-b")]
     with broker.host() as host, broker.device("board-a") as board:
         for wildcard in ("#", "jf/#", "jf/1/d/+/desired", "jf/1/d/board-b/#", *others):
             board.link.subscribe(wildcard, 1)
@@ -117,10 +117,11 @@ def test_a_board_says_only_what_is_its_own(broker: SecuredBroker) -> None:
                  topics.chunk(BLOB), topics.blob_round(BLOB), topics.unicast(BLOB, "board-b"), topics.want(BLOB, "board-b"),
                  topics.report("board-b"), topics.telemetry("board-b"), topics.birth("board-b"), topics.state("board-b"),
                  topics.response("board-b", 3), topics.offer("board-b"), topics.upload("board-b", BLOB),
-                 topics.upload_want("board-a", BLOB), "jf/1/elsewhere", "elsewhere", "$SYS/x"]
+                 topics.upload_want("board-a", BLOB), topics.answer("board-a"), topics.crop("board-b"),
+                 "jf/1/elsewhere", "elsewhere", "$SYS/x"]
     allowed = [topics.birth("board-a"), topics.report("board-a"), topics.telemetry("board-a"), topics.result("board-a"),
                topics.response("board-a", 3), topics.offer("board-a"), topics.upload("board-a", BLOB), topics.want(BLOB, "board-a"),
-               topics.state("board-a")]
+               topics.state("board-a"), topics.crop("board-a")]
     with broker.host() as host, broker.device("board-a") as board:
         host.link.subscribe("#", 1)
         host.connected()

@@ -24,12 +24,13 @@ from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_agent.pipeline.preprocess import Image
 from jetfleet_contract.app_config import AppConfig, Cascade
-from jetfleet_contract.cascade import Memory, amended, moved, select, window_of
+from jetfleet_contract.cascade import Memory, amended, select, window_of
 from jetfleet_contract.crops import CROP_BYTES, Note
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Result
 from jetfleet_contract.predictions import Detection
 from jetfleet_contract.similarity import iou
+from jetfleet_contract.tiling import moved
 
 log = logging.getLogger(__name__)
 
