@@ -28,9 +28,8 @@ from jetfleet_contract.cascade import Memory, amended, select, window_of
 from jetfleet_contract.crops import CROP_BYTES, Note
 from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Result
-from jetfleet_contract.predictions import Detection
+from jetfleet_contract.predictions import Detection, placed
 from jetfleet_contract.similarity import iou
-from jetfleet_contract.tiling import moved
 
 log = logging.getLogger(__name__)
 
@@ -272,6 +271,11 @@ def _window_box(window: Window, shift: tuple[int, int], origin: tuple[int, int])
 
 def _shifted(box: tuple[float, float, float, float] | None, x: float, y: float) -> tuple[float, float, float, float] | None:
     return None if box is None else (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
+
+
+def moved(found: Detection, x: int, y: int) -> Detection:
+    """A detection as it is seen from (-x, -y); one without a box stays as it is."""
+    return found if found.box is None else placed((found,), (float(x), float(y), float(x), float(y)))[0]
 
 
 def _plain(found: Detection, shift: tuple[int, int]) -> Detection:
