@@ -1,6 +1,7 @@
 """A swap while a file plays: frames lost, and the longest gap between answers around it against the steady p99 gap.
 
-The real pipeline process with the demo's detector, a second copy of it on trial beside it, then Switch and Back, several times. Every
+The real pipeline process with the demo's detector, a second copy of it on trial beside it, then Switch and Back, several times: forward
+to a challenger, and back to the old model from memory, as an automatic rollback does while the old one still watches the new one. Every
 frame of the file must be answered exactly once. The peer is what a user would otherwise do: stop the process and start it with the
 other model (its gap is from the last answer before to the first one after; its file starts again).
 
@@ -56,6 +57,7 @@ def swaps(candidate: Candidate, video: Path, threads: int, rounds: int, fps: flo
     times = result_times(results[:STEADY_FRAMES])
     steady = percentile([(b - a) * 1e3 for a, b in itertools.pairwise(times[20:])], 0.99)
     return {"candidate": candidate.name, "fps": fps, "gaps_ms": [s.gap_ms for s in switched],
+            "forward_ms": [s.gap_ms for s in switched[::2]], "back_ms": [s.gap_ms for s in switched[1::2]],
             "lost_told": sum(s.frames_lost for s in switched), "lost_counted": lost, "twice": twice,
             "frames": len(numbers), "steady_p99_ms": steady,
             "ratio": [s.gap_ms / (s.steady_p99_gap_ms or steady) for s in switched]}
@@ -79,13 +81,14 @@ def restarts(candidate: Candidate, video: Path, threads: int, rounds: int, fps: 
 
 def table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     lines = ["Demo's detector at 640x480, file source, every frame counts; each swap is one Switch or one Back. Median (range), ms.", "",
-             "| candidate | source | swaps | answered | lost | twice | gap | steady p99 gap | gap / p99 (<= 2) | gap of a restart |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+             "| candidate | source | swaps | answered | lost | twice | forward | rollback | steady p99 gap | gap / p99 (<= 2) | restart |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]
     for ours, peer in rows:
         source = f"paced at {ours['fps']:.0f} fps" if ours["fps"] else "as fast as it goes"
         lines.append(
             f"| `{ours['candidate'].partition('@')[2]}` | {source} | {len(ours['gaps_ms'])} | {ours['frames']} "
-            f"| **{ours['lost_counted']}** | {ours['twice']} | {spread(ours['gaps_ms'])} | {ours['steady_p99_ms']:.2f} "
+            f"| **{ours['lost_counted']}** | {ours['twice']} | {spread(ours['forward_ms'])} | {spread(ours['back_ms'])} "
+            f"| {ours['steady_p99_ms']:.2f} "
             f"| **{statistics.median(ours['ratio']):.2f}** (worst {max(ours['ratio']):.2f}) | {spread(peer['gaps_ms'])} |")
     return "\n".join(lines)
 

@@ -297,7 +297,15 @@ bytes_per_day = "500 MB"
 hours = [[20, 6]]             # UTC hours in which a board asks for chunks
 
 [trial]                       # the board's own trial of the new model
-frames = 30
-min_agreement = 0.7
-max_p99_ratio = 2.0
+frames = 30                   # so many live frames are answered by both models
+min_agreement = 0.7           # of their answers: F1, 0..1
+min_iou = 0.0                 # mean overlap of what both found; 0: no such bound
+max_score_distance = 1.0      # mean difference of their scores; 1: no such bound
+max_p99_ratio = 2.0           # of the time a frame takes, new over old
+mode = "auto"                 # or beside, or stop-start: for boards that cannot hold two models; auto goes by predicted memory
+share = 0.25                  # of the time that the new model may take beside the old one
+max_age_ms = 500.0            # a live frame that is older is left to the old model alone
+keep_s = 30.0                 # so long the old model is kept after the switch, and comes back by itself on a breach
+watch_share = 0.1             # of the time that it then takes to watch the new one
+max_rise_c = 15.0             # the board may get so much hotter meanwhile; 0: no such bound
 """

@@ -142,3 +142,19 @@ def test_a_wrong_file_is_one_clear_error(tmp_path: Path, content: str, code: str
     assert "geheim" not in str(caught.value)
     with pytest.raises(InputError, match=r"apps\.unreadable"):
         read_apps(tmp_path / "none.toml")
+
+
+def test_the_trial_of_the_documentation_is_what_an_app_can_have(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trials.md").read_text()
+    (tmp_path / "apps.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    policy = read_apps(tmp_path / "apps.toml")["gate"].trial
+    assert (policy.min_iou, policy.max_score_distance, policy.share, policy.mode, policy.keep_s) == (0.8, 0.1, 0.25, "auto", 60.0)
+
+
+@pytest.mark.parametrize("line", ["share = 1.5", 'mode = "sideways"', "shar = 0.2", "max_age_ms = -1"])
+def test_a_trial_that_makes_no_sense_is_refused_by_its_key(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "apps.toml"
+    path.write_text(f"[gate.trial]\n{line}\n")
+    with pytest.raises(InputError) as caught:
+        read_apps(path)
+    assert line.split(maxsplit=1)[0] in str(caught.value)
