@@ -62,7 +62,7 @@ class Fake:
         if isinstance(order, ipc.Run):
             self.run_order = order
             self.take(order.model)
-            self.say(ipc.Running(order.model.bundle, order.model.candidate.name, frames=1))
+            self.say(ipc.Running(order.model.bundle, order.model.candidate.name, frames=1, at=time.monotonic()))
             threading.Thread(target=self.windows, daemon=True).start()
         elif isinstance(order, ipc.Try):
             self.challenger = order.model

@@ -16,6 +16,7 @@ from brokers import until
 from pipeline_bench import SPEC, TESTS, Bench
 
 from jetfleet_agent import ipc
+from jetfleet_agent.supervisor.footing import Footing, resident_mb
 from jetfleet_agent.supervisor.inbox import PipelineEnded, PipelineSaid
 from jetfleet_agent.supervisor.pipeline_link import PipelineLink, run_folder
 from jetfleet_agent.supervisor.pipelines import Pipelines
@@ -128,6 +129,28 @@ def test_swap_and_way_back_in_memory(bench: Bench) -> None:
     bench.until(lambda: len(bench.of(ipc.Switched)) == 2, "the way back")
     assert bench.pipelines.pids()["gate"] == pid
     assert [e.bundle[0] for e in bench.of(ipc.Switched)] == ["b", "a"]  # type: ignore[union-attr]
+
+
+def test_one_model_in_place_of_another_ends_politely_and_the_time_without_answers_is_told_once(bench: Bench) -> None:
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.running("a")
+    pid = bench.pipelines.pids()["gate"]
+    bench.pipelines.start("gate", bench.run("b"))
+    bench.running("b")
+    assert bench.pipelines.pids()["gate"] != pid
+    assert bench.crashes == [], "it was meant to end"
+    running = bench.of(ipc.Running)[-1]
+    assert isinstance(running, ipc.Running)
+    assert 0 < bench.pipelines.gap_ms("gate", running.at) < 60_000
+    assert bench.pipelines.gap_ms("gate", running.at) == 0.0
+
+
+def test_what_a_process_stands_on(bench: Bench) -> None:
+    assert bench.pipelines.footing("gate") == Footing()
+    bench.pipelines.start("gate", bench.run("a"))
+    bench.running("a")
+    assert bench.pipelines.footing("gate").memory_mb > 1
+    assert resident_mb(0) == 0.0
 
 
 def test_after_a_switch_a_restart_starts_the_new_model_and_back_the_old_one(bench: Bench) -> None:
