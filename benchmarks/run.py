@@ -25,6 +25,7 @@ TOPICS = {
     "variants": "Variants: which file, which backend, which precision",
     "preprocess": "Pre-processing: a frame becomes a tensor",
     "swap": "Swapping models between two frames",
+    "cascade": "The cascade: a weak model asks the full one",
     "delivery": "50 MB to 1, 4, 16 and 32 receivers",
     "delivery_peers": "50 MB, beside casync and zchunk",
     "delivery_faults": "Lost chunks and a slow reader",

@@ -165,14 +165,14 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 class CropJob(msgspec.Struct, frozen=True):
-    """One line to the program that answers (`python -m jetfleet_agent.pipeline.answer_crops`). `model` is a path of its machine."""
+    """One line to the program that answers (`python -m jetfleet_agent.pipeline.answer_crops`): crops of one picture, `pieces` of window and
+    JPEG, answered in one run of the model. `model` is a path of its machine."""
 
     id: int
     model: str
     task: TaskSpec
     canvas: tuple[int, int]
-    window: tuple[int, int, int, int]
-    jpeg: bytes
+    pieces: tuple[tuple[tuple[int, int, int, int], bytes], ...]
     threads: int = 0
 
 

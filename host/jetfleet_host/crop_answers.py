@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -25,20 +26,30 @@ from .fair_queue import FairQueue
 PROGRAM = (sys.executable, "-m", "jetfleet_agent.pipeline.answer_crops")
 ANSWER_S = 60.0
 PAUSE_S = 1.0
+MAX_PIECES = 8
 MAX_LINE_BYTES = 8 << 20
 
 _log = logging.getLogger(__name__)
 
 
 class Work(msgspec.Struct, frozen=True):
-    """One crop to be answered. `subject` is the asker's own and comes back with the answer."""
+    """One crop to be answered. `picture` tells which picture of `device` it is a piece of; `subject` is the asker's own and comes back with
+    the answer."""
 
     job: CropJob
+    device: str
+    picture: tuple[str, ...]
     subject: object
 
 
+def _is_piece(other: Work, one: Work) -> bool:
+    """Two crops of one picture, for one model: one run answers both."""
+    mine, theirs = one.job, other.job
+    return other.picture == one.picture and (theirs.model, theirs.task, theirs.canvas) == (mine.model, mine.task, mine.canvas)
+
+
 class Answering:
-    """See the module.
+    """See the module. Crops of one picture that wait together are answered by one run.
 
     Args:
         done: told each answer, from this thread; `crop.model` when the process gave none.
@@ -76,9 +87,10 @@ class Answering:
             work = self._queue.get(1.0)
             if work is None:
                 continue
-            answer = self._asked(work.job)
-            if not self._stop.is_set():
-                self._done(work, answer)
+            together = (work, *self._queue.take(work.device, partial(_is_piece, one=work), MAX_PIECES - 1))
+            answer = self._asked(msgspec.structs.replace(work.job, pieces=tuple(p for each in together for p in each.job.pieces)))
+            for each in () if self._stop.is_set() else together:
+                self._done(each, answer)
 
     def _asked(self, job: CropJob) -> CropAnswer:
         try:

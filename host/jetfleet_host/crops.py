@@ -135,12 +135,13 @@ class Crops:
         except (MalformedError, UntrustedError, InputError) as error:
             self._refuse(message, error, now)
             return
-        job = CropJob(taken.crop.id, taken.model.path, taken.model.task, taken.note.canvas, taken.note.window, taken.jpeg,
-                      self._bounds.threads)
+        note = taken.note
+        job = CropJob(taken.crop.id, taken.model.path, taken.model.task, note.canvas, ((note.window, taken.jpeg),), self._bounds.threads)
+        work = Work(job, taken.crop.device, (note.app, note.source, str(note.frame), note.bundle), taken)
         if not self._started:
             self._started = True
             self._answering.start()
-        lost = self._queue.put(taken.crop.device, Work(job, taken), urgent=taken.answer)
+        lost = self._queue.put(taken.crop.device, work, urgent=taken.answer)
         if lost is not None and isinstance(lost.subject, _Taken):
             self._reply(lost.subject.crop, Answer(lost.subject.crop.device, lost.subject.crop.id, code="crop.busy"))
 

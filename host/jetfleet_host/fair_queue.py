@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -65,6 +66,19 @@ class FairQueue(Generic[T]):
                         lanes[device] = lane  # behind the others
                     return item
             return None
+
+    def take(self, device: str, fits: Callable[[T], bool], most: int) -> list[T]:
+        """Up to `most` more items of a board that fit, at once and out of turn."""
+        with self._changed:
+            found: list[T] = []
+            for lanes in self._lanes.values():
+                lane = lanes.get(device, deque())
+                for item in [item for item in lane if fits(item)][:most - len(found)]:
+                    lane.remove(item)
+                    found.append(item)
+                if not lane:
+                    lanes.pop(device, None)
+            return found
 
     def close(self) -> None:
         """Nobody gets anything any more."""

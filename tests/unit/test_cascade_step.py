@@ -188,7 +188,7 @@ def test_a_crop_is_put_where_it_was(rig: Rig) -> None:
     rig.take(UNSURE)
     told = rig.asked()
     picture = take_crop(rig.folder, told.name)
-    canvas = in_its_place(CropJob(1, "", MODEL.task.spec, told.note.canvas, told.note.window, picture))
+    canvas = in_its_place(CropJob(1, "", MODEL.task.spec, told.note.canvas, ((told.note.window, picture),)))
     x0, y0, x1, y1 = told.note.window
     assert canvas.shape == (96, 128, 3)
     outside = np.ones((96, 128), bool)
@@ -199,6 +199,7 @@ def test_a_crop_is_put_where_it_was(rig: Rig) -> None:
 
 def test_a_model_that_is_not_there_and_a_picture_that_is_none_are_answers(tmp_path: Path) -> None:
     models = CropModels()
-    job = CropJob(3, str(tmp_path / "no.onnx"), TaskSpec("detect-db", InputSpec("x", 64, 48), ("text",)), (64, 48), (0, 0, 8, 8), b"no")
+    task = TaskSpec("detect-db", InputSpec("x", 64, 48), ("text",))
+    job = CropJob(3, str(tmp_path / "no.onnx"), task, (64, 48), (((0, 0, 8, 8), b"no"),))
     assert models.answer(job).code
     assert models.answer(msgspec.structs.replace(job, task=TaskSpec("no-such-task", InputSpec("x", 64, 48)))).code == "task.unknown"

@@ -75,8 +75,10 @@ def test_boards_take_turns() -> None:
 # --- the process -------------------------------------------------------------------------------------------------
 
 
-def work(folder: Path, number: int, task: Any = None) -> Work:
-    return Work(CropJob(number, str(save_good(folder / "good.onnx")), task or detector_task(), (64, 48), (0, 0, 32, 24), jpeg(), 1), number)
+def work(folder: Path, number: int, task: Any = None, picture: str = "") -> Work:
+    pieces = (((0, 0, 32, 24), jpeg()),)
+    job = CropJob(number, str(save_good(folder / "good.onnx")), task or detector_task(), (64, 48), pieces, 1)
+    return Work(job, "a", (picture or str(number),), number)
 
 
 @contextmanager
@@ -100,6 +102,20 @@ def test_the_real_process_answers_in_order_and_ends_with_us(tmp_path: Path) -> N
         child = made._child
     assert child is not None
     assert child.poll() is not None
+
+
+def test_crops_of_one_picture_are_answered_by_one_run(tmp_path: Path) -> None:
+    queue: FairQueue[Work] = FairQueue(16, 16)
+    answers: list[tuple[object, CropAnswer]] = []
+    for number, picture in enumerate(("x", "y", "x", "x"), 1):
+        queue.put("a", work(tmp_path, number, picture=picture), urgent=True)
+    made = Answering(queue, lambda each, answer: answers.append((each.subject, answer)))
+    made.start()
+    try:
+        until(lambda: len(answers) == 4, "answers", 60)
+    finally:
+        made.stop()
+    assert [(subject, answer.id) for subject, answer in answers] == [(1, 1), (3, 1), (4, 1), (2, 2)]
 
 
 DIES = "import sys; sys.stdin.readline(); sys.exit(3)"

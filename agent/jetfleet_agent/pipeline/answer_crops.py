@@ -1,8 +1,8 @@
 """Answers crops for a host, one JSON line in (`CropJob`), one out (`CropAnswer`), until the input ends: ``python -m
 jetfleet_agent.pipeline.answer_crops``.
 
-What answers is the same task code as on a board. A crop is put where it was in the picture that the board's model saw, on grey, so that
-things have the size that the model knows, and its answers are in that picture's pixels. Models stay loaded, the last `MODELS` of them.
+What answers is the same task code as on a board. Crops are put where they were in the picture that the board's model saw, on grey, so that
+things have the size that the model knows, and the answers are in that picture's pixels. Models stay loaded, the last `MODELS` of them.
 """
 
 from __future__ import annotations
@@ -73,23 +73,23 @@ class CropModels:
 
 
 def in_its_place(job: CropJob) -> Image:
-    """The crop where it was: (H, W, 3) uint8 BGR of the canvas's size, grey outside the window.
+    """The crops where they were: (H, W, 3) uint8 BGR of the canvas's size, grey outside their windows.
 
     Raises:
         MalformedError: `crop.picture`. InputError: `crop.unreadable`.
     """
     import cv2
 
-    jpeg_size(job.jpeg)
-    crop = cv2.imdecode(np.frombuffer(job.jpeg, np.uint8), cv2.IMREAD_COLOR)
-    if crop is None:
-        raise InputError("crop.unreadable", "a crop cannot be decoded")
-    x0, y0, x1, y1 = job.window
-    if crop.shape[:2] != (y1 - y0, x1 - x0):
-        crop = cv2.resize(crop, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
     width, height = job.canvas
     canvas = np.full((height, width, 3), GREY, np.uint8)
-    canvas[y0:y1, x0:x1] = crop
+    for (x0, y0, x1, y1), jpeg in job.pieces:
+        jpeg_size(jpeg)
+        crop = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        if crop is None:
+            raise InputError("crop.unreadable", "a crop cannot be decoded")
+        if crop.shape[:2] != (y1 - y0, x1 - x0):
+            crop = cv2.resize(crop, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+        canvas[y0:y1, x0:x1] = crop
     return canvas
 
 
