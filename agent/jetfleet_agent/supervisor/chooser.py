@@ -50,8 +50,8 @@ PROBE_RUNS = 10
 DEFAULTS = Tuning()
 LOCK_POLL_S = 0.2
 ROOM_WAIT_S = 6.0  # a pipeline that was told to stop gives its memory back within that
-# A process that runs away must not take the running models with it. What counts against its limit is more than what is resident (measured: by
-# 190 to 230 MB on two cores, stacks and arenas of a runtime's threads), so the net hangs lower.
+# A process that runs away must not take the running models with it. What counts against its limit is more than what is resident
+# (measured: by 190 to 230 MB on two cores, stacks and arenas of a runtime's threads), so the net hangs lower.
 RUNAWAY_FACTOR = 1.5
 RUNAWAY_MB = 256.0
 
