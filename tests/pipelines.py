@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,8 @@ WIDTH, HEIGHT = 64, 48
 class PipelineProcess:
     """Starts ``python -m jetfleet_agent.pipeline`` and plays its supervisor."""
 
-    def __init__(self, folder: Path, app: str = "detector", *, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, app: str = "detector", *, environment: dict[str, str] | None = None,
+                 program: Sequence[str] = ("jetfleet_agent.pipeline",)) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{app}.supervisor"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -38,7 +39,7 @@ class PipelineProcess:
         self.log = folder / f"{app}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jetfleet_agent.pipeline", "--app", app, "--socket", str(path)], stderr=log,
+                [sys.executable, "-m", *program, "--app", app, "--socket", str(path)], stderr=log,
                 env={**os.environ, **(environment or {})})
         self.link, _ = listener.accept()
         listener.close()

@@ -23,6 +23,8 @@ from jetfleet_contract.broker_limits import MAX_PACKET_BYTES, MIN_PACKET_BYTES, 
 from jetfleet_contract.errors import InputError, MalformedError
 from jetfleet_contract.topics import check_name
 
+from .external.settings import ExternalApp
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -80,6 +82,11 @@ max_mb = 1024                         # of one sink's files together, whatever a
 sockets = ""                          # result sockets APP.sock; empty: with the agent's own. /run/jetfleet-results: for other users
 preview_address = "127.0.0.1"         # where previews with a token listen, for example "0.0.0.0"; those without one: always here
 webhook_ca = ""                       # the CA of webhooks' servers; empty: the system's
+
+# [external.counter]                  # an app that an existing program runs (runner = "exec"); see docs/external.md
+# folder = "/var/lib/jetfleet/external/counter"
+# prepare = ["/opt/counter/build-engine"]         # run once a release, with JETFLEET_MODEL and the like in its environment
+# switch = ["systemctl", "restart", "counter"]    # make the program use `current`; or let the agent start it: program = [...]
 
 [clock]                               # a board without a battery-backed clock starts in the past
 policy = "floor"                      # judge expiry by the newest signed time seen; "strict": nothing new until a time service has set it
@@ -222,6 +229,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     results: ResultsConfig = ResultsConfig()
     governor: GovernorConfig = GovernorConfig()
     metrics: MetricsConfig = MetricsConfig()
+    external: dict[str, ExternalApp] = {}
 
 
 def load(path: Path) -> AgentConfig:
@@ -263,6 +271,8 @@ def parse(text: str, path: Path) -> AgentConfig:
         check_name("device", config.device)
         for name in config.local_sources:
             check_name("local source", name)
+        for name in config.external:
+            check_name("external app", name)
         _ = config.broker.limits
         _check_mirror(config.mirror.url)
         _check_listening(config.results.preview_address)
@@ -338,6 +348,7 @@ def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
                                      key=resolved(config.mirror.key))
     results = msgspec.structs.replace(config.results, folder=resolved(config.results.folder), sockets=resolved(config.results.sockets),
                                       webhook_ca=resolved(config.results.webhook_ca))
-    return msgspec.structs.replace(config, broker=broker, mirror=mirror, results=results, root=folder / config.root,
-                                   state_dir=folder / config.state_dir,
-                                   measure=msgspec.structs.replace(config.measure, lock=resolved(config.measure.lock)))
+    external = {name: app.under(folder) for name, app in config.external.items()}
+    measure = msgspec.structs.replace(config.measure, lock=resolved(config.measure.lock))
+    return msgspec.structs.replace(config, broker=broker, mirror=mirror, results=results, external=external, measure=measure,
+                                   root=folder / config.root, state_dir=folder / config.state_dir)

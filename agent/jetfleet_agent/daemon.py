@@ -94,7 +94,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return 0
     config = load(parsed.config)
     with state_lock.hold(config.state_dir):
-        return run_agent(config, _configured_capability(config), _kept_lines())
+        return run_agent(config, parsed.config, _configured_capability(config), _kept_lines())
 
 
 def _probe(parsed: argparse.Namespace) -> int:
@@ -166,8 +166,8 @@ def _kept_lines() -> RecentLines:
     return recent
 
 
-def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) -> int:
-    """Wire the supervisor and run it in this thread until SIGTERM or SIGINT; then stop the pipelines and end with 0."""
+def run_agent(config: AgentConfig, path: Path, capability: Capability, recent: RecentLines) -> int:
+    """Wire the supervisor and run it in this thread until SIGTERM or SIGINT; then stop the pipelines and end with 0. `path`: its config."""
     state, clock, inbox = config.state_dir, BoardClock(), Inbox()
     journal = Journal(state / JOURNAL)
     trust = TrustStore(state / "trust", config.root.read_bytes(), config.clock.policy)
@@ -181,7 +181,9 @@ def run_agent(config: AgentConfig, capability: Capability, recent: RecentLines) 
     waiting = UploadStore(state, config.device, config.upload.pending, config.upload.pending_mb << 20)
     uploads = Uploads(waiting, link, config.device, identity, trust, clock, config.upload)
     run = run_folder(state)
-    pipelines = Pipelines(PipelineLink(run / "supervisor.sock", inbox.put), time.monotonic, random.random)
+    pipelines = Pipelines(PipelineLink(run / "supervisor.sock", inbox.put), time.monotonic, random.random,
+                          external=(sys.executable, "-m", "jetfleet_agent.external", "--config", str(path.resolve())),
+                          external_start_s={app: settings.start_s for app, settings in config.external.items()})
     crops = Crops(state, run, link, config.device, session, identity, trust, pipelines.tell, clock)
     memory = BoardMemory()
     chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure,

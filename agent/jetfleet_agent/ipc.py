@@ -9,7 +9,7 @@ run. Frames never cross this socket. Order of a swap:
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Literal, Union
 
 import msgspec
 
@@ -68,6 +68,7 @@ class Run(Message, frozen=True, tag="run"):
     window_s: float = 10.0
     places: SinkPlaces = SinkPlaces()
     stuck_s: float = 30.0
+    runner: Literal["builtin", "exec"] = "builtin"
 
 
 class Configure(Message, frozen=True, tag="configure"):

@@ -168,6 +168,6 @@ def apply_setup(old: Setup, slot: Slot) -> Effects:
     """From the setup that runs to that of `slot`, whose model runs."""
     if old == slot.setup:
         return ()
-    if old.input_from != slot.setup.input_from:
+    if (old.input_from, old.runner) != (slot.setup.input_from, slot.setup.runner):
         return (StartPipeline(slot),)  # where frames come from is fixed for a pipeline's life
     return (Configure(slot.setup),)

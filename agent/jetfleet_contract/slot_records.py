@@ -32,6 +32,7 @@ class Setup(Message, frozen=True):
     sources: tuple[Source, ...] = ()
     input_from: str = ""
     feed_to: tuple[str, ...] = ()
+    runner: Literal["builtin", "exec"] = "builtin"
 
 
 class Target(Message, frozen=True):
@@ -46,7 +47,7 @@ class Target(Message, frozen=True):
 
     @property
     def setup(self) -> Setup:
-        return Setup(self.spec.config, self.spec.sources, self.spec.input_from, self.feed_to)
+        return Setup(self.spec.config, self.spec.sources, self.spec.input_from, self.feed_to, self.spec.runner)
 
 
 class Slot(Message, frozen=True):

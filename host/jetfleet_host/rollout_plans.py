@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from sqlalchemy import select
@@ -38,6 +39,7 @@ class AppEntry(AppConfig, frozen=True):
 
     sources: tuple[Source, ...] = ()
     input_from: str = ""
+    runner: Literal["builtin", "exec"] = "builtin"
     trial: TrialPolicy = TrialPolicy()
 
     @property
@@ -135,7 +137,8 @@ def request_for(session: Session, wish: Wish, nonce: str) -> StartRequest:
         _check_settings(app, [name for name, version in before.items() if version is None])
     spec = AppSpec(app, bundle.manifest, bundle.name, bundle.version, downgrade=wish.downgrade)
     if entry is not None:
-        spec = msgspec.structs.replace(spec, config=entry.config, sources=entry.sources, input_from=entry.input_from, trial=entry.trial)
+        spec = msgspec.structs.replace(spec, config=entry.config, sources=entry.sources, input_from=entry.input_from, runner=entry.runner,
+                                       trial=entry.trial)
     ordered = in_order(devices, nonce) if not wish.devices else list(dict.fromkeys(wish.devices))
     plan = Plan(id=f"{app[:24]}-{bundle.version[:20].lower()}-{nonce}", app=app, bundle=bundle.manifest, name=bundle.name,
                 version=bundle.version, waves=_waves(ordered, wish),

@@ -218,7 +218,7 @@ class Supervisor:
                                        lambda: clock().mono, random.random)
         self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings,
                                     self._secrets, free_mb)
-        self._updater = Updater(journal, self._runner, self._outbox, clock)
+        self._updater = Updater(journal, self._runner, self._outbox, clock, config.external)
         self._commands = Commands(config.device, link, trust, identity, pipelines, uploads, log_lines,
                                   self._updater.app_states, lambda: self._runner.choices, clock, self._secrets,
                                   self._updater.sources_changed)

@@ -283,7 +283,8 @@ class EffectRunner:
     def _run_of(self, app: str, slot: Slot) -> ipc.Run:
         setup = slot.setup
         return ipc.Run(self._model(slot), self._opened_config(setup.config), self.resolve(setup.sources), setup.input_from, setup.feed_to,
-                       str(self._pipelines.feed_folder), self._settings.window_s, self._settings.places(app), self._settings.stuck_s)
+                       str(self._pipelines.feed_folder), self._settings.window_s, self._settings.places(app), self._settings.stuck_s,
+                       setup.runner)
 
     def _configure_of(self, setup: Setup) -> ipc.Configure:
         return ipc.Configure(self._opened_config(setup.config), self.resolve(setup.sources), setup.feed_to)

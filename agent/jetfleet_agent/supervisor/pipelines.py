@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -64,11 +64,11 @@ class _App:
         self.pace = ipc.Pace()
         self.work_p99_ms = 0.0
 
-    def new_process(self, process: subprocess.Popen[bytes], now: float) -> None:
+    def new_process(self, process: subprocess.Popen[bytes], now: float, start_s: float) -> None:
         self.process = process
         self.ending = False
         self.heard = self.began = now
-        self.deadline = now + START_S
+        self.deadline = now + start_s
         self.started_with = self.run.model.bundle
         self.live = ""
         self.connected = self.try_sent = False
@@ -85,15 +85,19 @@ class Pipelines:
         clock: monotonic seconds.
         unit: random numbers in 0..1 for the back-off.
         program: the pipeline's command, to which ``--app`` and ``--socket`` are appended.
+        external: the same of the `exec` runner.
+        external_start_s: within how many seconds an app of the `exec` runner must run, by app.
         quiet_s: a running process that says nothing for so long is stuck; its windows come more often.
     """
 
     def __init__(self, link: PipelineLink, clock: Callable[[], float], unit: Callable[[], float], *,
-                 program: Sequence[str] = PROGRAM, quiet_s: float = QUIET_S) -> None:
+                 program: Sequence[str] = PROGRAM, quiet_s: float = QUIET_S, external: Sequence[str] = (),
+                 external_start_s: Mapping[str, float] | None = None) -> None:
         self._link = link
         self._clock = clock
         self._unit = unit
-        self._program = tuple(program)
+        self._programs = {"builtin": tuple(program), "exec": tuple(external)}
+        self._start_s = dict(external_start_s or {})
         self._quiet_s = quiet_s
         self._apps: dict[str, _App] = {}
         self._stopped: dict[str, float] = {}
@@ -154,7 +158,7 @@ class Pipelines:
         if old.model != run.model and app.live:  # one model in place of another: what it has in hand it still answers
             self._stop_politely(name, app)
             return
-        if old.model != run.model or old.input_from != run.input_from:
+        if (old.model, old.input_from, old.runner) != (run.model, run.input_from, run.runner):
             self._end(app)
             return
         self._tell_setup(app, old)
@@ -355,7 +359,7 @@ class Pipelines:
 
     def _spawn(self, name: str, app: _App, now: float) -> None:
         self.feed_folder.mkdir(mode=0o700, exist_ok=True)
-        command = (*self._program, "--app", name, "--socket", str(self._link.path))
+        command = (*self._programs[app.run.runner], "--app", name, "--socket", str(self._link.path))
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                        preexec_fn=self._die_with_me, bufsize=0)  # noqa: PLW1509 - prctl only, bound before the fork
@@ -364,7 +368,7 @@ class Pipelines:
             app.failures += 1
             app.not_before = now + backoff(app.failures, self._unit(), base_s=RESTART_BASE_S, cap_s=RESTART_CAP_S)
             return
-        app.new_process(process, now)
+        app.new_process(process, now, self._start_s.get(name, START_S) if app.run.runner == "exec" else START_S)
         self._link.watch(name, process)
 
     def _check(self, name: str, app: _App, now: float) -> float:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
+
+import msgspec
 
 from jetfleet_contract import slot_records as slots
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, MalformedError, OrderError, StorageError
@@ -36,13 +38,15 @@ class States(Protocol):
 
 
 class Updater:
-    """See the module. All methods belong to the control thread."""
+    """See the module. All methods belong to the control thread. `external`: apps that the board's own config has a program for."""
 
-    def __init__(self, journal: States, runner: EffectRunner, reports: Reports, clock: Callable[[], Instant]) -> None:
+    def __init__(self, journal: States, runner: EffectRunner, reports: Reports, clock: Callable[[], Instant],
+                 external: Collection[str] = ()) -> None:
         self._journal = journal
         self._runner = runner
         self._reports = reports
         self._clock = clock
+        self._external = frozenset(external)
         self._states: dict[str, slots.AppSlots] = {}
         runner.know(self._states.values)
         self._stalled: dict[str, deque[slots.Event]] = {}
@@ -74,7 +78,8 @@ class Updater:
                 self.event(app, slots.Resume())
         for spec in deployment.apps:
             feed_to = tuple(other.app for other in deployment.apps if other.input_from == spec.app)
-            self._deploy_app(slots.Target(deployment.seq, spec, deployment.rollout, feed_to, self._runner.release(spec.bundle)))
+            release = self._runner.release(spec.bundle)
+            self._deploy_app(slots.Target(deployment.seq, _as_it_can_be(spec), deployment.rollout, feed_to, release))
         named = {spec.app for spec in deployment.apps}
         for app in [known for known in self._states if known not in named]:
             self.event(app, slots.Undeploy(deployment.seq))
@@ -93,9 +98,10 @@ class Updater:
 
     def _check_possible(self, spec: AppSpec) -> None:
         self._runner.resolve(spec.sources)
-        if spec.runner != "builtin":
-            raise IncompatibleError("runner.unsupported", f"app {spec.app} wants the runner {spec.runner!r}, which this agent lacks",
-                                    remedy="use the builtin runner")
+        if spec.runner == "exec" and spec.app not in self._external:
+            what = f"app {spec.app} wants the exec runner, and this board has no [external.{spec.app}]"
+            raise IncompatibleError("runner.unsupported", what,
+                                    remedy="write that table into the agent's config (docs/external.md), or use the builtin runner")
 
     def sources_changed(self) -> None:
         """An address that sources refer to may be another one now: running pipelines get their setup again, and no other news."""
@@ -220,3 +226,10 @@ def _ending(state: slots.AppSlots) -> str:
     if state.phase != "idle" or state.last is None:
         return ""
     return f" ({state.last.outcome}{': ' + state.last.code if state.last.code else ''} {state.last.detail})"
+
+
+def _as_it_can_be(spec: AppSpec) -> AppSpec:
+    """An existing program cannot run two models beside each other: its trials are always stop-start."""
+    if spec.runner != "exec":
+        return spec
+    return msgspec.structs.replace(spec, trial=msgspec.structs.replace(spec.trial, mode="stop-start"))
