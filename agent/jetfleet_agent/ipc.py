@@ -234,7 +234,7 @@ class SourceEvent(Message, frozen=True, tag="source"):
 
 class Raised(Message, frozen=True, tag="raised"):
     """An alarm begins (`up`) or ends. It stands until it ends or the process does; `code` is stable, `source` may be empty, a camera, or
-    what stands behind the model: ``sink.NAME`` or ``kpi``."""
+    what stands behind the model: ``sink.NAME``, ``kpi`` or ``tracking``."""
 
     source: str
     up: bool

@@ -32,11 +32,13 @@ class Batching(Message, frozen=True):
 
 
 class Tracking(Message, frozen=True):
-    """Identities over time. `keep_s`: how long a track outlives its last detection; `least_score`: what may begin one."""
+    """Identities over time (needs ``jetfleet-agent[tracking]`` on the board). `keep_s`: how long a track outlives its last detection;
+    `least_score`: what may begin one; `min_iou`: how well a detection must fit to where its track is expected."""
 
-    method: Literal["bytetrack"] = "bytetrack"
+    method: Literal["norfair"] = "norfair"
     least_score: Share = 0.25
     keep_s: Seconds = 1.0
+    min_iou: Share = 0.2
 
 
 class JsonlSink(Message, frozen=True, tag="jsonl"):

@@ -55,6 +55,7 @@ from jetfleet_agent.pipeline.rhythm import AgeWatch
 from jetfleet_agent.pipeline.shadows import Shadows
 from jetfleet_agent.pipeline.sinks import Sinks
 from jetfleet_agent.pipeline.stages import Broken, Stages
+from jetfleet_agent.pipeline.tracking import TrackStep
 from jetfleet_agent.pipeline.trial import Trial
 from jetfleet_agent.pipeline.watchdog import Watchdog
 from jetfleet_contract.errors import InputError, JetfleetError, RuntimeFailure
@@ -102,7 +103,7 @@ class Controller:
         self._meter = Meter(app)
         self._kpis = KpiStep(app, self._meter, send)
         self._drift = DriftWatch(send, self._meter)
-        self._answers = Answers((self._kpis, self._drift, cascade, sinks))
+        self._answers = Answers((TrackStep(send), self._kpis, self._drift, cascade, sinks))
         self._results_dropped = results_dropped
         self._overlap = overlap
         self._ages = AgeWatch()
