@@ -66,6 +66,13 @@ def test_end_to_end_key_points() -> None:
     assert found.points[:3] == (90.0, 100.0, 0.7)
 
 
+@pytest.mark.parametrize("kind", ["keypoints", "segment"])
+def test_nothing_seen_is_no_answer(kind: str) -> None:
+    empty = {"keypoints": (np.zeros_like(pose()),),
+             "segment": (np.zeros((1, 39, CELLS), np.float32), np.zeros((1, 32, 80, 80), np.float32))}
+    assert load_task(spec(kind)).decode(empty[kind], SAME) == ()
+
+
 def test_another_number_of_points_is_named() -> None:
     with pytest.raises(IncompatibleError) as caught:
         load_task(spec("keypoints", ("person",))).decode((pose(5),), SAME)

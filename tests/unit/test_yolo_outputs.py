@@ -186,6 +186,8 @@ def test_what_could_be_two_layouts_asks() -> None:
         tell_layout(((1, 2100, 85),), "auto", labels=0, extra=0, height=SIDE, width=SIDE)
     assert caught.value.code == "task.layout"
     assert "v5 or v8-rows" in caught.value.what
+    with pytest.raises(IncompatibleError, match="v8-rows or end2end"):
+        tell_layout(((1, 48, 6),), "auto", labels=2, extra=0, height=SIDE, width=SIDE)
     assert tell_layout(((1, 2100, 85),), "v5", labels=0, extra=0, height=SIDE, width=SIDE).classes == 80
 
 

@@ -35,7 +35,7 @@ class KeyPoints(YoloTask):
         placed[:, :2] = points_in_frame(told[:, :2], geometry)
         if self._dimensions == 3:
             placed[:, 2] = np.round(np.clip(told[:, 2].astype(np.float64), 0.0, 1.0), 3)
-        skeletons = placed.reshape(len(boxes), -1).tolist()
+        skeletons = placed.reshape(-1, 3 * self._points).tolist()
         return tuple(Detection(self.label(index), score, (x0, y0, x1, y1), points=tuple(skeleton))
                      for index, score, (x0, y0, x1, y1), skeleton
                      in zip(found.classes.tolist(), shares(found.scores), boxes.tolist(), skeletons, strict=True))

@@ -31,6 +31,7 @@ LAYOUTS = ("auto", "v5", "v8", "v8-rows", "end2end", "nms", "onnx-nms")
 # What goes into suppression at most: the best scores. A broken model that is sure of everything costs no more than this.
 MAX_CANDIDATES = 2000
 _END2END_MOST = 1000
+_PER_CELL = {"v5": 3, "v8": 1, "v8-rows": 1}
 
 
 class Candidates(NamedTuple):
@@ -98,21 +99,14 @@ def _readings(shape: tuple[int, ...], labels: int, extra: int) -> list[Reading]:
 
 def _narrowed(fitting: list[Reading], shape: tuple[int, ...], height: int, width: int) -> list[Reading]:
     """Leave out what the number of candidates speaks against: there are more of them than numbers each, v5 has three anchors a cell of its
-    strides 8, 16 and 32, the others one; a model with built-in suppression gives a short list."""
+    strides 8, 16 and 32, the others one; a model with built-in suppression gives a short and round number (100, 300)."""
     _, rows, columns = shape
     cells = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
-    left = []
-    for reading in fitting:
-        count, numbers = (columns, rows) if reading.layout == "v8" else (rows, columns)
-        if reading.layout == "end2end":
-            if count <= _END2END_MOST and count not in (cells, 3 * cells):
-                return [reading]  # neither is any grid's
-            continue
-        if count > numbers:
-            left.append((reading, count))
-    anchored = [r for r, count in left if count == 3 * cells and r.layout == "v5"]
-    free = [r for r, count in left if count == cells and r.layout != "v5"]
-    return anchored or free or [r for r, _ in left] or fitting
+    on_grid = [reading for reading in fitting if (columns if reading.layout == "v8" else rows) == _PER_CELL.get(reading.layout, 0) * cells]
+    if on_grid:
+        return on_grid
+    short = [reading for reading in fitting if reading.layout == "end2end" and rows % 50 == 0 and rows <= _END2END_MOST]
+    return short or [r for r in fitting if (columns > rows if r.layout == "v8" else rows > columns)] or fitting
 
 
 def _several(shapes: tuple[tuple[int, ...], ...]) -> list[Reading]:
