@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -20,24 +19,21 @@ from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Capability
 from jetfleet_contract.sink_rules import LOOPBACK
 
+from . import state_lock
+from .checks import Check
 from .clocks import kernel_is_synchronized
 from .config import AgentConfig, ResultsConfig, load
+from .doctor_board import board_checks
+from .doctor_cameras import camera_checks
+from .doctor_models import models, needed_mb
+from .status import CHOOSER, JOURNAL
+from .supervisor.journal import Journal
+from .supervisor.measurements import MeasurementStore
 
 MIN_FREE_MB = 512
 SOON_DAYS = 30
 BROKER_WAIT_S = 8.0
 MAX_ROOT_BYTES = 1 << 20
-
-Verdict = Literal["ok", "warning", "failed"]
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One finding; `remedy` is empty when all is well."""
-
-    name: str
-    verdict: Verdict
-    finding: str
-    remedy: str = ""
 
 
 class Tried(msgspec.Struct, frozen=True):
@@ -72,12 +68,13 @@ class BrokerProbe:
 
 
 def examine(path: Path, capability_of: Callable[[AgentConfig], Capability],
-            try_broker: Callable[[AgentConfig], Tried]) -> tuple[Check, ...]:
+            try_broker: Callable[[AgentConfig], Tried], root: Path = Path("/")) -> tuple[Check, ...]:
     """All checks, in the order in which to mend things.
 
     Args:
         capability_of: probes the board.
         try_broker: connects once; gives the reason when that fails, and the broker's limits.
+        root: where the kernel's ``sys`` and ``proc`` are.
     """
     try:
         config = load(path)
@@ -91,6 +88,8 @@ def examine(path: Path, capability_of: Callable[[AgentConfig], Capability],
         _clock(time.time()),
         _root(config.root, time.time()),
         _backends(lambda: capability_of(config)),
+        *_board_and_models(config, root),
+        *camera_checks(config.local_sources, running=state_lock.is_held(config.state_dir)),
         _broker(config, try_broker),
     )
 
@@ -98,6 +97,13 @@ def examine(path: Path, capability_of: Callable[[AgentConfig], Capability],
 def exit_code(checks: tuple[Check, ...]) -> int:
     """0 unless a check failed; warnings do not fail."""
     return 1 if any(check.verdict == "failed" for check in checks) else 0
+
+
+def _board_and_models(config: AgentConfig, root: Path) -> tuple[Check, ...]:
+    journal = Journal(config.state_dir / JOURNAL)
+    states = [journal.app(name) for name in journal.apps()]
+    needed = needed_mb(states, MeasurementStore(config.state_dir / CHOOSER).choices())
+    return (*board_checks(root, needed), models(states, config.state_dir / "blobs"))
 
 
 def _state_folder(folder: Path) -> Check:

@@ -10,7 +10,7 @@ from jetfleet_contract.messages import Capability
 from jetfleet_contract.policy import Choice, ChoiceRow
 
 from .bench import BenchRow
-from .doctor import Check
+from .checks import Check
 from .status import Status
 from .supervisor.audit import Departure
 
