@@ -71,15 +71,16 @@ def order_of(path: Path, candidate: Candidate, threads: int, digit: str = "a", v
 
 
 class Pipeline:
-    """``python -m jetfleet_agent.pipeline`` with this process as its supervisor."""
+    """``python -m jetfleet_agent.pipeline`` with this process as its supervisor; `more` are further arguments of its."""
 
-    def __init__(self) -> None:
+    def __init__(self, *more: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="jetfleet-bench-")
         path = Path(self._folder.name) / "supervisor.sock"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(1)
-            self.process = subprocess.Popen([sys.executable, "-m", "jetfleet_agent.pipeline", "--app", "bench", "--socket", str(path)])
+            command = [sys.executable, "-m", "jetfleet_agent.pipeline", "--app", "bench", "--socket", str(path), *more]
+            self.process = subprocess.Popen(command)
             listener.settimeout(60)
             self._link, _ = listener.accept()
         self.events: list[Event] = []

@@ -21,6 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TOPICS = {
     "pipeline": "The pipeline against the bare loop",
+    "overlap": "Stages beside each other, or one after the other",
     "pipeline_peers": "What each pipeline adds, beside its peers",
     "variants": "Variants: which file, which backend, which precision",
     "preprocess": "Pre-processing: a frame becomes a tensor",

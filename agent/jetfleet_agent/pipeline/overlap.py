@@ -12,8 +12,8 @@ import statistics
 
 BLOCK = 12
 SETTLE = 3  # frames of a block that still belong to the way before
-BLOCKS = 4
-MARGIN = 0.97  # beside must be this much faster
+BLOCKS = 6
+MARGIN = 0.95  # beside must be this much faster
 
 
 class Overlap:
