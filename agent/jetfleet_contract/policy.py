@@ -296,3 +296,17 @@ def backoff(attempt: int, unit: float, *, base_s: float = 1.0, cap_s: float = 60
     """
     ceiling = min(cap_s, base_s * 2.0 ** min(attempt, 32))
     return base_s + unit * max(ceiling - base_s, 0.0)
+
+
+def decorrelated(previous_s: float, unit: float, *, base_s: float = 0.5, cap_s: float = 30.0) -> float:
+    """Seconds to wait before the next try: decorrelated jitter, uniform in [base, 3 * previous], never over the cap.
+
+    Two cameras behind one switch that came back together drift apart with every try, and no count of tries is kept. Formula:
+    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+
+    Args:
+        previous_s: what this function gave last; 0 for the first try.
+        unit: a random number in 0..1, the caller's.
+    """
+    ceiling = max(base_s, 3.0 * max(previous_s, 0.0))
+    return min(cap_s, base_s + unit * (ceiling - base_s))

@@ -3,65 +3,19 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import pytest
+from captures import Taken
 from pipelines import bar_image, save_video
 
-from jetfleet_agent.ipc import SourceEvent
-from jetfleet_agent.pipeline.capture import Capture, Pace
-from jetfleet_agent.pipeline.frames import Frame
-from jetfleet_agent.pipeline.sources import FrameSource, Shot, camera, open_source, redact
+from jetfleet_agent.pipeline.capture import GOOD_FRAMES, Capture, Pace
+from jetfleet_agent.pipeline.sources import FrameSource, Shot, network, open_source, redact
 from jetfleet_contract.errors import InputError, SourceError
 from jetfleet_contract.messages import Source
-
-
-class Taken:
-    """An intake that keeps everything, and can be waited on."""
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.skips: list[str] = []
-        self.events: list[SourceEvent] = []
-        self._changed = threading.Condition()
-        self._numbers = 0
-
-    def number(self, source: str) -> int:
-        self._numbers += 1
-        return self._numbers - 1
-
-    def every(self, frame: Frame, stopped: threading.Event) -> None:
-        self.newest(frame)
-
-    def newest(self, frame: Frame) -> None:
-        with self._changed:
-            self.frames.append(frame)
-            self._changed.notify_all()
-
-    def skipped(self, source: str, cause: str) -> None:
-        with self._changed:
-            self.skips.append(cause)
-            self._changed.notify_all()
-
-    def told(self, event: SourceEvent) -> None:
-        with self._changed:
-            self.events.append(event)
-            self._changed.notify_all()
-
-    def codes(self) -> list[str]:
-        return [event.code for event in self.events if not event.up]
-
-    def until_frames(self, count: int) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.frames) >= count, 30), self.events
-
-    def until_code(self, code: str) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: code in self.codes(), 30), self.events
 
 
 @pytest.fixture
@@ -135,7 +89,7 @@ def test_no_rate_means_no_waiting() -> None:
 
 def test_a_missing_file_is_told_once_and_found_when_it_appears(tmp_path: Path, taken: Taken, captures: list[Capture],
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jetfleet_agent.pipeline.capture.backoff", lambda attempt, unit: 0.02)
+    monkeypatch.setattr("jetfleet_agent.pipeline.capture.decorrelated", lambda previous, unit: 0.02)
     run(Source("front", str(tmp_path / "late.avi")), taken, captures)
     taken.until_code("source.missing")
     assert "late.avi" in taken.events[0].detail
@@ -183,25 +137,25 @@ def test_a_folder_goes_on_behind_an_unreadable_image(tmp_path: Path, taken: Take
 
 
 class Dying(FrameSource):
-    """A camera that gives three frames, then dies; a few openings fail before it is back."""
+    """A camera that gives some frames at each opening, or refuses (None)."""
 
     live = True
+    keeps_time = True
 
-    def __init__(self, refusals: int) -> None:
+    def __init__(self, *lives: int | None) -> None:
         super().__init__()
-        self.opened = 0
-        self._refusals = refusals
+        self._lives = list(lives)
         self._left = 0
 
     def open(self) -> None:
-        self.opened += 1
-        if 1 < self.opened <= 1 + self._refusals:
+        life = self._lives.pop(0) if self._lives else 0
+        if life is None:
             raise SourceError("source.refused", "the camera refuses")
-        self._left = 3
+        self._left = life
 
     def read(self, buffers):  # type: ignore[no-untyped-def]
         if not self._left:
-            raise SourceError("source.lost", "the camera stopped")
+            raise SourceError("source.gone", "the camera stopped")
         self._left -= 1
         return Shot(bar_image(0), time.monotonic())
 
@@ -210,20 +164,22 @@ class Dying(FrameSource):
 
 
 def test_a_dying_camera_is_reconnected_with_growing_pauses(taken: Taken, captures: list[Capture], monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts: list[int] = []
+    asked: list[float] = []
 
-    def pause(attempt: int, unit: float) -> float:
-        attempts.append(attempt)
+    def pause(previous: float, unit: float) -> float:
+        asked.append(previous)
         assert 0 <= unit <= 1
-        return 0.001
+        return previous + 0.001
 
-    reader = Dying(refusals=3)
+    reader = Dying(GOOD_FRAMES, None, None, GOOD_FRAMES - 1, GOOD_FRAMES)
     monkeypatch.setattr("jetfleet_agent.pipeline.capture.open_source", lambda source: reader)
-    monkeypatch.setattr("jetfleet_agent.pipeline.capture.backoff", pause)
+    monkeypatch.setattr("jetfleet_agent.pipeline.capture.decorrelated", pause)
     run(Source("front", "rtsp://camera/1"), taken, captures)
-    taken.until_frames(6)
-    assert attempts[:4] == [0, 1, 2, 3]
-    assert taken.codes()[:2] == ["source.lost", "source.refused"]
+    taken.until(lambda: len(asked) >= 6)
+    assert asked[:3] == pytest.approx([0, 0.001, 0.002])
+    assert asked[3] == pytest.approx(0.003), "a camera that dies again after a few frames is not well"
+    assert asked[4:6] == pytest.approx([0, 0.001]), "and after some more it is"
+    assert taken.codes()[:2] == ["source.gone", "source.refused"]
     assert [event.up for event in taken.events[:4]] == [True, False, False, True]
 
 
@@ -237,18 +193,18 @@ def test_a_camera_on_a_closed_port_is_refused_in_bounded_time(uri: str) -> None:
         open_source(Source("front", uri.format(port=port))).open()
     assert caught.value.code == "source.refused"
     assert "secret" not in str(caught.value)
-    assert time.monotonic() - began < camera.OPEN_TIMEOUT_S + 1
+    assert time.monotonic() - began < network.OPEN_TIMEOUT_S + 1
 
 
 def test_a_camera_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera, "OPEN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(network, "OPEN_TIMEOUT_S", 0.5)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(4)
         began = time.monotonic()
         with pytest.raises(SourceError) as caught:
             open_source(Source("front", f"rtsp://u:secret@127.0.0.1:{listener.getsockname()[1]}/x")).open()
-    assert caught.value.code == "source.open"
+    assert caught.value.code == "source.timeout"
     assert "secret" not in str(caught.value)
     assert time.monotonic() - began < 20
 
@@ -264,12 +220,16 @@ def test_a_host_name_that_does_not_exist() -> None:
     ("rtsp://10.0.0.7/live", "rtsp://10.0.0.7/live"),
     ("/data/video.mp4", "/data/video.mp4"),
     ("rtsp://user:pa:ss@[::1", "rtsp://(unreadable)"),
+    ("rtsps://user:pass@10.0.0.7/live#ca=/etc/ca.pem", "rtsps://10.0.0.7/live"),
+    ("gst:rtspsrc location=rtsp://user:pass@10.0.0.7/live ! decodebin", "gst:(pipeline)"),
 ])
 def test_redact(uri: str, shown: str) -> None:
     assert redact(uri) == shown
 
 
-@pytest.mark.parametrize("uri", ["local:front", "ftp://x/y", "synthetic:huge", "synthetic:2x2", "v4l2:/etc/passwd", "gst:fakesrc"])
+@pytest.mark.parametrize("uri", ["local:front", "ftp://x/y", "synthetic:huge", "synthetic:2x2", "v4l2:/etc/passwd", "v4l2://../x", "gst:",
+                                 "gst:videotestsrc ! appsink", "csi://front", "csi://0?width=1", "csi://0?exec=x",
+                                 "rtsp://user:pa:ss@[::1"])
 def test_a_uri_of_no_known_kind(uri: str) -> None:
     with pytest.raises(InputError) as caught:
         open_source(Source("front", uri))

@@ -29,7 +29,8 @@ def _arguments() -> argparse.Namespace:
 
 def _quiet_video() -> None:
     # FFmpeg and OpenCV print camera URIs, passwords included, when they fail. Must be set before cv2 is imported.
-    os.environ.update(OPENCV_LOG_LEVEL="SILENT", OPENCV_FFMPEG_LOGLEVEL="-8")
+    # A local camera that hangs in its driver is given up after 5 s instead of 10.
+    os.environ.update(OPENCV_LOG_LEVEL="SILENT", OPENCV_FFMPEG_LOGLEVEL="-8", OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT="5")
 
 
 def run(app: str, path: Path, lines_path: Path | None, overlap: bool | None = None) -> int:

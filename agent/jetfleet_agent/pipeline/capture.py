@@ -1,7 +1,8 @@
 """One thread a source: reads, paces, reconnects, and tells typed causes. What to do with a frame is the `Intake`'s business.
 
-Files: every frame, in order; at the end start again (`loop`) or finish. Cameras: reconnect for ever, with a full-jitter back-off
-that grows from 1 s to 60 s and starts anew after a good frame. A source's failure is an event of its own and never a model's.
+Files: every frame, in order; at the end start again (`loop`) or finish. Cameras: reconnect for ever, with decorrelated jitter that grows
+from half a second to 30 s and starts anew after `GOOD_FRAMES`. They are read without a pause whatever the consumer does, so that
+nothing piles up before us. A source's failure is an event of its own and never a model's.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from jetfleet_agent.pipeline.pulse import Pulse
 from jetfleet_agent.pipeline.sources import Buffers, FrameSource, FreshBuffers, Shot, open_source
 from jetfleet_contract.errors import JetfleetError, SourceError
 from jetfleet_contract.messages import Source
-from jetfleet_contract.policy import backoff
+from jetfleet_contract.policy import decorrelated
 
 log = logging.getLogger(__name__)
 
 SYNTHETIC_FPS = 30.0
+GOOD_FRAMES = 10
 _BAD_IMAGES_IN_A_ROW = 100
 
 
@@ -47,8 +49,8 @@ class Pace:
     """When the next frame is due, at `fps` frames a second; 0 means at once. Times are monotonic seconds."""
 
     def __init__(self, fps: float, now: float) -> None:
-        self._period = 1.0 / fps if fps > 0 else 0.0
         self._due = now
+        self.set_fps(fps)
 
     def wait_s(self, now: float) -> float:
         """Seconds until the next frame may be read."""
@@ -96,8 +98,9 @@ class Capture:
         self._stopped.set()
 
     def set_cap(self, fps: float) -> None:
-        """Read so many frames a second at most, from the next frame on; 0: as the source's own `fps` says."""
-        self._cap = fps
+        """From any thread: take no more than `fps` frames a second of a live source from now on, however many its own setting allows.
+        0 lifts the cap. A file is not capped: its every frame counts."""
+        self._cap = max(0.0, fps)
 
     def stuck_s(self, now: float) -> float:
         """Seconds that the call into the source in hand has taken at `now`, 0 between calls."""
@@ -123,7 +126,7 @@ class Capture:
             reader.close()
 
     def _keep_reading(self, reader: FrameSource) -> None:
-        attempt = 0
+        pause_s = 0.0
         while not self._stopped.is_set():
             count = 0
             try:
@@ -131,15 +134,15 @@ class Capture:
                     reader.open()
                 for shot, took_ms in self._frames(reader):
                     count += 1
-                    attempt = 0
+                    if count == GOOD_FRAMES:
+                        pause_s = 0.0
                     self._event(True, "", "")
                     self._hand_in(reader, shot, took_ms)
             except SourceError as error:
                 self._event(False, error.code, error.what)
                 if not reader.live and error.code == "source.truncated" and not self.source.loop:
                     return
-                self._stopped.wait(backoff(attempt, random.random()))  # noqa: S311  jitter, not a secret
-                attempt += 1
+                pause_s = self._pause(pause_s)
                 continue
             finally:
                 reader.close()
@@ -148,17 +151,22 @@ class Capture:
                     self._event(False, "source.ended", f"{self.source.name} is at its end after {count} frames")
                 return
             if not count:  # a loop over nothing readable must not spin
-                self._stopped.wait(backoff(attempt, random.random()))  # noqa: S311
-                attempt += 1
+                pause_s = self._pause(pause_s)
+
+    def _pause(self, previous_s: float) -> float:
+        """Wait before the next try; how long that was."""
+        pause_s = decorrelated(previous_s, random.random())  # noqa: S311  jitter, not a secret
+        self._stopped.wait(pause_s)
+        return pause_s
 
     def _frames(self, reader: FrameSource) -> Iterator[tuple[Shot, float]]:
         """(shot, read time in ms) until the end, paced by fps; unreadable images are told and skipped."""
-        own = self.source.fps or (SYNTHETIC_FPS if self.source.uri.startswith("synthetic:") and reader.live else 0.0)
-        pace = Pace(own, time.monotonic())
+        pace = Pace(self._fps(reader), time.monotonic())
+        reader.wanted = lambda: self._is_due(pace)
         bad = 0
         while not self._stopped.is_set():
-            pace.set_fps(min(own or self._cap, self._cap or own))
-            if not self._is_camera and self._stopped.wait(pace.wait_s(time.monotonic())):
+            pace.set_fps(self._fps(reader))
+            if not reader.keeps_time and self._stopped.wait(pace.wait_s(time.monotonic())):
                 return
             began = time.monotonic()
             try:
@@ -171,19 +179,31 @@ class Capture:
                 self._event(False, error.code, error.what)
                 self._intake.skipped(self.source.name, "unreadable")
                 continue
+            finally:
+                self._count_lost(reader)
             if shot is None:
                 return
             bad = 0
             now = time.monotonic()
-            if self._is_camera and pace.is_early(now):
-                self._intake.skipped(self.source.name, "fps-cap")
-                continue
             pace.taken(now)
             yield shot, (now - began) * 1e3
 
-    @property
-    def _is_camera(self) -> bool:
-        return self.source.uri.partition(":")[0] in {"rtsp", "rtsps", "rtmp", "http", "https", "v4l2"}
+    def _fps(self, reader: FrameSource) -> float:
+        """Frames a second that are wanted, 0 for all: the least of what the deployment and the governor allow."""
+        own = self.source.fps or (SYNTHETIC_FPS if reader.live and not reader.keeps_time else 0.0)
+        return min(own or self._cap, self._cap) if self._cap and reader.live else own
+
+    def _is_due(self, pace: Pace) -> bool:
+        if self._stopped.is_set() or not pace.is_early(time.monotonic()):
+            return True
+        self._intake.skipped(self.source.name, "fps-cap")
+        return False
+
+    def _count_lost(self, reader: FrameSource) -> None:
+        while reader.lost:
+            cause, count = reader.lost.popitem()
+            for _ in range(count):
+                self._intake.skipped(self.source.name, cause)
 
     def _hand_in(self, reader: FrameSource, shot: Shot, took_ms: float) -> None:
         if self._stopped.is_set():  # a read that outlived `stop`

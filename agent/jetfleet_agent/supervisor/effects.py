@@ -310,8 +310,9 @@ class EffectRunner:
         it goes to the pipeline, never into a log, a report or the journal.
 
         Raises:
-            InputError: `source.unknown`, `secret.unknown`, `secret.address` (a secret that is no network address). UntrustedError:
-            `secret.sealed`.
+            InputError: `source.unknown`, `source.not-here` (a GStreamer pipeline from elsewhere: it may write files and load code, so only
+            this board's config may name one), `secret.unknown`, `secret.address` (a secret that is no network address).
+            UntrustedError: `secret.sealed`.
         """
         return tuple(self._opened(self._resolved(source)) for source in sources)
 
@@ -320,12 +321,16 @@ class EffectRunner:
             return source
         name = source.uri.removeprefix("secret:")
         address = self._secrets.reveal(name)
-        if "://" not in address:  # what reads it redacts addresses only; anything else might be quoted in an error
+        if "://" not in address or _is_pipeline(address):  # what reads it redacts addresses only; anything else might be quoted in an error
             raise InputError("secret.address", f"secret {name[:63]!r} is no address of a camera",
                              remedy="set it to the whole address, as rtsp://user:password@host/path")
         return msgspec.structs.replace(source, uri=address)
 
     def _resolved(self, source: Source) -> Source:
+        if _is_pipeline(source.uri):
+            raise InputError("source.not-here",
+                             f"source {source.name[:63]!r}: a GStreamer pipeline is taken from the board's own config only",
+                             remedy='name it under [local_sources] of the agent\'s config, and write local:NAME in the deployment')
         if not source.uri.startswith("local:"):
             return source
         name = source.uri.removeprefix("local:")
@@ -335,6 +340,11 @@ class EffectRunner:
             raise InputError("source.unknown", f"this board has no local source {name[:63]!r}; it has: {known or 'none'}",
                              remedy="name it under [local_sources] of the agent's config")
         return msgspec.structs.replace(source, uri=address)
+
+
+def _is_pipeline(uri: str) -> bool:
+    return uri.strip().lower().startswith("gst:")
+
 
 def _chosen(bundle: str, choice: Choice, spec: ModelSpec) -> Chosen:
     best = choice.chosen
