@@ -12,7 +12,7 @@ from supervised_lives import APP, Life, Shelf
 from jetfleet_agent.supervisor.effects import RunSettings
 from jetfleet_agent.supervisor.updater import check_deployment
 from jetfleet_contract import slot_records as r
-from jetfleet_contract.errors import MalformedError, StorageError, UntrustedError
+from jetfleet_contract.errors import InputError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.messages import AppConfig, AppSpec, Deployment, Source
 
 
@@ -211,6 +211,15 @@ def test_a_runner_that_is_not_there_yet_is_reported(life: Life, shelf: Shelf) ->
 def test_local_sources_are_looked_up(life: Life) -> None:
     life.runner._settings = RunSettings({"front": "rtsp://user:secret@10.0.0.9/1"})
     assert life.runner.resolve((Source("cam", "local:front", 25.0),)) == (Source("cam", "rtsp://user:secret@10.0.0.9/1", 25.0),)
+
+
+def test_a_gstreamer_pipeline_comes_from_the_boards_own_config_only(life: Life) -> None:
+    life.runner._settings = RunSettings({"front": "gst:videotestsrc"})
+    assert life.runner.resolve((Source("cam", "local:front"),)) == (Source("cam", "gst:videotestsrc"),)
+    for uri in ("gst:videotestsrc ! filesink location=/x", " GST:videotestsrc"):
+        with pytest.raises(InputError) as caught:
+            life.runner.resolve((Source("cam", uri),))
+        assert caught.value.code == "source.not-here"
 
 
 def test_chained_apps_know_each_other(life: Life, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
