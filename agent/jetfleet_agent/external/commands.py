@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -12,12 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from jetfleet_agent.child_processes import death_signal
 from jetfleet_contract.errors import RuntimeFailure
 
 log = logging.getLogger(__name__)
 
 _TAIL_LINES = 5
-_PR_SET_PDEATHSIG = 1
 
 
 def run_hook(what: str, command: tuple[str, ...], environment: Mapping[str, str], limit_s: float) -> None:
@@ -46,7 +45,7 @@ class Child:
         try:
             self._process = subprocess.Popen(command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
                                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                                             preexec_fn=_death_signal(os.getpid()))  # noqa: PLW1509  prctl only, bound before the fork
+                                             preexec_fn=death_signal(os.getpid()))  # noqa: PLW1509  prctl only, bound before the fork
         except OSError as error:
             raise RuntimeFailure(f"external.{what}", f"{command[0]} cannot be started: {error.strerror or error}",
                                  remedy="check the command in [external.APP] of the agent's config") from None
@@ -94,14 +93,3 @@ class Child:
 
 def _ending(code: int) -> str:
     return f"exit code {code}" if code > 0 else signal.Signals(-code).name
-
-
-def _death_signal(parent: int) -> Callable[[], None]:
-    prctl = ctypes.CDLL(None).prctl
-
-    def die_with_parent() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return die_with_parent

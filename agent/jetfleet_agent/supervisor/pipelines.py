@@ -19,11 +19,11 @@ from pathlib import Path
 import msgspec
 
 from jetfleet_agent import ipc
+from jetfleet_agent.child_processes import death_signal, wait_or_kill
 from jetfleet_contract.messages import AppConfig, TrialPolicy
 from jetfleet_contract.policy import backoff
 from jetfleet_contract.slot_records import Crashed, Setup
 
-from .child_processes import death_signal, wait_or_kill
 from .footing import Footing, resident_mb
 from .inbox import PipelineEnded, PipelineSaid
 from .pipeline_link import PipelineLink

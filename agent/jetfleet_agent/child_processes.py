@@ -1,4 +1,4 @@
-"""Children that do not outlive the supervisor."""
+"""Children that do not outlive the process that started them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def wait_or_kill(process: subprocess.Popen[bytes], timeout_s: float) -> None:
 
 
 def death_signal(parent: int) -> Callable[[], None]:
-    """What a child calls between fork and exec: die when the supervisor dies (prctl(2)), also if it just did."""
+    """What a child calls between fork and exec: die when the parent dies (prctl(2)), also if it just did."""
     prctl = ctypes.CDLL(None).prctl
 
     def die_with_parent() -> None:
