@@ -6,17 +6,20 @@ In a checkout they lie in ``firmware_configs/``; in an installed wheel beside th
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jetfleet_contract.boards import MAX_BOARD_BYTES, BoardFile, board_from
+from jetfleet_contract.boards import MAX_BOARD_BYTES, BoardFile, board_from, chosen_board
 from jetfleet_contract.errors import IncompatibleError, InputError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).resolve().parent
 FOLDERS = (_HERE / "firmware_configs", _HERE.parent.parent / "firmware_configs")
@@ -53,27 +56,25 @@ def read_board(path: Path) -> BoardFile:
     return board_from(mapping, where=str(path))
 
 
-def detect_board(arch: str, compatible: Sequence[str]) -> BoardFile:
-    """The board file that fits this machine: by its device tree, else the plain CPU class of its architecture.
+def detect_board(arch: str, compatible: Sequence[str], isa: Sequence[str] = (), drivers: Sequence[str] = ()) -> BoardFile:
+    """The board file that fits this machine: by its device tree, else by driver and CPU flags, else the plain class of its architecture.
 
     Args:
         arch: as ``uname -m`` says it.
         compatible: the device tree's compatible list, empty on machines without one.
+        isa: CPU flags as /proc/cpuinfo spells them. drivers: of accelerators, as `capability.Machine` has them.
+
+    A board on which the agent does not run yet with its accelerator is taken as the plain class of its architecture, with a warning.
 
     Raises:
-        IncompatibleError: `board.unsupported`.
+        IncompatibleError: `board.unsupported` when no file fits.
     """
     boards = [load_board(name) for name in board_names()]
-    for board in boards:
-        if is_board(board, compatible):
-            return board
-    for board in boards:
-        if board.arch == arch and not board.device_tree:
-            return board
-    raise IncompatibleError("board.unsupported", f"no board file fits a machine of architecture {arch}",
-                            remedy=f"name one with --board; known boards: {', '.join(board_names())}")
-
-
-def is_board(board: BoardFile, compatible: Sequence[str]) -> bool:
-    """True when the device tree names the board."""
-    return any(part in entry for part in board.device_tree for entry in compatible)
+    named = chosen_board(boards, arch, compatible, isa, drivers)
+    if named is not None and named.support != "agent":
+        log.warning("the agent does not use %s yet: %s; it is taken as a plain %s machine", named.title, named.why_not, arch)
+    board = chosen_board([one for one in boards if one.support == "agent"], arch, compatible, isa, drivers)
+    if board is None:
+        raise IncompatibleError("board.unsupported", f"no board file fits a machine of architecture {arch}",
+                                remedy=f"name one with --board; known boards: {', '.join(board_names())}")
+    return board

@@ -18,12 +18,11 @@ from pathlib import Path
 
 import msgspec
 
-from jetfleet_contract.boards import BoardFile, allowed_precisions, withheld_precisions
+from jetfleet_contract.boards import BoardFile, allowed_precisions, names_board, withheld_precisions
 from jetfleet_contract.errors import IncompatibleError
 from jetfleet_contract.messages import BackendInfo, Capability
 
 from .backend_probe import BackendFacts
-from .boards import is_board
 
 PROBE_TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 64 * 1024
@@ -38,7 +37,10 @@ _ARM_PARTS = {"0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """This machine, as the operating system tells. `memory_mb` is 0 and texts are empty where it does not."""
+    """This machine, as the operating system tells. `memory_mb` is 0 and texts are empty where it does not.
+
+    `drivers` are kernel drivers of accelerators that are loaded: ``nvidia``.
+    """
 
     arch: str
     cpu: str = ""
@@ -48,6 +50,7 @@ class Machine(msgspec.Struct, frozen=True):
     model: str = ""
     compatible: tuple[str, ...] = ()
     l4t: str = ""
+    drivers: tuple[str, ...] = ()
 
 
 def probe_machine(root: Path = Path("/"), *, arch: str = "", cores: int = 0) -> Machine:
@@ -67,6 +70,7 @@ def probe_machine(root: Path = Path("/"), *, arch: str = "", cores: int = 0) -> 
         model=_text(root / "proc/device-tree/model").strip("\0\n "),
         compatible=tuple(part for part in _text(root / "proc/device-tree/compatible").split("\0") if part),
         l4t=_l4t(_text(root / "etc/nv_tegra_release")),
+        drivers=("nvidia",) if _text(root / "proc/driver/nvidia/version") else (),
     )
 
 
@@ -154,7 +158,7 @@ def _check_is_board(board: BoardFile, machine: Machine) -> None:
     remedy = f"let the agent find out (board = \"auto\"), or set simulate = true to try {board.board} on this machine"
     if board.arch != machine.arch:
         raise IncompatibleError("board.arch", f"board {board.board} is {board.arch}, this machine is {machine.arch}", remedy=remedy)
-    if board.device_tree and not is_board(board, machine.compatible):
+    if board.device_tree and not names_board(board, machine.compatible):
         seen = machine.model or "a machine without a device tree"
         raise IncompatibleError("board.mismatch", f"this is no {board.title}: it is {seen}", remedy=remedy)
 

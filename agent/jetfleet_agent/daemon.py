@@ -24,6 +24,7 @@ from types import FrameType
 
 import msgspec
 
+from jetfleet_contract.boards import BoardFile
 from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError
 from jetfleet_contract.messages import Capability
 from jetfleet_contract.policy import Choice, Measurement
@@ -33,7 +34,7 @@ from .arguments import parser
 from .bench import Wish, bench, lone_model
 from .boards import board_names, detect_board, load_board
 from .bundle_folder import BundleFolder, read_bundle
-from .capability import probe, probe_machine
+from .capability import Machine, probe, probe_machine
 from .clocks import BoardClock
 from .config import EXAMPLE, AgentConfig, MeasureConfig, load
 from .recent_log import FORMAT, RecentLines
@@ -100,7 +101,7 @@ def _run(parsed: argparse.Namespace) -> int:
 def _probe(parsed: argparse.Namespace) -> int:
     if parsed.boards:
         boards = [load_board(name) for name in board_names()]
-        _show(parsed, boards, "\n".join(f"{b.board:12} {b.title} ({b.support})" for b in boards))
+        _show(parsed, boards, "\n".join(f"{b.board:20} {b.title} ({b.support}) {b.why_not}".rstrip() for b in boards))
         return 0
     capability = _capability(parsed.board)
     _show(parsed, capability, capability_text(capability))
@@ -256,15 +257,19 @@ def _broker_settings(config: AgentConfig) -> BrokerSettings:
 
 def _configured_capability(config: AgentConfig) -> Capability:
     machine = probe_machine()
-    board = detect_board(machine.arch, machine.compatible) if config.board == "auto" else load_board(config.board)
+    board = _detected(machine) if config.board == "auto" else load_board(config.board)
     return probe(board, config.simulate, machine=machine)
+
+
+def _detected(machine: Machine) -> BoardFile:
+    return detect_board(machine.arch, machine.compatible, machine.isa, machine.drivers)
 
 
 def _capability(name: str) -> Capability:
     """This machine; or, when another board is named, that board put over this machine (and the output says so)."""
     machine = probe_machine()
     if name == "auto":
-        return probe(detect_board(machine.arch, machine.compatible), False, machine=machine)
+        return probe(_detected(machine), False, machine=machine)
     board = load_board(name)
     try:
         return probe(board, False, machine=machine)

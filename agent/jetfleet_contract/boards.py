@@ -9,22 +9,23 @@ A board file only bounds what a board may try. What it really can do is probed t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from .board_bounds import problems
 from .errors import InputError, MalformedError
 from .messages import Message
 from .topics import check_name
+from .unknown_keys import refuse_unknown
 
 MAX_BOARD_BYTES = 64 * 1024
-MAX_FIGURE = 1e9
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "nvfp4"]
 
 # These say which board it is, or are our own choice: they are no claims about the world that need a source.
-_UNSOURCED = frozenset({"board", "device_class", "title", "support", "sources", "notes", "fallback"})
+_UNSOURCED = frozenset({"board", "device_class", "title", "support", "why_not", "precedence", "sources", "notes", "fallback"})
 
 
 class BackendRule(Message, frozen=True):
@@ -42,40 +43,78 @@ class BackendRule(Message, frozen=True):
 
 
 class Gpu(Message, frozen=True):
-    """The GPU. `sm` is the CUDA compute capability, ``8.7``; `hardware` what its units execute at all."""
+    """The GPU. `sm` is the CUDA compute capability, ``8.7``; `hardware` what its units execute at all.
+
+    `tensor_precisions` are those that its tensor cores multiply. `l2_kb` is its level-2 cache in KiB (1024 bytes).
+    """
 
     name: str
     sm: str
+    sm_count: int | None = None
     cuda_cores: int | None = None
     tensor_cores: int | None = None
+    l2_kb: int | None = None
     hardware: tuple[Precision, ...] = ()
+    tensor_precisions: tuple[Precision, ...] = ()
     dla_cores: int | None = None
 
 
+class Dla(Message, frozen=True):
+    """The deep-learning accelerators beside the GPU, `gpu.dla_cores` of them. `releases`: where TensorRT can still use them."""
+
+    generation: int
+    precisions: tuple[Precision, ...]
+    sram_kb: int | None = None
+    releases: tuple[str, ...] = ()
+
+
 class PowerMode(Message, frozen=True):
-    """One nvpmodel mode. `watts` None: not capped. `memory_gb_s` in 1e9 bytes/s, `dense_tops` in 1e12 operations/s, no sparsity."""
+    """One nvpmodel mode. `watts` None: not capped. `memory_gb_s` in 1e9 bytes/s, `gpu_mhz` the GPU's highest clock.
+
+    `dense_tops` is the GPU's peak by precision, `dla_tops` that of all DLA cores together: 1e12 operations/s, no sparsity.
+    """
 
     name: str
     watts: float | None = None
     memory_gb_s: float | None = None
+    gpu_mhz: float | None = None
     dense_tops: dict[str, float] = {}
+    dla_tops: dict[str, float] = {}
 
 
 class SystemRelease(Message, frozen=True):
-    """One system image that the board runs, with the versions that an engine is bound to."""
+    """One system image that the board runs, with the versions that an engine and a wheel are bound to."""
 
     name: str
     l4t: str = ""
     cuda: str = ""
     tensorrt: str = ""
     python: str = ""
+    glibc: str = ""
+
+
+class CameraPipeline(Message, frozen=True):
+    """A way to a camera: what comes before the appsink, in GStreamer's own syntax."""
+
+    name: str
+    pipeline: str
+
+
+class FlashTarget(Message, frozen=True):
+    """A board name as NVIDIA's flashing tools take it: ``tool ... config device``. `first_release` is where it appeared, if known."""
+
+    name: str
+    config: str
+    tool: Literal["flash.sh", "l4t_initrd_flash.sh"]
+    first_release: str = ""
 
 
 class BoardFile(Message, frozen=True):
-    """One board. `support` "agent": the agent runs there today; "planned": facts only.
+    """One board. `support` "agent": the agent runs there today; "planned": facts only, and `why_not` says why.
 
-    `device_tree` holds parts of the device-tree's compatible list that identify the board. `memory_gb_s` is 1e9 bytes/s in the
-    default power mode.
+    `device_tree` holds parts of the device-tree's compatible list that identify the board; `driver` a kernel driver and `any_isa` CPU
+    flags (one of them is enough) that tell this class from the plain one of its architecture; of several that fit, the one of the
+    highest `precedence` is taken. `memory_gb_s` is 1e9 bytes/s in the default power mode.
     """
 
     board: str
@@ -84,14 +123,22 @@ class BoardFile(Message, frozen=True):
     title: str
     support: Literal["agent", "planned"]
     backends: tuple[BackendRule, ...]
+    why_not: str = ""
     device_tree: tuple[str, ...] = ()
+    driver: Literal["", "nvidia"] = ""
+    any_isa: tuple[str, ...] = ()
+    precedence: int = 0
     cpu: str = ""
     cores: int | None = None
     memory_mb: int | None = None
     memory_gb_s: float | None = None
     gpu: Gpu | None = None
+    dla: Dla | None = None
+    thermal_zones: tuple[str, ...] = ()
     power_modes: tuple[PowerMode, ...] = ()
     releases: tuple[SystemRelease, ...] = ()
+    cameras: tuple[CameraPipeline, ...] = ()
+    flash: tuple[FlashTarget, ...] = ()
     notes: tuple[str, ...] = ()
     sources: dict[str, str] = {}
 
@@ -107,8 +154,9 @@ def board_from(mapping: Mapping[str, Any], *, where: str) -> BoardFile:
         where: the file's path, for the error.
 
     Raises:
-        InputError: `board.bad`, naming the offending key or value.
+        InputError: `board.bad`, naming the offending key and the nearest valid one, or the value and its bound.
     """
+    refuse_unknown(dict(mapping), BoardFile, "board.bad", "the board file", where)
     try:
         board = msgspec.convert(mapping, BoardFile)
         check_name("board", board.board)
@@ -116,9 +164,37 @@ def board_from(mapping: Mapping[str, Any], *, where: str) -> BoardFile:
     except (msgspec.ValidationError, MalformedError) as error:
         what = error.what if isinstance(error, MalformedError) else str(error)
         raise _bad(what, where) from None
-    for problem in _problems(board, mapping):
+    for problem in (*problems(board), *_bad_sources(board, mapping)):
         raise _bad(problem, where)
     return board
+
+
+def chosen_board(boards: Sequence[BoardFile], arch: str, compatible: Sequence[str], isa: Iterable[str],
+                 drivers: Iterable[str]) -> BoardFile | None:
+    """The board file that fits a machine: by its device tree, else by what its class is told from, the most particular first.
+
+    Args:
+        arch: as ``uname -m`` says it. compatible: the device tree's list. isa: CPU flags as /proc/cpuinfo spells them.
+        drivers: kernel drivers of accelerators that are loaded.
+
+    Returns:
+        None when no file fits.
+    """
+    named = next((board for board in boards if names_board(board, compatible)), None)
+    if named is not None:
+        return named
+    flags, loaded = frozenset(isa), frozenset(drivers)
+    fitting = [board for board in boards if board.arch == arch and not board.device_tree and _fits(board, flags, loaded)]
+    return max(fitting, key=lambda board: board.precedence, default=None)
+
+
+def names_board(board: BoardFile, compatible: Sequence[str]) -> bool:
+    """True when the device tree names the board."""
+    return any(part in entry for part in board.device_tree for entry in compatible)
+
+
+def _fits(board: BoardFile, isa: frozenset[str], drivers: frozenset[str]) -> bool:
+    return (not board.any_isa or bool(isa.intersection(board.any_isa))) and (not board.driver or board.driver in drivers)
 
 
 def allowed_precisions(rule: BackendRule, isa: Iterable[str]) -> tuple[str, ...]:
@@ -160,33 +236,12 @@ def _leaves(path: str, value: object) -> Iterable[str]:
     yield path
 
 
-def _problems(board: BoardFile, mapping: Mapping[str, Any]) -> Iterable[str]:
-    yield from _repeats("backend", [str(rule.name) for rule in board.backends])
-    yield from _repeats("power mode", [mode.name for mode in board.power_modes])
-    yield from _repeats("release", [release.name for release in board.releases])
-    if not board.backends:
-        yield "no backend is listed, so nothing could ever run"
-    for rule in board.backends:
-        for key, named in (("pays", rule.pays), ("needs_isa", tuple(rule.needs_isa))):
-            for precision in set(named).difference(rule.precisions):
-                yield f"backend {rule.name}: {key} names {precision!r}, which is not among its precisions"
-    for name, figure in _figures(board):
-        if figure is not None and not 0 < figure < MAX_FIGURE:
-            yield f"{name} is {figure}; leave it out when it is not known"
-    for path in board.sources:
+def _bad_sources(board: BoardFile, mapping: Mapping[str, Any]) -> Iterable[str]:
+    for path, text in board.sources.items():
         if not _names_something(path, mapping):
             yield f"sources names {path!r}, which the file does not hold"
-
-
-def _repeats(what: str, names: list[str]) -> Iterable[str]:
-    return (f"{what} {name!r} is listed twice" for name in dict.fromkeys(names) if names.count(name) > 1)
-
-
-def _figures(board: BoardFile) -> Iterable[tuple[str, float | None]]:
-    yield from (("cores", board.cores), ("memory_mb", board.memory_mb), ("memory_gb_s", board.memory_gb_s))
-    for mode in board.power_modes:
-        yield from ((f"{mode.name}: watts", mode.watts), (f"{mode.name}: memory_gb_s", mode.memory_gb_s))
-        yield from ((f"{mode.name}: dense_tops.{name}", tops) for name, tops in mode.dense_tops.items())
+        if not text.strip():
+            yield f"sources says nothing for {path!r}; name the origin, or leave the value out"
 
 
 def _names_something(path: str, mapping: Mapping[str, Any]) -> bool:

@@ -19,9 +19,9 @@ from jetfleet_contract.gates import Gates
 from jetfleet_contract.kpis import MAX_KPIS, KpiBound, is_name
 from jetfleet_contract.messages import DeliveryPolicy, TrialPolicy
 from jetfleet_contract.rollout_plan import Budget, OnBreach, Selector, Window
+from jetfleet_contract.unknown_keys import refuse_unknown
 
 from .store.journal import Overrides
-from .unknown_keys import refuse_unknown
 
 MAX_PLAN_BYTES = 256 * 1024
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")

@@ -26,11 +26,11 @@ from jetfleet_contract.budgets import check_hours
 from jetfleet_contract.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_contract.topics import check_blob
+from jetfleet_contract.unknown_keys import refuse_unknown
 from jetfleet_contract.uploads import Bounds, Kind
 from jetfleet_host.durable import sweep_partials, sync_folder, write_file
 from jetfleet_host.keys import KeyFolder
 from jetfleet_host.repository import Repository, check_threshold
-from jetfleet_host.unknown_keys import refuse_unknown
 
 CONFIG = "jetfleet.toml"
 MAX_CONFIG_BYTES = 64 * 1024

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jetfleet_agent.backend_probe import BackendFacts, facts_of
-from jetfleet_agent.boards import load_board
+from jetfleet_agent.boards import detect_board, load_board
 from jetfleet_agent.capability import Machine, ask_backends, probe, probe_machine, reasons_withheld
 from jetfleet_contract.errors import IncompatibleError
 from jetfleet_contract.messages import Capability, decode, encode
@@ -67,6 +67,25 @@ def test_a_laptop_is_read_from_its_files(tmp_path: Path) -> None:
     assert machine.cpu == "Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz"
     assert machine.isa == ("sse4_1", "sse4_2", "avx", "f16c", "avx2", "fma")
     assert (machine.l4t, machine.model, machine.compatible) == ("", "", ())
+
+
+@pytest.mark.parametrize(("flags", "driver", "board"), [
+    ("fpu sse4_2 avx avx2 fma", False, "cpu-x86-avx2"),
+    ("fpu avx2 avx512f avx512_vnni", False, "cpu-x86-vnni"),
+    ("fpu avx2 avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8", False, "cpu-x86-amx"),
+    ("fpu avx2 avx512_vnni amx_int8", True, "x86-gpu"),
+])
+def test_the_class_of_a_pc_is_told_from_its_files(tmp_path: Path, flags: str, driver: bool, board: str) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"model name\t: a CPU\nflags\t\t: {flags}\n")
+    if driver:
+        (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+        (tmp_path / "proc/driver/nvidia/version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06\n")
+    machine = probe_machine(tmp_path, arch="x86_64", cores=8)
+    found = detect_board(machine.arch, machine.compatible, machine.isa, machine.drivers)
+    assert found.board == board
+    capability = probe(found, False, machine=machine, ask=lambda _names: WORKS)
+    assert (capability.device_class, capability.simulated) == (board, False)
 
 
 def test_a_machine_that_tells_nothing_is_no_error(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from jetfleet_contract.errors import InputError
-from jetfleet_host.unknown_keys import refuse_unknown
+from jetfleet_contract.unknown_keys import refuse_unknown
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Loss = Annotated[float, Meta(ge=0.0, le=0.9)]

@@ -7,7 +7,7 @@ from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
-from jetfleet_contract.errors import InputError
+from .errors import InputError
 
 
 def refuse_unknown(table: dict[str, Any], kind: type[msgspec.Struct], code: str, file: str, where: str, prefix: str = "") -> None:
