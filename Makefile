@@ -12,6 +12,12 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell .ci/find-python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 SERVERS := mosquitto:mosquitto nginx:nginx-light openssl:openssl ip:iproute2
+# A camera for the tests: GStreamer's RTSP server, from the system's Python.
+GST := /usr/lib/*/gstreamer-1.0
+CAMERA := /usr/lib/python3/dist-packages/gi:python3-gi /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib:gir1.2-gst-rtsp-server-1.0 \
+	/usr/lib/*/girepository-1.0/GstVideo-1.0.typelib:gir1.2-gst-plugins-base-1.0 $(GST)/libgstapp.so:gstreamer1.0-plugins-base \
+	$(GST)/libgstrtp.so:gstreamer1.0-plugins-good $(GST)/libgstx264.so:gstreamer1.0-plugins-ugly \
+	$(GST)/libgstvideoparsersbad.so:gstreamer1.0-plugins-bad
 
 .PHONY: demo test test-slow test-board check bench clean
 
@@ -40,11 +46,11 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 test: check
-	@.ci/need $(SERVERS)
+	@.ci/need $(SERVERS) $(CAMERA)
 	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev
-	@.ci/need $(SERVERS) postgres:postgresql
+	@.ci/need $(SERVERS) $(CAMERA) postgres:postgresql
 	$(BIN)/pytest -m 'slow and not gpu and not jetson' --timeout=900 $(PYTEST_ARGS)
 
 # On a board, or on a machine with an NVIDIA GPU.
@@ -52,7 +58,7 @@ test-board: $(VENV)/.dev
 	$(BIN)/pytest -m 'gpu or jetson' --timeout=900 $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev
-	@.ci/need $(SERVERS) curl:curl casync:casync zck:zchunk xdelta3:xdelta3 bsdiff:bsdiff zstd:zstd
+	@.ci/need $(SERVERS) $(CAMERA) ffmpeg:ffmpeg curl:curl casync:casync zck:zchunk xdelta3:xdelta3 bsdiff:bsdiff zstd:zstd
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 clean:
