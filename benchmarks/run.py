@@ -25,6 +25,7 @@ TOPICS = {
     "pipeline_peers": "What each pipeline adds, beside its peers",
     "variants": "Variants: which file, which backend, which precision",
     "preprocess": "Pre-processing: a frame becomes a tensor",
+    "live": "A live camera that is faster than the model",
     "swap": "Swapping models between two frames",
     "cascade": "The cascade: a weak model asks the full one",
     "delivery": "50 MB to 1, 4, 16 and 32 receivers",
