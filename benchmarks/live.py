@@ -1,6 +1,5 @@
 """A live camera that is faster than the model: how old results are, whether age creeps, how soon they are back after it died.
 
-
 The camera is GStreamer's RTSP server, 640x480, H.264, whose encoder never waits for anybody. jetfleet is the real pipeline process; then
 comes the loop that every tutorial shows: `cv2.VideoCapture(url)`, read, infer. Its frames' age is told by the stream's own time
 (`CAP_PROP_POS_MSEC`) against the clock, from 0 at its first frame; ours by the pipeline, which adds what a frame took through it.
@@ -121,8 +120,8 @@ def row(name: str, run: Live) -> str:
     back = f"{run.back_s:.2f} s" if run.back_s else "-"
     floor = (0.95 * camera + max(run.period, camera)) / camera
     drops = ", ".join(f"{cause} {count}" for cause, count in sorted(run.dropped.items())) or "none"
-    return (f"| {name} | {run.period:.1f} | {p50:.0f} | {p95:.0f} | **{p95 / camera:.2f}** ({floor:.2f}) | {p95 / max(run.period, camera):.2f} "
-            f"| {creep(run.ages):.1f} | {drops} | {back} |")
+    periods = f"**{p95 / camera:.2f}** ({floor:.2f}) | {p95 / max(run.period, camera):.2f}"
+    return (f"| {name} | {run.period:.1f} | {p50:.0f} | {p95:.0f} | {periods} | {creep(run.ages):.1f} | {drops} | {back} |")
 
 
 def main() -> None:
@@ -134,7 +133,8 @@ def main() -> None:
     arguments = parser.parse_args()
     seconds = 20.0 if arguments.quick else arguments.minutes * 60.0
     if arguments.naive:
-        print(msgspec.json.encode(naive(*arguments.naive, min(seconds, 60.0))).decode())
+        uri, model = arguments.naive
+        print(msgspec.json.encode(naive(uri, model, min(seconds, 60.0))).decode())
         return
     from cameras import RtspCamera, need_gstreamer
     from pipeline_process import demo_model
