@@ -42,7 +42,7 @@ def captures() -> Iterator[list[Capture]]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time-outs and pauses short enough for a test; a crowded machine must still open a camera within them."""
     monkeypatch.setattr(network, "READ_TIMEOUT_S", 1.5)
-    monkeypatch.setattr("jetfleet_agent.pipeline.capture.decorrelated", lambda previous, unit: 0.1)
+    monkeypatch.setattr("jetfleet_agent.pipeline.capture.decorrelated", lambda previous, unit, cap_s: 0.1)
 
 
 def run(uri: str, taken: Taken, captures: list[Capture], fps: float = 0.0) -> Capture:

@@ -10,7 +10,7 @@ from jetfleet_agent.pipeline.sources import FreshBuffers, open_source
 from jetfleet_agent.pipeline.sources.csi import csi_pipeline
 from jetfleet_contract.camera_time import CameraClock
 from jetfleet_contract.messages import Source
-from jetfleet_contract.policy import decorrelated
+from jetfleet_contract.policy import decorrelated, patience
 
 
 @given(st.lists(st.floats(0, 0.2), min_size=2, max_size=60), st.floats(-1e6, 1e6))
@@ -32,6 +32,12 @@ def test_lag_that_grows_shows() -> None:
 @given(st.floats(0, 30), st.floats(0, 1))
 def test_pauses_stay_within_their_bounds(previous: float, unit: float) -> None:
     assert 0.5 <= decorrelated(previous, unit) <= min(30.0, max(0.5, 3 * previous)) + 1e-9
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_patience_grows_with_the_outage(a: float, b: float) -> None:
+    assert 0.75 <= patience(min(a, b)) <= patience(max(a, b)) <= 30.0
+    assert patience(6.0) == 0.75, "a camera that was away for some seconds is tried again at once"
 
 
 def test_the_csi_pipeline() -> None:

@@ -89,7 +89,7 @@ def test_no_rate_means_no_waiting() -> None:
 
 def test_a_missing_file_is_told_once_and_found_when_it_appears(tmp_path: Path, taken: Taken, captures: list[Capture],
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jetfleet_agent.pipeline.capture.decorrelated", lambda previous, unit: 0.02)
+    monkeypatch.setattr("jetfleet_agent.pipeline.capture.decorrelated", lambda previous, unit, cap_s: 0.02)
     run(Source("front", str(tmp_path / "late.avi")), taken, captures)
     taken.until_code("source.missing")
     assert "late.avi" in taken.events[0].detail
@@ -166,7 +166,8 @@ class Dying(FrameSource):
 def test_a_dying_camera_is_reconnected_with_growing_pauses(taken: Taken, captures: list[Capture], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
 
-    def pause(previous: float, unit: float) -> float:
+    def pause(previous: float, unit: float, cap_s: float) -> float:
+        assert 0.75 <= cap_s <= 30.0
         asked.append(previous)
         assert 0 <= unit <= 1
         return previous + 0.001

@@ -1,7 +1,7 @@
 """One thread a source: reads, paces, reconnects, and tells typed causes. What to do with a frame is the `Intake`'s business.
 
 Files: every frame, in order; at the end start again (`loop`) or finish. Cameras: reconnect for ever, with decorrelated jitter that grows
-from half a second to 30 s and starts anew after `GOOD_FRAMES`. They are read without a pause whatever the consumer does, so that
+from half a second to an eighth of the outage, 30 s at most, and starts anew after `GOOD_FRAMES`. They are read without a pause whatever the consumer does, so that
 nothing piles up before us. A source's failure is an event of its own and never a model's.
 """
 
@@ -20,7 +20,7 @@ from jetfleet_agent.pipeline.pulse import Pulse
 from jetfleet_agent.pipeline.sources import Buffers, FrameSource, FreshBuffers, Shot, open_source
 from jetfleet_contract.errors import JetfleetError, SourceError
 from jetfleet_contract.messages import Source
-from jetfleet_contract.policy import decorrelated
+from jetfleet_contract.policy import decorrelated, patience
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,7 @@ class Capture:
 
     def _keep_reading(self, reader: FrameSource) -> None:
         pause_s = 0.0
+        well = time.monotonic()
         while not self._stopped.is_set():
             count = 0
             try:
@@ -134,15 +135,15 @@ class Capture:
                     reader.open()
                 for shot, took_ms in self._frames(reader):
                     count += 1
-                    if count == GOOD_FRAMES:
-                        pause_s = 0.0
+                    if count >= GOOD_FRAMES:
+                        pause_s, well = 0.0, time.monotonic()
                     self._event(True, "", "")
                     self._hand_in(reader, shot, took_ms)
             except SourceError as error:
                 self._event(False, error.code, error.what)
                 if not reader.live and error.code == "source.truncated" and not self.source.loop:
                     return
-                pause_s = self._pause(pause_s)
+                pause_s = self._pause(pause_s, well)
                 continue
             finally:
                 reader.close()
@@ -151,11 +152,12 @@ class Capture:
                     self._event(False, "source.ended", f"{self.source.name} is at its end after {count} frames")
                 return
             if not count:  # a loop over nothing readable must not spin
-                pause_s = self._pause(pause_s)
+                pause_s = self._pause(pause_s, well)
 
-    def _pause(self, previous_s: float) -> float:
-        """Wait before the next try; how long that was."""
-        pause_s = decorrelated(previous_s, random.random())  # noqa: S311  jitter, not a secret
+    def _pause(self, previous_s: float, well: float) -> float:
+        """Wait before the next try; how long that was. `well`: when the source last was."""
+        cap_s = patience(time.monotonic() - well)
+        pause_s = decorrelated(previous_s, random.random(), cap_s=cap_s)  # noqa: S311  jitter, not a secret
         self._stopped.wait(pause_s)
         return pause_s
 
