@@ -1,8 +1,8 @@
 """One thread a source: reads, paces, reconnects, and tells typed causes. What to do with a frame is the `Intake`'s business.
 
 Files: every frame, in order; at the end start again (`loop`) or finish. Cameras: reconnect for ever, with decorrelated jitter that grows
-from half a second to an eighth of the outage, 30 s at most, and starts anew after `GOOD_FRAMES`. They are read without a pause whatever the consumer does, so that
-nothing piles up before us. A source's failure is an event of its own and never a model's.
+from half a second to an eighth of the outage, 30 s at most, and starts anew after `GOOD_FRAMES`. They are read without a pause whatever
+the consumer does, so that nothing piles up before us. A source's failure is an event of its own and never a model's.
 """
 
 from __future__ import annotations
