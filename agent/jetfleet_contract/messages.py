@@ -290,6 +290,10 @@ class Series(Message, frozen=True):
     labels: dict[str, int] = {}
 
 
+MAX_GAUGES = 256
+"""Of one window: the board's own come first, then its apps' (some 40 each). They fill 20 kB of a message at most."""
+
+
 class Alarm(Message, frozen=True):
     """Something that a person should know of and that still holds. `code` is stable: drift, age.high ...; `source` may be empty."""
 

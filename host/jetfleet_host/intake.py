@@ -16,6 +16,7 @@ from jetfleet_contract import topics
 from jetfleet_contract.errors import MalformedError, UntrustedError
 from jetfleet_contract.messages import (
     MAX_APPS,
+    MAX_GAUGES,
     Alarm,
     AppState,
     Birth,
@@ -151,7 +152,7 @@ def telemetry_from(topic: str, payload: bytes, key: str, verify: VerifyDevice) -
     _check_finite((window.started, window.duration_s))
     if window.duration_s < 0 or len(window.series) > MAX_SERIES:
         raise MalformedError("message.bounds", f"a window of {window.duration_s} s with {len(window.series)} series is out of bounds")
-    _check_pairs(window.gauges)
+    _check_pairs(window.gauges, MAX_GAUGES)
     _check_alarms(window.alarms)
     for series in window.series:
         _check_series(series)
@@ -229,8 +230,8 @@ def _check_words(*words: str, limit: int = MAX_WORD) -> None:
             raise MalformedError("message.bounds", f"{word[:80]!r} is too long, or has control characters")
 
 
-def _check_pairs(pairs: Mapping[str, float]) -> None:
-    if len(pairs) > MAX_PAIRS:
-        raise MalformedError("message.bounds", f"{len(pairs)} figures are over the limit of {MAX_PAIRS}")
+def _check_pairs(pairs: Mapping[str, float], most: int = MAX_PAIRS) -> None:
+    if len(pairs) > most:
+        raise MalformedError("message.bounds", f"{len(pairs)} figures are over the limit of {most}")
     _check_words(*pairs)
     _check_finite(pairs.values())

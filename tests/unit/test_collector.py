@@ -15,8 +15,8 @@ from sqlalchemy import func, select
 from jetfleet_agent.supervisor.identity import Identity
 from jetfleet_contract import topics
 from jetfleet_contract.errors import StorageError
+from jetfleet_contract.messages import MAX_GAUGES, Birth, Capability, DeviceState, Report, Result, Series, Telemetry, encode
 from jetfleet_contract.messages import Alarm as Standing
-from jetfleet_contract.messages import Birth, Capability, DeviceState, Report, Result, Series, Telemetry, encode
 from jetfleet_contract.predictions import Detection
 from jetfleet_contract.sketch import Sketch, sketch_of
 from jetfleet_host import views
@@ -182,7 +182,7 @@ def test_reports_before_the_birth_wait(database: Database, board: Board) -> None
     ({"number": -1}, "message.bounds"),
     ({"number": 1 << 60}, "message.bounds"),
     ({"gauges": {"x" * 100: 1.0}}, "message.bounds"),
-    ({"gauges": {f"g{n}": 1.0 for n in range(65)}}, "message.bounds"),
+    ({"gauges": {f"g{n}": 1.0 for n in range(MAX_GAUGES + 1)}}, "message.bounds"),
     ({"duration_s": -1.0}, "message.bounds"),
     ({"alarms": (Standing("reader", "front", "drift"),) * 33}, "message.bounds"),
     ({"alarms": (Standing("../reader", "front", "drift"),)}, "name.bad"),

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from kernel_trees import write
 
 from jetfleet_agent import ipc
 from jetfleet_agent.supervisor.alarms import MAX_STANDING, StandingAlarms
-from jetfleet_agent.supervisor.telemetry import MAX_GAUGES, MAX_SERIES, BoardGauges, TelemetryWindows, merged
-from jetfleet_contract.messages import MAX_MESSAGE_BYTES, Alarm, Series, encode
+from jetfleet_agent.supervisor.telemetry import MAX_SERIES, BoardGauges, TelemetryWindows, merged
+from jetfleet_contract.messages import MAX_GAUGES, MAX_MESSAGE_BYTES, Alarm, Series, encode
 from jetfleet_contract.sketch import sketch_of
 
 
@@ -57,7 +58,8 @@ def test_what_is_too_large_for_a_broker_is_several_windows() -> None:
 
 def test_too_many_series_and_gauges_are_left_out_and_counted() -> None:
     made = windows()
-    made.add("gate", ipc.Window(0.0, 1.0, tuple(series(f"cam{i}") for i in range(MAX_SERIES + 5)), {f"g{i}": 1.0 for i in range(200)}))
+    many = {f"g{i}": 1.0 for i in range(MAX_GAUGES + 9)}
+    made.add("gate", ipc.Window(0.0, 1.0, tuple(series(f"cam{i}") for i in range(MAX_SERIES + 5)), many))
     told = made.take(110.0, 0.0, {"rss_mb": 1.0, "x" * 80: 1.0})
     assert sum(len(w.series) for w in told) == MAX_SERIES
     assert len(told[0].gauges) == MAX_GAUGES
@@ -121,3 +123,18 @@ def test_a_flood_of_alarms_is_bounded() -> None:
         alarms.note("gate", ipc.Raised(f"cam{i}", True, "drift", "x" * 5000))
     assert len(alarms.now()) == MAX_STANDING
     assert all(len(alarm.detail) <= 200 for alarm in alarms.now())
+
+
+def test_headroom_and_watts_of_a_recorded_tree(tmp_path: Path) -> None:
+    zone, chip = tmp_path / "sys/class/thermal/thermal_zone0", tmp_path / "sys/class/hwmon/hwmon1"
+    write(zone, {"type": "soc-thermal", "temp": 78000, "trip_point_0_type": "passive", "trip_point_0_temp": 95000})
+    write(chip, {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 1800})
+    gauges = BoardGauges(dict, tmp_path / "sys").read()
+    assert gauges["headroom_c"] == 17.0
+    assert gauges["power_w"] == pytest.approx(9.0)
+    assert gauges["headroom_pct"] == pytest.approx(100 * 17 / 70)
+    write(zone, {"temp": 99000})
+    (chip / "in1_label").unlink()
+    gauges = BoardGauges(dict, tmp_path / "sys").read()
+    assert (gauges["headroom_c"], gauges["headroom_pct"]) == (-4.0, 0.0)
+    assert "power_w" not in gauges, "what the kernel does not tell is not made up"

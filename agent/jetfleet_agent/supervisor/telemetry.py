@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jetfleet_agent import ipc
+from jetfleet_agent.power import read_power
 from jetfleet_agent.thermal import Thermal, read_thermal
-from jetfleet_contract.messages import MAX_MESSAGE_BYTES, Alarm, Series, Telemetry, encode
+from jetfleet_contract.messages import MAX_GAUGES, MAX_MESSAGE_BYTES, Alarm, Series, Telemetry, encode
 from jetfleet_contract.sketch import Sketch
 
 from .heat import Heat
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_SERIES = 256
-MAX_GAUGES = 64
 MAX_GAUGE_NAME = 63
+AMBIENT_C = 25.0
+"""Where all of a board's headroom is left: no board cools below its room."""
 
 
 class TelemetryWindows:
@@ -134,11 +136,13 @@ class BoardGauges:
     def __init__(self, pids: Callable[[], dict[str, int]], sysfs: Path = Path("/sys")) -> None:
         self._pids = pids
         self._sysfs = sysfs
+        self._root = sysfs.parent
         self._processes: dict[int, psutil.Process] = {}
 
     def read(self) -> dict[str, float]:
         """`rss_mb`, `cpu_pct` (of one core, since the last reading), `memory_free_mb`, `temperature_c`, `headroom_c` (to the lowest
-        throttling point), `throttled` (0 or 1), and the like by app."""
+        throttling point) and `headroom_pct` (of what lies between that and a room's `AMBIENT_C`), `throttled` (0 or 1), `power_w` (of the
+        whole module), and the like by app."""
         import psutil
 
         gauges = {"memory_free_mb": psutil.virtual_memory().available / 1e6, "board_cpu_pct": psutil.cpu_percent()}
@@ -150,7 +154,8 @@ class BoardGauges:
                 prefix = f"{app}." if app else ""
                 gauges[f"{prefix}rss_mb"] = process.memory_info().rss / 1e6
                 gauges[f"{prefix}cpu_pct"] = process.cpu_percent()
-        return {**gauges, **_heat(read_thermal(self._sysfs))}
+        watts = read_power(self._root).total_w
+        return {**gauges, **_heat(read_thermal(self._sysfs)), **({} if watts is None else {"power_w": watts})}
 
     def heat(self) -> Heat:
         """The hottest sensor, and whether the board is slowed down: a few small files, cheap enough for once a second."""
@@ -165,5 +170,8 @@ def _heat(thermal: Thermal) -> dict[str, float]:
     if thermal.slowing:
         gauges["throttled"] = float(bool(thermal.throttling))
     if thermal.tightest is not None and thermal.tightest.headroom_c is not None:
-        gauges["headroom_c"] = thermal.tightest.headroom_c
+        zone = thermal.tightest
+        headroom_c = gauges["headroom_c"] = thermal.tightest.headroom_c
+        if zone.limit_c is not None and zone.limit_c > AMBIENT_C:
+            gauges["headroom_pct"] = 100.0 * min(max(headroom_c / (zone.limit_c - AMBIENT_C), 0.0), 1.0)
     return gauges
