@@ -318,6 +318,9 @@ class Life:
     def tuning(self, spec: ModelSpec, candidate: Candidate) -> Tuning:
         return Tuning()
 
+    def eco(self, spec: ModelSpec, candidate: Candidate) -> Tuning | None:
+        return None
+
     # --- Running ----------------------------------------------------------------------------------------------
 
     @property

@@ -168,6 +168,9 @@ class FakeChooser:
     def tuning(self, spec: Any, candidate: Any) -> Tuning:
         return Tuning()
 
+    def eco(self, spec: Any, candidate: Any) -> Tuning | None:
+        return None
+
     def stop(self) -> None: ...
 
 

@@ -27,7 +27,7 @@ MAX_LINE_BYTES = 1 << 20
 
 class Model(Message, frozen=True):
     """A verified model on disk: which bundle, which file, how to run it. `bundle` is the manifest's 64 hex digits; `tuning` is how its
-    runtime is set up, as this board measured it."""
+    runtime is set up, as this board measured it, and `eco` how it takes clearly less CPU time; None where nothing does."""
 
     bundle: str
     version: str
@@ -36,6 +36,7 @@ class Model(Message, frozen=True):
     spec: ModelSpec
     threads: int = 0
     tuning: Tuning = Tuning()
+    eco: Tuning | None = None
 
 
 # --- supervisor -> pipeline -----------------------------------------------------------------------------------
@@ -122,13 +123,16 @@ class Pace(Message, frozen=True, tag="pace"):
     """How much the app may do while the board is short of cooling or power; obeyed at once, without a restart, and until the next one.
 
     `fps`: frames a second that are read of each source at most, by its name; ``""`` stands for every source that is not named. A source's
-    own `fps` stays a bound. An empty map lifts all caps. `hot`: nothing may run that can wait, as a trial's shadow. `reason` is a stable
+    own `fps` stays a bound. An empty map lifts all caps. `hot`: nothing may run that can wait, as a trial's shadow.
+    `eco`: the model runs as `Model.eco` says, exchanged between two frames; `whole`: frames are not cut into tiles. `reason` is a stable
     code, empty when all is well.
     """
 
     fps: dict[str, float] = {}
     hot: bool = False
     reason: str = ""
+    eco: bool = False
+    whole: bool = False
 
     def cap(self, source: str) -> float:
         """Frames a second of that source at most; 0: no cap."""

@@ -130,11 +130,13 @@ class Drift(Message, frozen=True):
 
 class Governor(Message, frozen=True):
     """How an app gives way to heat: its sources are read less often, never below `least_fps`. `margin_c`: degrees under the board's own
-    throttling point at which it begins. `importance`: of several apps the least important gives way first."""
+    throttling point at which it begins. `importance`: of several apps the least important gives way first. `whole`: a tiled app's last
+    resort is one run over the whole frame instead of one a tile, which misses what is small."""
 
     least_fps: Annotated[float, Meta(gt=0.0, le=1000.0)] = 1.0
     margin_c: Annotated[float, Meta(ge=0.0, le=60.0)] = 8.0
     importance: Annotated[int, Meta(ge=0, le=9)] = 5
+    whole: bool = True
 
 
 class AppConfig(Message, frozen=True):

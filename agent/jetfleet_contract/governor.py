@@ -1,4 +1,8 @@
-"""Gives way to heat before the SoC takes it: caps apps' frame rates by rungs, and lifts them again, without oscillating.
+"""Gives way to heat before the SoC takes it: apps give up work by rungs, and get it back, without oscillating.
+
+An app's ladder begins with what costs no answer: its runtime's frugal setting, where this board has measured one. Then come the shares of
+its frame rate, and last, for an app with tiles, one run over the whole frame instead of one a tile. Each rung is less work than the one
+before it.
 
 Pure: `step(state, heat, loads, now)`. The board's temperature is extrapolated along its own slope; when what is foreseen comes nearer to
 the lowest throttling point than an app's margin, the app that matters least gives up a rung. It gets it back when the board is foreseen
@@ -49,23 +53,38 @@ class Heat(msgspec.Struct, frozen=True):
     over_current: bool = False
 
 
+class Means(msgspec.Struct, frozen=True):
+    """What an app can give up besides frames. `eco`: its runtime has a setting that takes clearly less CPU time here; `tiled`: its frames
+    are cut into tiles, each a run of the model."""
+
+    eco: bool = False
+    tiled: bool = False
+
+
+FRAMES_ONLY = Means()
+
+
 class Load(msgspec.Struct, frozen=True):
-    """A governed app: its rule, the measured frames a second by source, and the busy ms a second that they cost."""
+    """A governed app: its rule, the measured frames a second by source, the busy ms a second that they cost, and what else it can give
+    up."""
 
     app: str
     rule: Governor
     rates: Mapping[str, float] = {}
     busy_ms: float = 0.0
+    means: Means = FRAMES_ONLY
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """Where an app stands on its ladder. `rates`: its frames a second by source while it was free. Times are monotonic seconds."""
+    """Where an app stands on its ladder. `rates` and `means`: its frames a second by source, and what else it had to give, while it was
+    free: a ladder keeps its shape while somebody stands on it. Times are monotonic seconds."""
 
     rung: int = 0
     reason: Reason = ""
     rates: Mapping[str, float] = {}
     lifted: float = -1e9
     wait_s: float = UP_WAIT_S
+    means: Means = FRAMES_ONLY
 
 
 class GovernorState(msgspec.Struct, frozen=True):
@@ -80,7 +99,7 @@ class GovernorState(msgspec.Struct, frozen=True):
 
 class Paced(msgspec.Struct, frozen=True):
     """An app's new caps, in frames a second by source (``""``: any other); empty: none. `rung` of `of`; `hot`: nothing that can wait may
-    run."""
+    run; `eco`: the runtime's frugal setting; `whole`: no tiles."""
 
     app: str
     fps: Mapping[str, float]
@@ -88,6 +107,8 @@ class Paced(msgspec.Struct, frozen=True):
     of: int
     hot: bool
     reason: Reason
+    eco: bool = False
+    whole: bool = False
 
 
 def foreseen_c(state: GovernorState) -> float | None:
@@ -95,14 +116,27 @@ def foreseen_c(state: GovernorState) -> float | None:
     return None if state.temperature_c is None else state.temperature_c + AHEAD_S * max(state.slope, 0.0)
 
 
-def lowest(rule: Governor, rates: Mapping[str, float]) -> int:
-    """The last rung of an app's ladder: the first on which its fastest source is at `least_fps`."""
+def lowest(rule: Governor, rates: Mapping[str, float], means: Means = FRAMES_ONLY) -> int:
+    """The last rung of an app's ladder."""
+    return int(means.eco) + _lowest_rate(rule, rates) + int(means.tiled and rule.whole)
+
+
+def standing(rule: Governor, at: Rung) -> Paced:
+    """What an app does on the rung where it stands (the app's name is left empty)."""
+    rate = max(at.rung - int(at.means.eco), 0)
+    slowest = _lowest_rate(rule, at.rates)
+    return Paced("", caps(rule, at.rates, min(rate, slowest)), at.rung, lowest(rule, at.rates, at.means), at.rung > 0, at.reason,
+                 eco=at.means.eco and at.rung > 0, whole=at.means.tiled and rule.whole and rate > slowest)
+
+
+def _lowest_rate(rule: Governor, rates: Mapping[str, float]) -> int:
+    """The first share at which the fastest source is at `least_fps`."""
     fastest = max(rates.values(), default=ASSUMED_FPS)
     return next((rung for rung, share in enumerate(SHARES) if fastest * share <= rule.least_fps), len(SHARES) - 1)
 
 
 def caps(rule: Governor, rates: Mapping[str, float], rung: int) -> dict[str, float]:
-    """Frames a second by source on a rung; empty on rung 0."""
+    """Frames a second by source at a place in `SHARES`; empty at the first."""
     if rung <= 0:
         return {}
     share = SHARES[min(rung, len(SHARES) - 1)]
@@ -137,9 +171,11 @@ def _noted(state: GovernorState, heat: Heat, loads: tuple[Load, ...], now: float
 
 
 def _with_rates(rung: Rung, load: Load) -> Rung:
-    """A free app's rates are learnt; a governed one's are what the caps made of them, so only new sources count."""
+    """A free app's rates and means are learnt; a governed one's rates are what the caps made of them."""
     if rung.rung:
         return rung
+    if rung.means != load.means:
+        rung = msgspec.structs.replace(rung, means=load.means)
     rates = {source: rung.rates.get(source, rate) + RATE_SMOOTHING * (rate - rung.rates.get(source, rate))
              for source, rate in load.rates.items() if rate > 0}
     return msgspec.structs.replace(rung, rates=rates) if rates else rung
@@ -165,7 +201,7 @@ def _giving_way(state: GovernorState, heat: Heat, loads: tuple[Load, ...], now: 
 
     def left(load: Load) -> bool:
         rung = state.apps[load.app]
-        return rung.rung < lowest(load.rule, rung.rates)
+        return rung.rung < lowest(load.rule, rung.rates, rung.means)
 
     pressed = [load for load in loads if presses(load) and left(load)]
     if not pressed:
@@ -199,4 +235,4 @@ def _changed(state: GovernorState, load: Load, now: float, reason: Reason, by: i
         wait_s = min(2 * old.wait_s, MAX_UP_WAIT_S)
     new = msgspec.structs.replace(old, rung=rung, reason=reason if rung else "", lifted=lifted, wait_s=wait_s)
     after = msgspec.structs.replace(state, apps={**state.apps, load.app: new}, changed=now)
-    return after, (Paced(load.app, caps(load.rule, new.rates, rung), rung, lowest(load.rule, new.rates), rung > 0, new.reason),)
+    return after, (msgspec.structs.replace(standing(load.rule, new), app=load.app),)

@@ -19,6 +19,7 @@ CLEARLY = 0.97
 NO_SLOWER = 1.01
 CLEARLY_LESS_CPU = 0.85
 LEAST_ROUNDS = 2
+ECO_SLOWEST = 2.0
 MAX_SETTINGS = 8
 # A quantized file keeps layers in float where integers cost accuracy; under this share of integer layers it is not run as int8 at all.
 LEAST_INTEGER = 0.1
@@ -30,7 +31,7 @@ class Tuning(Message, frozen=True):
     `folded`: frames go in as (N, H, W, 3) uint8 and the graph normalises them (openvino). `flush`: denormal numbers count as zero
     (onnxruntime; openvino always does). `sleeping`: worker threads sleep between two layers instead of spinning (onnxruntime).
     `pinned`: each worker thread stays on a core of its own; off, because every process would take the same first cores. `provider`: the
-    execution provider (onnxruntime) or device (openvino); empty: the CPU.
+    execution provider (onnxruntime) or device (openvino); empty: the CPU. `threads`: of the session; 0: as the board's config says.
     """
 
     folded: bool = False
@@ -38,11 +39,13 @@ class Tuning(Message, frozen=True):
     sleeping: bool = False
     pinned: bool = False
     provider: Annotated[str, Meta(max_length=63)] = ""
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
 
     @property
     def text(self) -> str:
         """``defaults``, or what differs from them."""
         parts = [name for name in ("folded", "flush", "sleeping", "pinned") if getattr(self, name)]
+        parts += [f"{self.threads} threads" if self.threads > 1 else "1 thread"] if self.threads else []
         return ", ".join(parts + ([self.provider] if self.provider else [])) or "defaults"
 
 
@@ -70,13 +73,18 @@ def settings_to_measure(backend: str, *, threads: int, cores: int) -> tuple[Tuni
     Args:
         threads: CPU threads given to the runtime; 0: its own choice.
         cores: of the board. Threads are pinned only where they fill it: several apps with few threads each would share the first cores.
+            Half of the threads are measured too: seldom faster, often cheaper.
     """
+    half = (threads or cores) // 2
     fills = cores > 1 and threads in (0, cores)
     if backend == "onnxruntime":
-        plain = (Tuning(), Tuning(flush=True), Tuning(flush=True, sleeping=True))
-        return (*plain, Tuning(flush=True, pinned=True)) if fills else plain
+        halved = (Tuning(flush=True, sleeping=True, threads=half),) if half else ()
+        pinned = (Tuning(flush=True, pinned=True),) if fills else ()
+        return (Tuning(), Tuning(flush=True), Tuning(flush=True, sleeping=True), *halved, *pinned)
     if backend == "openvino":
-        return (Tuning(), Tuning(folded=True), Tuning(folded=True, pinned=True)) if fills else (Tuning(), Tuning(folded=True))
+        halved = (Tuning(folded=True, threads=half),) if half else ()
+        pinned = (Tuning(folded=True, pinned=True),) if fills else ()
+        return (Tuning(), Tuning(folded=True), *halved, *pinned)
     return ()
 
 
@@ -100,6 +108,17 @@ def choose_tuning(figures: Sequence[TuningFigures]) -> TuningChoice:
         best = min(frugal, key=lambda one: statistics.median(one.cpu_ms))
         return TuningChoice(best.tuning, f"as fast as the defaults for {_ratio(best.cpu_ms, base.cpu_ms):.2f}x the CPU time", kept)
     return TuningChoice(Tuning(), "no setting clearly beats the defaults", kept)
+
+
+def eco_tuning(choice: TuningChoice) -> Tuning | None:
+    """The setting to run with while the board is short of cooling: the least CPU time a frame of those that take clearly less than the
+    chosen one, in every round, and at most `ECO_SLOWEST` times as long. None when no measured one does."""
+    used = next((one for one in choice.figures if one.tuning == choice.tuning and not one.error), None)
+    if used is None or len(used.cpu_ms) < LEAST_ROUNDS:
+        return None
+    cheaper = [one for one in choice.figures if not one.error and one.tuning != used.tuning
+               and _wins(one.cpu_ms, used.cpu_ms, CLEARLY_LESS_CPU) and _ratio(one.period_ms, used.period_ms) <= ECO_SLOWEST]
+    return min(cheaper, key=lambda one: statistics.median(one.cpu_ms)).tuning if cheaper else None
 
 
 def _ratio(one: Sequence[float], other: Sequence[float]) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from pipelines import (
@@ -20,9 +22,11 @@ from pipelines import (
     save_map_model,
 )
 
-from jetfleet_agent.ipc import Pace, Results, Run, Running, SourceEvent, Stuck
+from jetfleet_agent.ipc import Pace, Results, Run, Running, SourceEvent, Stuck, Window
+from jetfleet_contract.app_config import Tile
 from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.messages import AppConfig, Result, Source
+from jetfleet_contract.tuning import Tuning
 
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("onnx")
@@ -158,3 +162,32 @@ def save_endless_model(path: Path) -> Path:
                numpy_helper.from_array(np.zeros((1, 2), np.float32), "start")]
     return save_graph(path, helper.make_graph(nodes, "endless", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 48, 64])],
                                          [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])], weights))
+
+
+def _runs(pipeline: PipelineProcess, frugal: float) -> bool:
+    windows = pipeline.of(Window)
+    return bool(windows) and (windows[-1].gauges["eco"], windows[-1].gauges["tiles"]) == (frugal, 1.0 - frugal)
+
+
+def _has_answered(pipeline: PipelineProcess, count: int) -> bool:
+    return len(pipeline.results) > count
+
+
+def test_a_hot_board_runs_the_frugal_setting_without_tiles_and_goes_back_and_loses_no_frame(
+        start: Callable[..., PipelineProcess], tmp_path: Path) -> None:
+    spec = detector_task()
+    path = save_map_model(tmp_path / "good.onnx")
+    model = msgspec.structs.replace(model_of(path, spec), eco=Tuning(sleeping=True, threads=1))
+    pipeline = start()
+    pipeline.send(Run(model, AppConfig(tile=Tile(32, 0.0)), (Source("front", "synthetic:64x48?frames=1000000", fps=40),), window_s=0.5))
+    pipeline.wait(Running)
+    pid = pipeline.process.pid
+    for order, frugal in ((Pace(hot=True, eco=True, whole=True, reason="governor.heat"), 1.0), (Pace(), 0.0)):
+        pipeline.send(order)
+        pipeline.until(partial(_runs, pipeline, frugal))
+        count = len(pipeline.results)
+        pipeline.until(partial(_has_answered, pipeline, count + 10))
+    assert [r.frame for r in pipeline.results] == list(range(len(pipeline.results)))
+    assert pipeline.process.poll() is None
+    assert pipeline.process.pid == pid
+    assert not pipeline.of(SourceEvent) or all(event.up for event in pipeline.of(SourceEvent))

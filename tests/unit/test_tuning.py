@@ -7,7 +7,17 @@ import statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jetfleet_contract.tuning import CLEARLY, MAX_SETTINGS, Tuning, TuningFigures, choose_tuning, ran_in, settings_to_measure
+from jetfleet_contract.tuning import (
+    CLEARLY,
+    MAX_SETTINGS,
+    Tuning,
+    TuningChoice,
+    TuningFigures,
+    choose_tuning,
+    eco_tuning,
+    ran_in,
+    settings_to_measure,
+)
 
 FOLDED, FLUSH = Tuning(folded=True), Tuning(flush=True)
 
@@ -82,3 +92,17 @@ def test_a_run_is_called_what_most_of_it_was() -> None:
 def test_texts() -> None:
     assert Tuning().text == "defaults"
     assert Tuning(folded=True, pinned=True, provider="GPU").text == "folded, pinned, GPU"
+
+
+def test_the_frugal_setting_takes_clearly_less_cpu_in_every_round_and_is_not_far_slower() -> None:
+    used, half = figures(FLUSH, (10.0, 10.0), (20.0, 20.0)), Tuning(flush=True, threads=1)
+    def eco(*others: TuningFigures) -> Tuning | None:
+        return eco_tuning(TuningChoice(FLUSH, "", (figures(Tuning(), (11.0, 11.0), (21.0, 21.0)), used, *others)))
+
+    assert eco(figures(half, (16.0, 16.0), (16.0, 16.5))) == half
+    assert eco(figures(half, (16.0, 16.0), (16.0, 16.5)), figures(FOLDED, (12.0, 12.0), (14.0, 14.0))) == FOLDED
+    assert eco(figures(half, (16.0, 16.0), (18.0, 18.0))) is None, "a tenth less is noise"
+    assert eco(figures(half, (16.0, 16.0), (10.0, 20.5))) is None, "not in every round"
+    assert eco(figures(half, (21.0, 21.0), (10.0, 10.0))) is None, "more than twice as slow"
+    assert eco(figures(half, (), (), "backend.load")) is None
+    assert eco_tuning(TuningChoice()) is None

@@ -98,8 +98,8 @@ class Capture:
         self._stopped.set()
 
     def set_cap(self, fps: float) -> None:
-        """From any thread: take no more than `fps` frames a second of a live source from now on, however many its own setting allows.
-        0 lifts the cap. A file is not capped: its every frame counts."""
+        """From any thread: take no more than `fps` frames a second from now on, however many the source's own setting allows; 0 lifts the
+        cap. A file is read more slowly: none of its frames is skipped."""
         self._cap = max(0.0, fps)
 
     def stuck_s(self, now: float) -> float:
@@ -193,7 +193,7 @@ class Capture:
     def _fps(self, reader: FrameSource) -> float:
         """Frames a second that are wanted, 0 for all: the least of what the deployment and the governor allow."""
         own = self.source.fps or (SYNTHETIC_FPS if reader.live and not reader.keeps_time else 0.0)
-        return min(own or self._cap, self._cap) if self._cap and reader.live else own
+        return min(own or self._cap, self._cap) if self._cap else own
 
     def _is_due(self, pace: Pace) -> bool:
         if self._stopped.is_set() or not pace.is_early(time.monotonic()):

@@ -111,6 +111,7 @@ class Controller:
         self._stages: Stages | None = None
         self._captures: dict[str, Capture] = {}
         self._pace = Pace()
+        self._fitting = False
         self._watchdog = Watchdog(send)
         self._receiver: FeedReceiver | None = None
         self._shadows = Shadows(lambda trial: self._inbox.put(TrialEnded(trial)), send)
@@ -180,7 +181,7 @@ class Controller:
         if isinstance(order, Configure):
             self._configure(run, stages, order)
         elif isinstance(order, Try):
-            self._shadows.begin_trial(stages, order, run.config)
+            self._shadows.begin_trial(stages, order, self._paced(run.config))
         elif isinstance(order, Switch):
             self._switch(stages, order)
         elif isinstance(order, Watch):
@@ -190,13 +191,14 @@ class Controller:
         elif isinstance(order, Back):
             self._back(stages)
         elif isinstance(order, Pace):
-            self._set_pace(order)
+            self._set_pace(run, stages, order)
 
     # --- run, configure, stop ----------------------------------------------------------------------------------
 
     def _start(self, order: Run) -> None:
         self._stop_all()
         self._run = order
+        self._fitting = False
         champion, config, refused = load_fitting(lambda config: LoadedModel(order.model, config), order.config)
         for error in refused:
             self._refuse(error)
@@ -219,34 +221,53 @@ class Controller:
 
     def _configure(self, run: Run, stages: Stages, order: Configure) -> None:
         try:
-            stages.champion.reconfigure(order.config)
+            self._reconfigure(stages, order.config)
             self._answers.configure(order.config)
         except InputError as error:
             self._refuse(error)
             return
-        if self._previous is not None:
-            with contextlib.suppress(InputError):  # the old model may be of another kind, without this option
-                self._previous.reconfigure(order.config)
-        self._shadows.reconfigure(order.config)
         self._run = msgspec.structs.replace(run, config=order.config, sources=order.sources, feed_to=order.feed_to)
         self._sinks.feed_to(run.feed, order.feed_to)
         self._set_sources(stages, order.sources)
         self._fit(stages)
 
+    def _reconfigure(self, stages: Stages, config: AppConfig) -> None:
+        """Every loaded model has these settings, as far as the pace lets it."""
+        config = self._paced(config)
+        stages.champion.reconfigure(config)
+        if self._previous is not None:
+            with contextlib.suppress(InputError):  # the old model may be of another kind, without this option
+                self._previous.reconfigure(config)
+        self._shadows.reconfigure(config)
+
+    def _paced(self, config: AppConfig) -> AppConfig:
+        return msgspec.structs.replace(config, tile=None) if self._pace.whole else config
+
     def _fit(self, stages: Stages) -> None:
-        """Batches of another size need another session of the same model."""
-        if self._run is not None and self._run.config.batching.most != stages.champion.batching.most:
-            refit(stages.champion, self._run.config, self._inbox.put)
+        """Batches of another size, and other settings of the runtime, need another session of the same model: one at a time."""
+        champion, run = stages.champion, self._run
+        if run is None or self._fitting:
+            return
+        eco = self._pace.eco and champion.model.eco is not None
+        if (run.config.batching.most, eco) != (champion.batching.most, champion.eco):
+            self._fitting = True
+            refit(champion, self._paced(run.config), self._inbox.put, eco=eco)
 
     def _refitted(self, note: Refitted) -> None:
         stages, run = self._stages, self._run
         if stages is None or run is None or note.old is not stages.champion:
+            self._fitting = False
             if note.model is not None:
                 note.model.deactivate()
+            if stages is not None:
+                self._fit(stages)
         elif note.error is not None:
+            self._fitting = False
             self._refuse(note.error)
             self._run = msgspec.structs.replace(run, config=msgspec.structs.replace(run.config, batching=note.old.batching))
+            self._pace = msgspec.structs.replace(self._pace, eco=note.old.eco)
         elif note.model is not None:
+            note.model.reconfigure(self._paced(run.config))  # what was told while it was loaded
             self._replaced.append(note.old)
             stages.swap(note.model)
 
@@ -268,8 +289,11 @@ class Controller:
         capture.set_cap(self._pace.cap(source.name))
         capture.start()
 
-    def _set_pace(self, order: Pace) -> None:
+    def _set_pace(self, run: Run, stages: Stages, order: Pace) -> None:
         self._pace = order
+        with contextlib.suppress(InputError):  # these settings were taken before
+            self._reconfigure(stages, run.config)
+        self._fit(stages)
         self._shadows.throttled(governor=order.hot)
         for name, capture in self._captures.items():
             capture.set_cap(order.cap(name))
@@ -325,7 +349,7 @@ class Controller:
         if previous.backend.lanes:
             self._exchange(stages, previous, 0.0)
             return
-        config = self._run.config if self._run else AppConfig()
+        config = self._paced(self._run.config) if self._run else AppConfig()
         threading.Thread(target=self._reload, args=(previous.model, config), name="reload", daemon=True).start()
 
     def _reload(self, model: Model, config: AppConfig) -> None:
@@ -344,6 +368,7 @@ class Controller:
             self._exchange(self._stages, note.model, 0.0)
 
     def _swapped(self, note: Swapped) -> None:
+        self._fitting = False
         while self._replaced:
             self._replaced.pop().deactivate()
         if self._stages is not None:
@@ -371,7 +396,7 @@ class Controller:
             self._running_deadline = 0.0
             champion = stages.champion
             self._send(Running(champion.model.bundle, champion.key[2], champion.backend.provider, stages.answered,
-                               champion.overhead.floor.session_ms, champion.model.tuning.text, stages.answered_at))
+                               champion.overhead.floor.session_ms, champion.tuning.text, stages.answered_at))
         if self._swap_deadline and now > self._swap_deadline:
             self._swap_deadline = 0.0  # no frame came to measure with
             self._send(Switched(stages.champion.model.bundle, stages.champion.key[2], 0.0, 0, 0.0))
@@ -401,7 +426,8 @@ class Controller:
             gauges |= champion.overhead.gauges
             for alarm in self._ages.window(series, self._stages.rhythms, now - began):
                 self._send(alarm)
-            gauges |= {**self._stages.gauges(), "age_high": float(self._ages.standing)}
+            gauges |= {**self._stages.gauges(), "age_high": float(self._ages.standing), "eco": float(champion.eco),
+                       "tiles": float(champion.tile is not None)}
             if work_p99_ms := self._stages.work_p99_ms:
                 gauges["work_p99_ms"] = work_p99_ms
         self._send(Window(wall, now - began, series, gauges))

@@ -1,8 +1,8 @@
 """Settings that shape a model's session (batches) or its frames (tiles), and models that cannot have them.
 
 They come with the app's signed settings, which know nothing of the model that runs on this board: one that cannot have them runs without,
-and says so by name. Other sizes of batches need another session, so the model is loaded a second time and takes its own place, between
-two frames, as a challenger would.
+and says so by name. Other sizes of batches, and the frugal setting while the board is hot, need another session, so the model is loaded a
+second time and takes its own place, between two frames, as a challenger would.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH, TILE = "backend.batch", "tile.task"
 
 
 class Refitted(msgspec.Struct, frozen=True):
-    """`old` was loaded once more, for batches of another size; or was not: `error`."""
+    """`old` was loaded once more, for batches of another size or with other settings of its runtime; or was not: `error`."""
 
     old: LoadedModel
     model: LoadedModel | None
@@ -55,12 +55,12 @@ def _without(config: AppConfig, code: str) -> AppConfig:
     return msgspec.structs.replace(config, batching=Batching()) if code == BATCH else config
 
 
-def refit(old: LoadedModel, config: AppConfig, tell: Callable[[Refitted], None]) -> None:
-    """Load the same model for batches of `config.batching.most`, in a thread of its own."""
+def refit(old: LoadedModel, config: AppConfig, tell: Callable[[Refitted], None], *, eco: bool = False) -> None:
+    """Load the same model for batches of `config.batching.most`, frugal or not, in a thread of its own."""
 
     def work() -> None:
         try:
-            model = LoadedModel(old.model, config)
+            model = LoadedModel(old.model, config, eco=eco)
             model.activate()
         except JetfleetError as error:
             tell(Refitted(old, None, error))

@@ -36,6 +36,7 @@ BATCH_RUNS = 3
 class LoadedModel:
     """One activated model. `key` (bundle, version, candidate) names its telemetry; `overhead` is kept by the window it is told in.
 
+    `eco`: its runtime is set up as `Model.eco` says, where that is known.
     `tile` and `batching` are what it was configured with; `fewest` is how many pictures are worth a run of the batch's session, which takes
     as long for few as for many: measured at activation. A full batch always is.
 
@@ -43,8 +44,10 @@ class LoadedModel:
         InputError: `task.option`, `tile.task`.
     """
 
-    def __init__(self, model: Model, config: AppConfig) -> None:
+    def __init__(self, model: Model, config: AppConfig, *, eco: bool = False) -> None:
         self.model = model
+        self.eco = eco and model.eco is not None
+        self.tuning = model.eco if eco and model.eco is not None else model.tuning
         self.task: Task = load_task(_with_options(model.spec.task, config))
         check_tile(self.task, config)
         self.tile = config.tile
@@ -63,7 +66,7 @@ class LoadedModel:
         model = self.model
         return open_backend(
             model.candidate.backend, Path(model.path), precision=model.candidate.precision, threads=model.threads,
-            input_shape=(batch, *self.task.input_shape[1:]), lanes=lanes, tuning=model.tuning, spec=model.spec.task.input)
+            input_shape=(batch, *self.task.input_shape[1:]), lanes=lanes, tuning=self.tuning, spec=model.spec.task.input)
 
     def activate(self) -> None:
         """Load, then run on a gray frame, so that no live frame pays for first use, and measure the floor.

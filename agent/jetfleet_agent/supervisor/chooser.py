@@ -38,7 +38,7 @@ from jetfleet_contract.policy import (
 )
 from jetfleet_contract.predictions import agreement
 from jetfleet_contract.trials import predict_memory, why_no_room
-from jetfleet_contract.tuning import Tuning, TuningChoice, choose_tuning, settings_to_measure
+from jetfleet_contract.tuning import Tuning, TuningChoice, choose_tuning, eco_tuning, settings_to_measure
 
 from .evaluation_process import PROGRAM, EvaluationProcess
 from .measurements import ChoiceRecord, MeasurementStore, measurement_key
@@ -145,6 +145,11 @@ class Chooser:
         """How this board sets up the runtime for that candidate: as it measured, else the defaults."""
         kept = self._store.tuning(self._key(candidate, spec))
         return kept.tuning if kept is not None else Tuning()
+
+    def eco(self, spec: ModelSpec, candidate: Candidate) -> Tuning | None:
+        """The setting of that candidate's runtime that takes clearly less CPU time, as this board measured; None when none does."""
+        kept = self._store.tuning(self._key(candidate, spec))
+        return eco_tuning(kept) if kept is not None else None
 
     def stop(self) -> None:
         """Kill the measurement in hand; callbacks that have not come will not come."""

@@ -69,6 +69,7 @@ class Choosing(Protocol):
     def probe_model(self, model_path: Path, candidate: Candidate, spec: ModelSpec, probe: ProbeSet, images: tuple[Path, ...],
                     done: Callable[[EvaluationResult, float], None]) -> None: ...
     def tuning(self, spec: ModelSpec, candidate: Candidate) -> Tuning: ...
+    def eco(self, spec: ModelSpec, candidate: Candidate) -> Tuning | None: ...
 
 
 class Running(Protocol):
@@ -278,7 +279,8 @@ class EffectRunner:
         spec = self._reader.spec(slot.bundle)
         path = str(self._store.verified(slot.weights))
         tuning = self._chooser.tuning(spec, slot.candidate)
-        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning)
+        eco = self._chooser.eco(spec, slot.candidate)
+        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning, eco)
 
     def _run_of(self, app: str, slot: Slot) -> ipc.Run:
         setup = slot.setup

@@ -14,7 +14,7 @@ from jetfleet_agent import ipc
 from jetfleet_agent.power import read_over_currents
 from jetfleet_agent.thermal import read_thermal
 from jetfleet_contract.app_config import AppConfig, Governor
-from jetfleet_contract.governor import GovernorState, Heat, Load, Paced, Reason, foreseen_c, lowest, step
+from jetfleet_contract.governor import GovernorState, Heat, Load, Means, Paced, Reason, foreseen_c, standing, step
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class Pacing(Protocol):
     """What is used of Pipelines here."""
 
     def configs(self) -> dict[str, AppConfig]: ...
+    def has_eco(self, name: str) -> bool: ...
     def pace(self, name: str, pace: ipc.Pace) -> None: ...
 
 
@@ -78,7 +79,9 @@ class Governing:
             return IDLE_S
         self._due = now + POLL_S
         self._heat = self._read()
-        loads = tuple(Load(app, rule, self._rates.get(app, {}), self._busy.get(app, 0.0)) for app, rule in rules.items())
+        configs = self._pipelines.configs()
+        loads = tuple(Load(app, rule, self._rates.get(app, {}), self._busy.get(app, 0.0),
+                           Means(self._pipelines.has_eco(app), configs[app].tile is not None)) for app, rule in rules.items())
         self._state, effects = step(self._state, self._heat, loads, now)
         for paced in effects:
             self._obey(paced)
@@ -86,7 +89,8 @@ class Governing:
         return POLL_S
 
     def gauges(self) -> dict[str, float]:
-        """`governor.foreseen_c`, and `APP.governor_rung`, `APP.governor_share` (of the ladder, 0..1) of each governed app."""
+        """`governor.foreseen_c`, and `APP.governor_rung`, `APP.governor_share` (of the ladder, 0..1), `APP.governor_eco` and
+        `APP.governor_whole` (0 or 1) of each governed app."""
         rules = self._rules()
         gauges: dict[str, float] = {}
         foreseen = foreseen_c(self._state)
@@ -95,7 +99,9 @@ class Governing:
         for app, rung in self._state.apps.items():
             if app in rules:
                 gauges[f"{app}.governor_rung"] = float(rung.rung)
-                gauges[f"{app}.governor_share"] = rung.rung / max(lowest(rules[app], rung.rates), 1)
+                now = standing(rules[app], rung)
+                gauges[f"{app}.governor_share"] = rung.rung / max(now.of, 1)
+                gauges[f"{app}.governor_eco"], gauges[f"{app}.governor_whole"] = float(now.eco), float(now.whole)
         return gauges
 
     def reasons(self) -> dict[str, Reason]:
@@ -118,14 +124,15 @@ class Governing:
 
     def _obey(self, paced: Paced) -> None:
         zone = f"{self._heat.zone} {self._heat.temperature_c:.0f} C" if self._heat.temperature_c is not None else "the board"
-        log.warning("%s: rung %d of %d of its frame rate at %s %s", paced.app, paced.rung, paced.of, zone,
+        log.warning("%s: rung %d of %d%s at %s %s", paced.app, paced.rung, paced.of, _given_up(paced), zone,
                     f"[{paced.reason}]" if paced.reason else "(free again)")
-        self._pipelines.pace(paced.app, ipc.Pace(dict(paced.fps), paced.hot, paced.reason))
+        self._pipelines.pace(paced.app, ipc.Pace(dict(paced.fps), paced.hot, paced.reason, paced.eco, paced.whole))
 
     def _stand(self, rules: Mapping[str, Governor]) -> None:
         for app, rung in self._state.apps.items():
             if rung.rung:
-                detail = f"rung {rung.rung} of {lowest(rules[app], rung.rates)}: {rung.reason}"
+                now = standing(rules[app], rung)
+                detail = f"rung {rung.rung} of {now.of}: {rung.reason}{_given_up(now)}"
                 self._note(app, ipc.Raised("", True, "governor", detail))
             else:
                 self._note(app, ipc.Raised("", False, "governor"))
@@ -136,3 +143,11 @@ class Governing:
             self._note(app, ipc.Raised("", False, "governor"))
             self._rates.pop(app, None)
             self._busy.pop(app, None)
+
+
+def _given_up(paced: Paced) -> str:
+    """In words, with a comma before each part; empty when nothing is."""
+    parts = ["frugal settings"] if paced.eco else []
+    if paced.fps:
+        parts.append(f"at most {max(paced.fps.values()):.3g} frames a second")
+    return "".join(f", {part}" for part in (*parts, *(("no tiles",) if paced.whole else ())))

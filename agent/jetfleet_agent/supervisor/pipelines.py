@@ -123,6 +123,11 @@ class Pipelines:
         """The settings of each app that should run."""
         return {name: app.run.config for name, app in self._apps.items() if not app.gone}
 
+    def has_eco(self, name: str) -> bool:
+        """Whether the app's model has a frugal setting of its runtime here."""
+        app = self._apps.get(name)
+        return app is not None and app.run.model.eco is not None
+
     def pids(self) -> dict[str, int]:
         """Process id by app, of those that run."""
         return {name: app.process.pid for name, app in self._apps.items() if app.process is not None}

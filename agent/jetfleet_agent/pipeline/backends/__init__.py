@@ -173,7 +173,8 @@ def open_backend(
         raise IncompatibleError("backend.unknown", f"there is no backend {name[:40]!r}", remedy=f"use one of {', '.join(_CLASSES)}")
     module, kind = _CLASSES[name]
     backend: type[Backend] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
-    return backend(path, precision=precision, threads=threads, input_shape=input_shape, lanes=lanes, tuning=tuning, spec=spec)
+    return backend(path, precision=precision, threads=tuning.threads or threads, input_shape=input_shape, lanes=lanes, tuning=tuning,
+                   spec=spec)
 
 
 def check_input_shape(model: str, declared: list[Any], wanted: tuple[int, ...]) -> None:
