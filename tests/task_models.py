@@ -17,7 +17,7 @@ CELL = 8
 SIZE = 16.0
 POINTS = 2
 PROTOTYPES = 4
-LAYOUTS = ("v5", "v8", "v8-rows", "end2end", "nms", "seg", "pose", "regions", "raw")
+LAYOUTS = ("v5", "v8", "v8-rows", "end2end", "nms", "onnx-nms", "seg", "pose", "regions", "raw")
 
 
 class _Graph:
@@ -110,6 +110,13 @@ def _outputs(graph: _Graph, layout: str) -> list[tuple[str, int]]:
         flat = graph.node("Reshape", [scores, graph.constant("two", np.array([1, 8], np.int64))], "scores")
         return [(graph.node("Identity", [count], "num_dets"), TensorProto.INT32), (boxes, floats), (flat, floats),
                 (graph.node("Identity", [numbers], "det_classes"), TensorProto.INT32)]
+    if layout == "onnx-nms":
+        places = graph.constant("boxes", graph.middles().transpose(0, 2, 1))
+        scores = graph.node("Identity", [graph.scores()], "told")
+        most, iou, least = (graph.constant(name, np.array([value], kind)) for name, value, kind in
+                            (("most", 50, np.int64), ("iou", 0.5, np.float32), ("least", 0.6, np.float32)))
+        picked = graph.node("NonMaxSuppression", [places, scores, most, iou, least], "picked", center_point_box=1)
+        return [(picked, TensorProto.INT64), (graph.node("Identity", [places], "places"), floats), (scores, floats)]
     if layout == "seg":
         coefficients = np.zeros((1, PROTOTYPES, graph.count), np.float32)
         coefficients[:, 0] = 1.0

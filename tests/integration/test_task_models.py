@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pipelines import HEIGHT, WIDTH, PipelineProcess, bar_image, classifier_task, model_of, save_brightness_model, save_video
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from faulty_tasks import faulty, install
 from task_models import POINTS, save_task_model
 
 from jetfleet_agent.ipc import Configure, Failed, Model, Raised, Run, Running, SourceEvent, Switch, Switched, TrialResult, Try
+from jetfleet_agent.pipeline.backends import open_backend
+from jetfleet_agent.pipeline.tasks import load_task
 from jetfleet_contract.app_config import Tracking
 from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.messages import AppConfig, Result, Source, TrialPolicy
@@ -21,6 +25,7 @@ from jetfleet_contract.predictions import Detection
 from jetfleet_contract.similarity import outline_area
 
 KINDS = {"v5": "detect-yolo", "v8": "detect-yolo", "v8-rows": "detect-yolo", "end2end": "detect-yolo", "nms": "detect-yolo",
+         "onnx-nms": "detect-yolo",
          "seg": "segment", "pose": "keypoints", "regions": "segment", "raw": "raw"}
 LABELS = ("dark", "bright")
 CONFIG = AppConfig()
@@ -86,6 +91,35 @@ def test_a_task_sees_the_bar_in_every_frame(start: Callable[..., PipelineProcess
             if layout in ("seg", "regions"):
                 assert outline_area(detection.outline) > 30
     assert pipeline.stop() == 0
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_output_has_as_many_rows_as_the_frame_has_things(tmp_path: Path, runtime: str) -> None:
+    """ONNX's NonMaxSuppression: the first frame, blank, must fix nothing; the outputs of a full one must not spill into the next."""
+    pytest.importorskip(runtime)
+    path = save_task_model(tmp_path / "nms.onnx", "onnx-nms", width=WIDTH, height=HEIGHT)
+    task = load_task(TaskSpec("detect-yolo", InputSpec("x", WIDTH, HEIGHT), ("dark",), {"threshold": 0.6}))
+    two_bars = np.minimum(bar_image(4), bar_image(40))
+    told = []
+    with open_backend(runtime, path, precision="fp32", threads=1, input_shape=(1, 3, HEIGHT, WIDTH)) as backend:
+        lane = backend.lanes[0]
+        for image in (np.full((HEIGHT, WIDTH, 3), 255, np.uint8), bar_image(4), two_bars, bar_image(4), np.full_like(two_bars, 255)):
+            geometry = task.prepare(image, lane.tensor)
+            told.append(len(task.decode(backend.infer(lane), geometry)))
+    assert told[0] == told[4] == 0
+    assert 0 < told[1] == told[3] < told[2]
+
+
+def test_a_plug_in_that_crashes_ends_the_process_with_a_typed_failure(tmp_path: Path) -> None:
+    task = faulty(TaskSpec("classify", InputSpec("x", WIDTH, HEIGHT), LABELS), "raise", after=3)
+    pipeline = PipelineProcess(tmp_path / "run", environment={"PYTHONPATH": install(tmp_path / "site")})
+    try:
+        pipeline.send(Run(model_of(save_brightness_model(tmp_path / "b.onnx"), task), CONFIG,
+                          (Source("front", str(save_video(tmp_path / "v.avi", 20))),)))
+        assert pipeline.wait(Failed).code == "task.crash"
+        assert pipeline.process.wait(30) != 0
+    finally:
+        pipeline.close()
 
 
 def test_an_output_of_another_layout_is_a_typed_failure(start: Callable[..., PipelineProcess], tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ import tiny_models
 from onnx import helper
 
 from jetfleet_agent.pipeline.preprocess import Preprocessor
+from jetfleet_agent.pipeline.tasks import load_task
 from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError
 from jetfleet_host.compress.dataset import load_data, read_image, to_tensor
 from jetfleet_host.compress.loading import load_checked
-from jetfleet_host.compress.recipe import make_task, parse_options, parse_shape, parse_triple
+from jetfleet_host.compress.recipe import PRESETS, make_task, parse_options, parse_shape, parse_triple
 
 
 def _refused(path: Path, code: str, kind: type[JetfleetError] = InputError) -> JetfleetError:
@@ -180,11 +181,33 @@ def test_options_are_typed_and_checked() -> None:
             parse_options(bad)
     with pytest.raises(InputError):
         parse_triple("1,2", "--mean")
-    for wrong in ({"kind": "segment", "preset": ""}, {"kind": "", "preset": "yolo"}, {"kind": "classify", "preset": "ppocr-det"}):
+    for wrong in ({"kind": "segmentation", "preset": ""}, {"kind": "", "preset": "yolo99"}, {"kind": "classify", "preset": "ppocr-det"}):
         with pytest.raises(InputError):
             make_task(wrong["kind"], wrong["preset"], shape=None, labels=(), options={}, overrides={})
     with pytest.raises(InputError):
         make_task("classify", "", shape=(2, 3, 8, 8), labels=(), options={}, overrides={})
+
+
+@pytest.mark.parametrize("preset", ["yolov5", "yolov8", "yolo11", "yolo26", "yolo-seg", "yolo-pose", "regions", "tensors", "yolo"])
+def test_a_preset_is_a_task_that_the_device_has(preset: str) -> None:
+    spec, size = make_task("", preset, shape=None, labels=("thing",), options={}, overrides={}, declared=(0, 3, 0, 320))
+    assert load_task(spec).input_shape == size
+    assert size[3] == 320
+    assert size[2] == PRESETS[preset].shape[2]
+    assert spec.input.pad == 114
+
+
+def test_masks_and_key_points_as_labels(tmp_path: Path) -> None:
+    data = load_data(data_folders.plain_images(tmp_path / "d", 2, {
+        "0.png": [{"label": "t", "outline": [1, 2, 9, 2, 9, 8]}],
+        "1.png": [{"label": "t", "box": [0, 0, 9, 9], "points": [1, 2, 2, 3, 4, 0]}]}))
+    assert data.truth is not None
+    assert [item.box for item in data.truth[0]] == [(1, 2, 9, 8)]
+    assert [item.outline for item in data.truth[0]] == [(1, 2, 9, 2, 9, 8)]
+    assert [item.points for item in data.truth[1]] == [(1, 2, 1, 3, 4, 0)]
+    for wrong in ([1, 2, 3], [1, 2, 3, 4]):
+        with pytest.raises(InputError):
+            load_data(data_folders.plain_images(tmp_path / str(len(wrong)), 1, {"0.png": [{"label": "t", "outline": wrong}]}))
 
 
 def _run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -48,11 +48,12 @@ def build(
     version: str = typer.Option(..., help="Its version; a published version never changes."),
     target: list[str] = _TARGETS,
     out: Path = _OUT,
-    preset: str = typer.Option("", help="Known pre-processing: ppocr-det, ppocr-cls, imagenet."),
-    task: str = typer.Option("", help="What the output means: detect-db or classify."),
+    preset: str = typer.Option("", help="Known pre-processing: ppocr-det, ppocr-cls, imagenet, yolo (any), yolov5, yolov8, yolo11, yolo26, "
+                               "yolo-seg, yolo-pose, regions (a class map), tensors."),
+    task: str = typer.Option("", help="What the output means: detect-db, detect-yolo, segment, keypoints, classify or raw."),
     task_option: list[str] = _OPTIONS,
     labels: str = typer.Option("", help="Class labels, comma-separated, or @FILE with one a line."),
-    shape: str = typer.Option("", help="Input shape, for example 1x3x480x640 (default: the preset's)."),
+    shape: str = typer.Option("", help="Input shape, for example 1x3x480x640 (default: the model's own, for free axes the preset's)."),
     mean: str = typer.Option("", help="One or three numbers: tensor = (pixel * scale - mean) / std."),
     std: str = typer.Option("", help="One or three numbers."),
     scale: float = typer.Option(0.0, help="Factor on the 0..255 pixels (default: the preset's, 1/255)."),
@@ -73,8 +74,12 @@ def build(
     Example:
 
         jetfleet build detector.onnx --data images --name detector --version 1.0.0 --target cpu-x86 --target orin-nano --out detector.bundle
+
+        jetfleet build yolo11n.onnx --preset yolo11 --labels @coco.txt --data photos --name y --version 1 --target orin-nano --out y.bundle
     """
     from jetfleet_host.compress.building import build as run
+    from jetfleet_host.compress.loading import load_checked
+    from jetfleet_host.compress.preparing import declared_shape
     from jetfleet_host.compress.recipe import Job, Recipe, make_task, parse_options, parse_shape, parse_triple
 
     overrides: dict[str, Any] = {}
@@ -90,7 +95,8 @@ def build(
         overrides["resize"] = _one_of("--resize", resize, ("stretch", "letterbox"))
     wanted = task or ("" if preset else "detect-db")
     spec, size = make_task(wanted, preset, shape=parse_shape(shape) if shape else None, labels=_labels(labels),
-                           options=parse_options(task_option), overrides=overrides)
+                           options=parse_options(task_option), overrides=overrides,
+                           declared=None if shape else declared_shape(load_checked(model)))
     recipe = Recipe(name, version, tuple(dict.fromkeys(target)), spec, size, max_drop=max_drop, percentile=percentile,
                     calibration_images=calibration_images, threads=threads, latency_rounds=latency_rounds)
     made = _run(run, Job(model, data, out, cache or default_cache(), parent, hold_scales_from), recipe)

@@ -1,6 +1,7 @@
 """The data folder: images, and labels where there are some.
 
-Three forms: images alone; images and ``labels.json`` ({image: [{"label", "box" or "quad"}, ...]} for detection,
+Three forms: images alone; images and ``labels.json`` ({image: [{"label", "box" or "quad" or "outline", "points"}, ...]} for detection,
+masks and key points (of "points", x, y, visible each, a box goes along),
 {image: "label"} for classification); or one sub-folder a class. Order is by name, so it is the same everywhere.
 """
 
@@ -168,7 +169,19 @@ def _detection(item: Mapping[str, Any]) -> Detection:
         if len(quad) != 8:
             raise ValueError(f"a quad has 8 numbers, not {len(quad)}")
         return Detection(label, 1.0, (min(quad[::2]), min(quad[1::2]), max(quad[::2]), max(quad[1::2])), quad)
+    points = _numbers(item, "points", 3)
+    outline = _numbers(item, "outline", 2)
+    if outline and "box" not in item:
+        return Detection(label, 1.0, (min(outline[::2]), min(outline[1::2]), max(outline[::2]), max(outline[1::2])), outline=outline)
     x0, y0, x1, y1 = (float(v) for v in item["box"])
     if not (x0 < x1 and y0 < y1):
         raise ValueError(f"box {item['box']} is empty")
-    return Detection(label, 1.0, (x0, y0, x1, y1))
+    return Detection(label, 1.0, (x0, y0, x1, y1), outline=outline, points=tuple(min(v, 1.0) if i % 3 == 2 else v
+                                                                                 for i, v in enumerate(points)))
+
+
+def _numbers(item: Mapping[str, Any], name: str, each: int) -> tuple[float, ...]:
+    values = tuple(float(v) for v in np.asarray(item.get(name, ()), np.float64).reshape(-1))
+    if len(values) % each or (name == "outline" and 0 < len(values) < 6) or not np.isfinite(values).all():
+        raise ValueError(f"{name} has {len(values)} numbers, it needs {each} a point and all finite")
+    return values

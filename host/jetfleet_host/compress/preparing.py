@@ -132,6 +132,12 @@ def check_accepts(model: ModelProto, wanted: Sequence[int]) -> ModelProto:
     return value
 
 
+def declared_shape(model: ModelProto) -> tuple[int, int, int, int]:
+    """The image input's (N, C, H, W) as the file fixes it, 0 for a free axis. InputError `build.inputs`."""
+    n, c, h, w = (max(0, int(dim.dim_value)) for dim in image_input(model).type.tensor_type.shape.dim)
+    return n, c, h, w
+
+
 def _without_inner_values(model: ModelProto) -> ModelProto:
     # Inferred shapes of inner tensors are cheap to make again and go stale as soon as a pass touches the graph.
     del model.graph.value_info[:]

@@ -21,6 +21,7 @@ class Preset(msgspec.Struct, frozen=True):
     shape: Shape
     input: InputSpec
     labels: tuple[str, ...] = ()
+    options: dict[str, float | str | bool] = {}
 
 
 # PP-OCR: deploy/python of PaddleOCR 2.x; both models take BGR frames and (x / 255 - 0.5) / 0.5.
@@ -28,14 +29,27 @@ _HALF = (0.5, 0.5, 0.5)
 _OCR = InputSpec("", 0, 0, "bgr", "stretch", 1.0 / 255.0, _HALF, _HALF)
 # torchvision's ImageNet constants.
 _IMAGENET = InputSpec("", 0, 0, "rgb", "stretch", 1.0 / 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Ultralytics: LetterBox (114) and RGB / 255; YOLOv5 to YOLO26 alike.
+_YOLO = InputSpec("", 0, 0, "rgb", "letterbox", 1.0 / 255.0, pad=114)
+_SQUARE = (1, 3, 640, 640)
 
 PRESETS: Mapping[str, Preset] = {
     "ppocr-det": Preset("detect-db", (1, 3, 480, 640), _OCR, ("text",)),
     "ppocr-cls": Preset("classify", (1, 3, 48, 192), _OCR, ("0", "180")),
     "imagenet": Preset("classify", (1, 3, 224, 224), _IMAGENET),
+    "yolo": Preset("detect-yolo", _SQUARE, _YOLO),
+    "yolov5": Preset("detect-yolo", _SQUARE, _YOLO, options={"layout": "v5"}),
+    "yolov8": Preset("detect-yolo", _SQUARE, _YOLO, options={"layout": "v8"}),
+    "yolo11": Preset("detect-yolo", _SQUARE, _YOLO, options={"layout": "v8"}),
+    "yolo26": Preset("detect-yolo", _SQUARE, _YOLO, options={"layout": "end2end"}),
+    "yolo-seg": Preset("segment", _SQUARE, _YOLO),
+    "yolo-pose": Preset("keypoints", _SQUARE, _YOLO),
+    "regions": Preset("segment", (1, 3, 512, 512), _IMAGENET, options={"form": "regions"}),
+    "tensors": Preset("raw", (1, 3, 224, 224), _IMAGENET),
 }
 # What a task means without a preset.
-DEFAULT_PRESET = {"detect-db": "ppocr-det", "classify": "imagenet"}
+DEFAULT_PRESET = {"detect-db": "ppocr-det", "classify": "imagenet", "detect-yolo": "yolo", "segment": "yolo-seg", "keypoints": "yolo-pose",
+                  "raw": "tensors"}
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -69,11 +83,12 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def make_task(kind: str, preset: str, *, shape: Shape | None, labels: tuple[str, ...], options: dict[str, float | str | bool],
-              overrides: Mapping[str, Any]) -> tuple[TaskSpec, Shape]:
+              overrides: Mapping[str, Any], declared: Shape | None = None) -> tuple[TaskSpec, Shape]:
     """The task and input shape from a preset, with what the user gave on top.
 
     Args:
         overrides: fields of `InputSpec` that the user set (mean, std, scale, color, resize, pad).
+        declared: the model's own input shape, 0 for a free axis; what it fixes goes before the preset's.
 
     Raises:
         InputError: `build.preset`, `build.task`, `build.shape`, `build.input`.
@@ -86,14 +101,19 @@ def make_task(kind: str, preset: str, *, shape: Shape | None, labels: tuple[str,
                          remedy=f"use --task {' or '.join(DEFAULT_PRESET)}, or a --preset")
     if preset and kind and kind != chosen.task:
         raise InputError("build.task", f"preset {preset!r} is for task {chosen.task!r}, not {kind!r}", remedy="leave out --task")
-    size = shape or chosen.shape
+    size = shape or (_filled(declared, chosen.shape) if declared else chosen.shape)
     if size[0] != 1 or size[1] != 3 or min(size) < 1 or max(size) > 16384:
         raise InputError("build.shape", f"the shape {'x'.join(map(str, size))} is not 1x3xHEIGHTxWIDTH",
                          remedy="boards run batch 1 on colour frames, for example --shape 1x3x480x640")
     given = msgspec.structs.replace(chosen.input, width=size[3], height=size[2], **overrides)
     if min(given.std) <= 0 or given.scale <= 0:
         raise InputError("build.input", "--std and --scale must be positive", remedy="see --help for the formula")
-    return TaskSpec(kind or chosen.task, given, labels or chosen.labels, options), size
+    return TaskSpec(kind or chosen.task, given, labels or chosen.labels, {**chosen.options, **options}), size
+
+
+def _filled(declared: Shape, preset: Shape) -> Shape:
+    n, c, h, w = (own or other for own, other in zip(declared, preset, strict=True))
+    return n, c, h, w
 
 
 def parse_shape(text: str) -> Shape:

@@ -39,6 +39,7 @@ class OnnxRuntime(Backend):
     precisions = ("fp32", "fp16", "int8")
 
     _session: Any = None
+    _varies = False
 
     def _load(self, count: int) -> tuple[Lane, ...]:
         try:
@@ -58,6 +59,7 @@ class OnnxRuntime(Backend):
                 raise RuntimeFailure("backend.load", f"ONNX Runtime cannot load {self.path.name}: {_short(error)}",
                                      where=str(self.path)) from None
             shapes = self._output_shapes()
+            self._varies = _varies([output.shape for output in self._session.get_outputs()], list(self._session.get_inputs()[0].shape))
             self._read_back(Path(self._session.end_profiling()))
         return tuple(self._lane(ort, index, shapes) for index in range(count))
 
@@ -103,6 +105,8 @@ class OnnxRuntime(Backend):
 
     def _lane(self, ort: Any, index: int, shapes: list[tuple[tuple[int, ...], Any]]) -> Lane:
         tensor = np.zeros(self.input_shape, np.float32)
+        if self._varies:  # a binding keeps the first frame's memory, and refuses a second frame with more rows
+            return Lane(index, tensor, {self._session.get_inputs()[0].name: tensor})
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(self._session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(tensor))
         outputs = []
@@ -129,6 +133,8 @@ class OnnxRuntime(Backend):
 
     def _run(self, lane: Lane) -> Outputs:
         try:
+            if self._varies:
+                return tuple(self._session.run(None, lane.binding))
             self._session.run_with_iobinding(lane.binding)
         except Exception as error:  # noqa: BLE001
             raise RuntimeFailure("backend.run", f"ONNX Runtime failed on {self.path.name}: {_short(error)}") from None
@@ -136,6 +142,12 @@ class OnnxRuntime(Backend):
 
     def _unload(self) -> None:
         self._session = None
+
+
+def _varies(outputs: list[list[Any]], given: list[Any]) -> bool:
+    """Whether an output has a free axis though the input has none: its size follows from what is in the frame (NonMaxSuppression,
+    NonZero). Free axes that the input has too are fixed by its shape."""
+    return all(isinstance(size, int) for size in given) and any(not isinstance(size, int) for shape in outputs for size in shape)
 
 
 def _short(error: BaseException) -> str:
