@@ -7,11 +7,13 @@ machine; a number that was not measured is empty, never guessed.
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jetfleet_contract.bundle import EvaluationRow
 
 from .bundles import OpenBundle
+from .floors import FORMULA, HEADINGS, FloorLine
 from .measurements import MeasuredRow, Measurements
 
 
@@ -41,8 +43,8 @@ def lines_of(bundle: OpenBundle, measurements: Measurements | None) -> list[Line
     return sorted(found, key=lambda line: (line.row.verdict != "accepted", line.ms or float("inf"), line.candidate))
 
 
-def as_json(bundle: OpenBundle, measurements: Measurements | None) -> dict[str, object]:
-    """The report for machines. `latency_*` is null where nobody measured."""
+def as_json(bundle: OpenBundle, measurements: Measurements | None, floors: Sequence[FloorLine] = ()) -> dict[str, object]:
+    """The report for machines. `latency_*` is null where nobody measured; `floors` are computed, and stand apart."""
     evaluation = bundle.evaluation
     return {
         "bundle": bundle.manifest_digest, "name": bundle.spec.name, "version": bundle.spec.version, "task": bundle.spec.task.kind,
@@ -50,6 +52,7 @@ def as_json(bundle: OpenBundle, measurements: Measurements | None) -> dict[str, 
         "max_drop": evaluation.max_drop, "machine": evaluation.machine, "software": evaluation.software,
         "measured_on": measurements.machine if measurements else None, "measured_at": measurements.taken if measurements else None,
         "probes": len(bundle.probe.items), "rows": [_json_row(line) for line in lines_of(bundle, measurements)],
+        "floors": [line.as_dict() for line in floors],
     }
 
 
@@ -96,7 +99,7 @@ def provenance(bundle: OpenBundle, measurements: Measurements | None) -> list[st
     return [accuracy, latency]
 
 
-def as_html(bundle: OpenBundle, measurements: Measurements | None) -> str:
+def as_html(bundle: OpenBundle, measurements: Measurements | None, floors: Sequence[FloorLine] = ()) -> str:
     """One self-contained page: a bar chart of latency in inline SVG, the table, where the numbers come from."""
     lines = lines_of(bundle, measurements)
     title = html.escape(f"{bundle.spec.name}:{bundle.spec.version}")
@@ -109,7 +112,7 @@ def as_html(bundle: OpenBundle, measurements: Measurements | None) -> str:
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_CSS}</style></head><body>
 <h1>{title}</h1><p>task {html.escape(bundle.spec.task.kind)}, for {html.escape(', '.join(bundle.spec.targets))};
 bundle <code>{bundle.manifest_digest}</code></p>
-{_chart(lines)}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><h2>Variants</h2><ul>{variants}</ul>
+{_chart(lines)}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{_floor_table(floors)}<h2>Variants</h2><ul>{variants}</ul>
 <h2>Where the numbers come from</h2>{notes}</body></html>
 """
 
@@ -122,6 +125,16 @@ _CSS = ("body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem aut
 def _html_row(line: Line) -> str:
     cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in table_cells(line))
     return f'<tr class="{line.row.verdict}">{cells}</tr>'
+
+
+def _floor_table(floors: Sequence[FloorLine]) -> str:
+    """A table of its own, so that nobody takes a floor for a measurement; nothing when there is none."""
+    if not floors:
+        return ""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in HEADINGS)
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line.cells()) + "</tr>" for line in floors)
+    return (f'<h2>Floors, computed</h2><p>{html.escape(FORMULA)}</p><table class="floors"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{rows}</tbody></table>")
 
 
 def _chart(lines: list[Line]) -> str:

@@ -35,6 +35,7 @@ from jetfleet_host.compress.jobs import JobRunner
 from jetfleet_host.compress.qdq import write_qdq
 from jetfleet_host.compress.recipe import Job, Recipe, make_task
 from jetfleet_host.compress.scoring import judge, score
+from jetfleet_host.floors import floors_of
 from jetfleet_host.lineage import lineage_of
 from jetfleet_host.measurements import measurements_of
 from jetfleet_host.report import as_html, as_json, lines_of
@@ -288,6 +289,35 @@ def test_report_joins_both_and_marks_their_origin(made: tuple[Path, Job, BuildRe
     assert len(timed) == sum(not row.error for row in measured.rows)
     assert {row["latency_p50_ms"] for row in as_json(bundle, None)["rows"]} == {None}  # type: ignore[attr-defined]
     json.dumps(table)
+
+
+def test_floors_stand_apart_from_what_was_measured(made: tuple[Path, Job, BuildReport]) -> None:
+    bundle = open_bundle(made[1].out)
+    measured, floors = measurements_of(bundle), floors_of(bundle)
+    assert {line.board for line in floors} == {"orin-nano"}  # cpu-x86 has no TensorRT, and no peak
+    by_candidate = {line.candidate: line for line in floors if line.power_mode == "MAXN_SUPER"}
+    assert set(by_candidate) == {c.name for c in candidates(bundle.spec) if c.backend == "tensorrt"}
+    assert all(line.floor_ms is not None and 0 < line.floor_ms < 1.0 for line in floors)
+    assert {line.power_mode for line in floors} == {"15W", "MAXN_SUPER"}  # the file knows no peak for 7 W and 25 W
+    table: Any = as_json(bundle, measured, floors)
+    assert table["rows"] == as_json(bundle, measured)["rows"]  # not one measured figure changes
+    assert [line["floor_ms"] for line in table["floors"]] == [line.floor_ms for line in floors]
+    page = as_html(bundle, measured, floors)
+    assert "computed, not measured" in page
+    assert page.index('<table class="floors">') > page.index("</table>")
+    assert "Floors" not in as_html(bundle, measured)
+
+
+def test_a_damaged_graph_has_no_floor_and_says_why(made: tuple[Path, Job, BuildReport], tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(made[1].out, tmp_path / "copy")
+    bundle = open_bundle(tmp_path / "copy")
+    broken = bundle.spec.variants[0]
+    bundle.blob_path(broken.digest).write_bytes(b"\xff" * 64)
+    lines = [line for line in floors_of(bundle) if line.candidate.startswith(f"{broken.name}@")]
+    assert lines
+    assert all(line.floor_ms is None and line.reason for line in lines)
 
 
 def test_report_page_is_self_contained_and_escaped(made: tuple[Path, Job, BuildReport]) -> None:

@@ -104,7 +104,7 @@ def build(
 
 
 def report(bundle: Path = _BUNDLE, as_json: bool = _JSON, page: Path | None = _HTML) -> None:
-    """Show a bundle's candidates: accuracy, latency, verdict, and where each number came from.
+    """Show a bundle's candidates: accuracy, latency, verdict, where each number came from; and the floor on each target board.
 
     Examples:
 
@@ -115,16 +115,19 @@ def report(bundle: Path = _BUNDLE, as_json: bool = _JSON, page: Path | None = _H
     from jetfleet_host import report as reports
     from jetfleet_host.bundles import open_bundle
     from jetfleet_host.durable import write_file
+    from jetfleet_host.floors import floors_of
     from jetfleet_host.measurements import measurements_of
 
     opened = open_bundle(bundle)
-    measured = measurements_of(opened)
+    measured, floors = measurements_of(opened), floors_of(opened)
     if page is not None:
-        write_file(page, reports.as_html(opened, measured).encode())
+        write_file(page, reports.as_html(opened, measured, floors).encode())
     if as_json:
-        print(json.dumps(reports.as_json(opened, measured), indent=2))
+        print(json.dumps(reports.as_json(opened, measured, floors), indent=2))
         return
     _print_table(opened, measured)
+    if floors:
+        _print_floors(floors)
     if page is not None:
         print(f"Wrote {page}.")
 
@@ -193,6 +196,22 @@ def _print_table(bundle: Any, measurements: Any) -> None:
     console.print(table)
     for sentence in reports.provenance(bundle, measurements):
         console.print(sentence, highlight=False)
+
+
+def _print_floors(floors: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jetfleet_host.floors import FORMULA, HEADINGS
+
+    table = Table(title="Floors, computed", title_justify="left")
+    for index, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if index in (3, 4) else "left", overflow="fold")
+    for line in floors:
+        table.add_row(*line.cells())
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    console.print(FORMULA, highlight=False)
 
 
 def _labels(text: str) -> tuple[str, ...]:
