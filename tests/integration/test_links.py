@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -207,3 +209,17 @@ def test_an_open_broker_beyond_loopback_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TransportError) as caught:
         write_mosquitto_config(tmp_path / "m.conf", port=1883, bind="192.0.2.1")
     assert caught.value.code == "broker.open"
+
+
+@pytest.mark.parametrize("side", SIDES, ids=SIDE_NAMES)
+def test_a_broker_that_falls_silent_without_a_word_is_noticed_and_found_again(side: Module, client: Callable[..., Client]) -> None:
+    """No FIN, no RST: only the keepalive (5 s) can tell."""
+    with mosquitto() as broker:
+        one = client(side, broker.port, "one").up()
+        assert broker._child is not None
+        os.kill(broker._child.pid, signal.SIGSTOP)
+        try:
+            until(lambda: one.downs and not one.link.connected, "the silence to be noticed", 60)
+        finally:
+            os.kill(broker._child.pid, signal.SIGCONT)
+        until(lambda: one.link.connected and one.ups >= 2, "the link to be back", 60)

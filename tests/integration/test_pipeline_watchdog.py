@@ -191,3 +191,25 @@ def test_a_hot_board_runs_the_frugal_setting_without_tiles_and_goes_back_and_los
     assert pipeline.process.poll() is None
     assert pipeline.process.pid == pid
     assert not pipeline.of(SourceEvent) or all(event.up for event in pipeline.of(SourceEvent))
+
+
+def test_a_hook_that_hangs_is_named_as_what_stands_behind_the_model(start: Callable[..., PipelineProcess], tmp_path: Path) -> None:
+    """It opens a FIFO that nobody writes to, at its third frame, as a driver of a broken device would."""
+    package, fifo = tmp_path / "package", tmp_path / "fifo"
+    (package / "hung_hook-1.0.dist-info").mkdir(parents=True)
+    (package / "hung_hook-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: hung-hook\nVersion: 1.0\n")
+    (package / "hung_hook-1.0.dist-info/entry_points.txt").write_text("[jetfleet.kpis]\nhung = hung_hook:Hung\n")
+    (package / "hung_hook.py").write_text(
+        "class Hung:\n"
+        "    def __init__(self, options):\n        self.fifo, self.left = options['fifo'], 3\n"
+        "    def __call__(self, *arguments):\n        self.left -= 1\n        if self.left <= 0:\n            open(self.fifo).read()\n"
+        "        return {}\n")
+    os.mkfifo(fifo)
+    pipeline = start(PYTHONPATH=os.pathsep.join((str(package), os.environ.get("PYTHONPATH", ""))))
+    model = model_of(save_map_model(tmp_path / "good.onnx"), detector_task())
+    config = AppConfig(kpis="hung", kpi_options={"fifo": str(fifo)})
+    pipeline.send(Run(model, config, (ENDLESS,), window_s=0.5, stuck_s=0.5))
+    stuck = pipeline.wait(Stuck)
+    assert (stuck.code, stuck.fatal) == ("watchdog.sink", True)
+    assert stuck.seconds >= 0.5
+    assert [r.frame for r in pipeline.results] == [0, 1], "what came before it is out"
