@@ -26,6 +26,7 @@ TOPICS = {
     "variants": "Variants: which file, which backend, which precision",
     "preprocess": "Pre-processing: a frame becomes a tensor",
     "live": "A live camera that is faster than the model",
+    "kernels": "The pre-processing kernel, counted without a GPU",
     "swap": "Swapping models between two frames",
     "cascade": "The cascade: a weak model asks the full one",
     "delivery": "50 MB to 1, 4, 16 and 32 receivers",

@@ -53,7 +53,8 @@ def test_every_kernel_is_in_a_real_cubin(old_nvrtc: Nvrtc, sm: int) -> None:
     data = old_nvrtc.compile(building.source(), "preprocess.cu", sm)
     found = check_cubin(data, sm, NAMES)
     assert found.kernels.keys() == NAMES
-    assert 100 < found.instructions("jf_preprocess_nv12_nchw_f16") < 700
+    # Orin Nano Super, 1080p NV12 into 640x360: 37.3 us of bytes are 168 instructions a pixel; a thread makes four pixels.
+    assert 100 < found.instructions("jf_preprocess_nv12_nchw_f16") <= 4 * 168
     for cut in range(0, len(data) - 1, 997):
         with pytest.raises(JetfleetError):
             check_cubin(data[:cut], sm, NAMES)
