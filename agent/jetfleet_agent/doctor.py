@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -80,18 +81,21 @@ def examine(path: Path, capability_of: Callable[[AgentConfig], Capability],
         config = load(path)
     except JetfleetError as error:
         return (Check("config", "failed", error.what, error.remedy or f"correct {path}"),)
-    return (
-        Check("config", "ok", f"{path}: device {config.device}, board {config.board}"),
-        _state_folder(config.state_dir),
-        _disk(config.state_dir),
-        _results(config.results),
-        _clock(time.time()),
-        _root(config.root, time.time()),
-        _backends(lambda: capability_of(config)),
-        *_board_and_models(config, root),
-        *camera_checks(config.local_sources, running=state_lock.is_held(config.state_dir)),
-        _broker(config, try_broker),
-    )
+    with ThreadPoolExecutor(2) as beside:  # the two that wait for others: the longer one's wait is all there is
+        cameras = beside.submit(camera_checks, config.local_sources, running=state_lock.is_held(config.state_dir))
+        broker = beside.submit(_broker, config, try_broker)
+        return (
+            Check("config", "ok", f"{path}: device {config.device}, board {config.board}"),
+            _state_folder(config.state_dir),
+            _disk(config.state_dir),
+            _results(config.results),
+            _clock(time.time()),
+            _root(config.root, time.time()),
+            _backends(lambda: capability_of(config)),
+            *_board_and_models(config, root),
+            *cameras.result(),
+            broker.result(),
+        )
 
 
 def exit_code(checks: tuple[Check, ...]) -> int:

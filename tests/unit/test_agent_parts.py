@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -175,6 +176,23 @@ def test_a_config_that_cannot_be_loaded_is_the_only_finding(config_file: Path) -
     assert [(check.name, check.verdict) for check in checks] == [("config", "failed")]
     assert "broker.port" in checks[0].remedy
     assert doctor.exit_code(checks) == 1
+
+
+def test_broker_and_cameras_are_waited_for_side_by_side(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(2, timeout=30.0)
+
+    def cameras(*_sources: object, running: bool) -> tuple[Check, ...]:
+        meeting.wait()
+        return (Check("camera door", "ok", f"seen, {running}"),)
+
+    def broker(_config: object) -> doctor.Tried:
+        meeting.wait()
+        return doctor.Tried()
+
+    monkeypatch.setattr(doctor, "camera_checks", cameras)
+    checks = doctor.examine(config_file, lambda _config: capability_of(), broker, config_file.parent)
+    assert [check.name for check in checks[-2:]] == ["camera door", "broker"]
+    assert checks[-1].verdict == "ok"
 
 
 def test_a_broker_that_refuses_fails_with_its_reason(config_file: Path) -> None:
