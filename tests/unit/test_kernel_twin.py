@@ -91,6 +91,7 @@ def test_layouts_and_types_are_one_picture(layout: Any, kind: Any) -> None:
     scale = 1 / 64 if kind == "i8" else 1.0
     told, where = rules(spec, "bgr", input_scale=scale), sampling(spec, 90, 60, "letterbox")
     out = new_tensor(2, told, layout, kind)
+    assert out.flags.c_contiguous  # as the kernel addresses it
     before = out.copy()
     preprocess(planes, "bgr", where, told, out[1], layout, kind)
     real = by_twin(planes, "bgr", (90, 60), spec)[0]

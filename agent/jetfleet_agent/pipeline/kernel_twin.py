@@ -35,7 +35,7 @@ _DTYPES: dict[ElementType, Any] = {"f32": np.float32, "f16": np.float16, "i8": n
 def new_tensor(images: int, rules: Rules, layout: Layout, kind: ElementType) -> npt.NDArray[Any]:
     """A batch with nothing but its band's value: what ``jf_fill_*`` leaves. (n, 3, h, w) or (n, h, w, 3)."""
     colors = np.broadcast_to(_rounded(np.array(rules.pad, np.float32), kind), (images, rules.height, rules.width, 3))
-    return np.array(colors if layout == "nhwc" else colors.transpose(0, 3, 1, 2))
+    return np.array(colors if layout == "nhwc" else colors.transpose(0, 3, 1, 2), order="C")
 
 
 def preprocess(planes: tuple[Bytes, ...], pixels: PixelFormat, where: Sampling, rules: Rules, out: npt.NDArray[Any], layout: Layout,
