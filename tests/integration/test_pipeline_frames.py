@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,19 +22,6 @@ from jetfleet_contract.messages import AppConfig, Source
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., PipelineProcess]]:
-    running: list[PipelineProcess] = []
-
-    def starter(app: str = "detector") -> PipelineProcess:
-        running.append(PipelineProcess(tmp_path / "run", app))
-        return running[-1]
-
-    yield starter
-    for process in running:
-        process.close()
 
 
 def busy_windows(pipeline: PipelineProcess) -> list[Window]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -31,19 +31,6 @@ pytest.importorskip("onnxruntime")
 
 CONFIG = AppConfig()
 POLICY = TrialPolicy(frames=20, min_agreement=0.7, max_p99_ratio=1000.0)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., PipelineProcess]]:
-    running: list[PipelineProcess] = []
-
-    def starter(app: str = "detector") -> PipelineProcess:
-        running.append(PipelineProcess(tmp_path / "run", app))
-        return running[-1]
-
-    yield starter
-    for process in running:
-        process.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,6 @@ pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKEN = "t0ken-of-sixteen-and-more"
 ALL = (JsonlSink("seen"), SocketSink(), PreviewSink(fps=20.0, width=320), WebhookSink("secret:hook"))
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., PipelineProcess]]:
-    running: list[PipelineProcess] = []
-
-    def starter(**environment: str) -> PipelineProcess:
-        running.append(PipelineProcess(tmp_path / "run", environment=environment))
-        return running[-1]
-
-    yield starter
-    for process in running:
-        process.close()
 
 
 @pytest.fixture(scope="module")

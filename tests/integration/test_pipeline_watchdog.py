@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -33,19 +33,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 ENDLESS = Source("front", "synthetic:64x48?frames=1000000", fps=50)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., PipelineProcess]]:
-    running: list[PipelineProcess] = []
-
-    def starter(**environment: str) -> PipelineProcess:
-        running.append(PipelineProcess(tmp_path / "run", environment=environment))
-        return running[-1]
-
-    yield starter
-    for process in running:
-        process.close()
 
 
 def test_a_source_that_hangs_is_opened_anew_and_the_others_never_notice(start: Callable[..., PipelineProcess], tmp_path: Path) -> None:

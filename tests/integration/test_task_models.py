@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +29,6 @@ KINDS = {"v5": "detect-yolo", "v8": "detect-yolo", "v8-rows": "detect-yolo", "en
          "seg": "segment", "pose": "keypoints", "regions": "segment", "raw": "raw"}
 LABELS = ("dark", "bright")
 CONFIG = AppConfig()
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., PipelineProcess]]:
-    running: list[PipelineProcess] = []
-
-    def starter(app: str = "detector") -> PipelineProcess:
-        running.append(PipelineProcess(tmp_path / "run", app))
-        return running[-1]
-
-    yield starter
-    for process in running:
-        process.close()
 
 
 def model(folder: Path, made: str, *, digit: str = "a", version: str = "1", **options: float | str | bool) -> Model:

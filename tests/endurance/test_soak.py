@@ -1,7 +1,7 @@
 """Months in minutes: four cameras, swaps, dead sources, broker restarts, again and again; memory, threads, descriptors stay as they are.
 
 Sampled at the same quiet point of every cycle, so that what a swap holds for a while is not taken for growth. The long run is
-``pytest -m slow tests/integration/test_soak.py``: an hour.
+``pytest -m slow tests/endurance``: an hour.
 """
 
 from __future__ import annotations
