@@ -50,7 +50,7 @@ test: check
 	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev
-	@.ci/need $(SERVERS) $(CAMERA) postgres:postgresql
+	@.ci/need $(SERVERS) $(CAMERA) postgres:postgresql g++:g++
 	$(BIN)/pytest -m 'slow and not gpu and not jetson' --timeout=900 $(PYTEST_ARGS)
 
 # On a board, or on a machine with an NVIDIA GPU.

@@ -9,12 +9,14 @@ from builder_board import Builder
 from fleet_rig import AgentProcess
 from served_fleet import fleet_on
 
+from jetfleet_agent.boards import detect_board
 from jetfleet_agent.capability import probe_machine
 from jetfleet_host.delegations import accept, delegate
 
 
 def test_a_board_follows_its_class(tmp_path: Path) -> None:
-    device_class = f"cpu-{'arm64' if probe_machine().arch == 'aarch64' else 'x86'}"
+    machine = probe_machine()
+    device_class = detect_board(machine.arch, machine.compatible, machine.isa, machine.drivers).device_class
     builder = Builder()
     with mosquitto() as broker, fleet_on(tmp_path, f"{LOOPBACK}:{broker.port}") as fleet:
         delegate(fleet.project, device_class, [builder.public])

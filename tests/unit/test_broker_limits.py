@@ -35,7 +35,7 @@ AWS = PROFILES["aws-iot-core"]
 BLOB = "f" * 64
 NAMES = st.from_regex(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?", fullmatch=True)
 BUILDERS = [function for name, function in inspect.getmembers(topics, inspect.isfunction)
-            if function.__module__ == topics.__name__ and not name.startswith(("_", "check_"))
+            if function.__module__ == topics.__name__ and not name.startswith(("_", "check_", "is_"))
             and "topic" not in inspect.signature(function).parameters]  # what reads a topic builds none
 
 
