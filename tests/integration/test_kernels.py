@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,12 @@ def quiet(_line: str) -> None:
 
 
 XAVIER = chosen((72,))
+
+
+def test_the_compiler_leaves_the_locale_as_it_was(old_nvrtc: Nvrtc) -> None:
+    before = locale.setlocale(locale.LC_ALL)
+    old_nvrtc.compile(building.source(), "preprocess.cu", 87)
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 @pytest.mark.parametrize("sm", [72, 87])

@@ -6,7 +6,10 @@ The builtins library is loaded first, by its path: NVRTC looks for it by name on
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import locale
+from collections.abc import Iterator
 from typing import Any
 
 from jetfleet_contract.errors import IncompatibleError, RuntimeFailure
@@ -15,6 +18,16 @@ from jetfleet_host.kernels.toolchains import Libraries
 # A fused multiply-add stands in the source where it is wanted; anywhere else it would differ from the twin.
 OPTIONS = ("--std=c++14", "--fmad=false")
 _LOG_LINES = 12
+
+
+@contextlib.contextmanager
+def _own_locale() -> Iterator[None]:
+    """NVRTC sets the process's locale to C and leaves it; all text that Python reads afterwards would be taken for ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 class Nvrtc:
@@ -49,7 +62,8 @@ class Nvrtc:
         self._check(self._library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None))
         try:
             options = [option.encode() for option in (f"--gpu-architecture=sm_{sm}", *OPTIONS)]
-            status = self._library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+            with _own_locale():
+                status = self._library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
             if status:
                 lines = self._text(program, "ProgramLog").decode(errors="replace").strip("\0\n ").splitlines()
                 told = "; ".join(line.strip() for line in lines[:_LOG_LINES] if line.strip()) or self._meaning(status)
