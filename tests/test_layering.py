@@ -22,7 +22,7 @@ def toml(path: Path) -> dict[str, Any]:
 
 def test_imports_follow_the_design() -> None:
     linter = str(Path(sys.executable).parent / "lint-imports")
-    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -90,7 +90,7 @@ def test_the_device_wheel_in_a_bare_venv(device_venv: Path, tmp_path: Path) -> N
     listed = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True).stdout.lower()
     for unwanted in ("torch", "sqlalchemy", "typer", "rich", "matplotlib", "iotcore"):
         assert f"\n{unwanted}==" not in f"\n{listed}", f"the device wheel pulls {unwanted}"
-    done = subprocess.run([python, "-c", IMPORT_ALL], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", IMPORT_ALL], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     count, version, where = done.stdout.split()
     print(f"imported {count} modules on Python {version}")
@@ -102,7 +102,7 @@ def test_the_device_wheel_in_a_bare_venv(device_venv: Path, tmp_path: Path) -> N
 
 def test_the_device_wheel_carries_board_files_and_tasks(device_venv: Path, tmp_path: Path) -> None:
     agent = str(device_venv / "bin/jetfleet-agent")
-    done = subprocess.run([agent, "probe", "--board", "orin-nano", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([agent, "probe", "--board", "orin-nano", "--json"], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert '"orin-nano"' in done.stdout
     code = "from importlib.metadata import entry_points as e; print(sorted(x.name for x in e(group='jetfleet.tasks')))"
