@@ -102,7 +102,7 @@ def test_the_device_wheel_in_a_bare_venv(device_venv: Path, tmp_path: Path) -> N
 
 def test_the_device_wheel_carries_board_files_and_tasks(device_venv: Path, tmp_path: Path) -> None:
     agent = str(device_venv / "bin/jetfleet-agent")
-    done = subprocess.run([agent, "probe", "--board", "orin-nano", "--json"], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run([agent, "probe", "--board", "orin-nano", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert '"orin-nano"' in done.stdout
     code = "from importlib.metadata import entry_points as e; print(sorted(x.name for x in e(group='jetfleet.tasks')))"
