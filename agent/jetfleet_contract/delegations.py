@@ -4,15 +4,20 @@ The targets role delegates to one role a device class, ``class-CLASS``, and for 
 key of one class says nothing about another. The role's metadata is TUF targets metadata. The snapshot names it by version, length and hash;
 being large, it travels as a blob, whose chunk table stands in jetfleet's field of the snapshot's entry:
 
-    snapshot meta "class-CLASS.json"   x-jetfleet = {"table": hex, or none for a blob of one chunk, "chunk_size"}
-    each engine target custom          = {"size", "table", "chunk_size", "subject": the bundle's manifest (hex)}
+    snapshot meta "class-CLASS.json"   x-jetfleet = {"table": hex, or none for a blob of one chunk, "chunk_size", "uncertified": [names]}
+    each engine target custom          = {"size", "table", "chunk_size", "subject": the bundle's manifest (hex), "passport"}
+
+An engine whose name stands in `uncertified` was tried by its builder alone: no board runs it unless the host asks, by a signed command.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from .chunks import CHUNK_BYTES, BlobInfo, top_page
+from .engines import Passport, check_passport
 from .errors import MalformedError
 from .topics import check_blob, check_name
 
@@ -27,15 +32,17 @@ class DelegationField(msgspec.Struct, frozen=True, omit_defaults=True):
 
     table: str = ""
     chunk_size: int = CHUNK_BYTES
+    uncertified: tuple[str, ...] = ()
 
 
 class EngineField(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An engine target's custom field: how its blob is fetched, and the manifest of the bundle that it was built from."""
+    """An engine target's custom field: how its blob is fetched, the manifest of the bundle that it was built from, and its passport."""
 
     size: int
     subject: str
     table: str = ""
     chunk_size: int = CHUNK_BYTES
+    passport: Passport | None = None
 
 
 class DelegationBlob(msgspec.Struct, frozen=True):
@@ -45,15 +52,18 @@ class DelegationBlob(msgspec.Struct, frozen=True):
     version: int
     blob: str
     info: BlobInfo
+    uncertified: frozenset[str] = frozenset()
 
 
 class EngineTarget(msgspec.Struct, frozen=True):
-    """An engine that a builder of the class signed. `subject` is the manifest of the bundle that it belongs to."""
+    """An engine that a builder of the class signed. `subject` is the manifest of the bundle that it belongs to; `passport` says what it is
+    bound to (None in metadata of before there were passports: such an engine is run by nobody)."""
 
     path: str
     blob: str
     info: BlobInfo
     subject: str
+    passport: Passport | None = None
 
 
 def role_of_class(device_class: str) -> str:
@@ -76,15 +86,15 @@ def engine_path(device_class: str, name: str) -> str:
     return f"engine/{check_name('class', device_class)}/{check_name('engine', name)}"
 
 
-def delegation_field(info: BlobInfo) -> dict[str, object]:
+def delegation_field(info: BlobInfo, uncertified: Iterable[str] = ()) -> dict[str, object]:
     """jetfleet's field of a snapshot's entry, as plain JSON values."""
-    built: dict[str, object] = msgspec.to_builtins(DelegationField(info.table, info.chunk_size))
+    built: dict[str, object] = msgspec.to_builtins(DelegationField(info.table, info.chunk_size, tuple(sorted(uncertified))))
     return built
 
 
-def engine_field(info: BlobInfo, subject: str) -> dict[str, object]:
+def engine_field(info: BlobInfo, subject: str, passport: Passport | None = None) -> dict[str, object]:
     """The custom field of an engine target, as plain JSON values."""
-    built: dict[str, object] = msgspec.to_builtins(EngineField(info.size, check_blob(subject), info.table, info.chunk_size))
+    built: dict[str, object] = msgspec.to_builtins(EngineField(info.size, check_blob(subject), info.table, info.chunk_size, passport))
     return built
 
 
@@ -98,7 +108,10 @@ def read_delegation(device_class: str, version: int, length: object, blob: objec
         raise MalformedError("trust.target", f"class {device_class}: its metadata has no hash or length within {MAX_DELEGATED_BYTES} bytes")
     info = BlobInfo(length, read.chunk_size, check_blob(read.table) if read.table else "")
     top_page(info)
-    return DelegationBlob(device_class, version, check_blob(blob), info)
+    if len(read.uncertified) > MAX_ENGINES:
+        raise MalformedError("trust.target", f"class {device_class}: {len(read.uncertified)} engines are over the limit of {MAX_ENGINES}")
+    uncertified = frozenset(check_name("engine", name) for name in read.uncertified)
+    return DelegationBlob(device_class, version, check_blob(blob), info, uncertified)
 
 
 def read_engine(device_class: str, path: str, blob: str, custom: object) -> EngineTarget:
@@ -117,4 +130,7 @@ def read_engine(device_class: str, path: str, blob: str, custom: object) -> Engi
         raise MalformedError("trust.target", f"target {path[:120]}: jetfleet's field is wrong: {error}") from None
     info = BlobInfo(field.size, field.chunk_size, check_blob(field.table) if field.table else "")
     top_page(info)
-    return EngineTarget(path, check_blob(blob), info, check_blob(field.subject))
+    passport = check_passport(field.passport) if field.passport is not None else None
+    if passport is not None and passport.subject != field.subject:
+        raise MalformedError("trust.target", f"target {path[:120]}: its passport is of another bundle")
+    return EngineTarget(path, check_blob(blob), info, check_blob(field.subject), passport)

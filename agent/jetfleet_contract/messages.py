@@ -135,7 +135,7 @@ class Command(Message, frozen=True, tag_field="type", tag="command"):
     device: str
     seq: int
     expires: float
-    op: Literal["restart", "bench", "snapshot", "logs", "explain", "secret"]
+    op: Literal["restart", "bench", "snapshot", "logs", "explain", "secret", "engine-build", "engine-certify"]
     args: dict[str, str] = {}
 
 

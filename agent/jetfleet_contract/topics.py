@@ -22,6 +22,7 @@ ALL_WANTS = f"{PREFIX}/b/+/want/+"
 ALL_RESPONSES = f"{PREFIX}/d/+/rsp/+"
 ALL_OFFERS = f"{PREFIX}/d/+/offer"
 ALL_CROPS = f"{PREFIX}/d/+/crop"
+ALL_ENGINE_WORDS = f"{PREFIX}/d/+/engine"
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _BLOB = re.compile(r"[0-9a-f]{64}")
@@ -99,6 +100,11 @@ def crop(device: str) -> str:
 def answer(device: str) -> str:
     """What the host's model says of a board's crop, signed."""
     return _device(device, "answer")
+
+
+def engine_word(device: str) -> str:
+    """What a board says, signed, about an engine: that it needs it, how far it has built it, whether it fits."""
+    return _device(device, "engine")
 
 
 def offer(device: str) -> str:

@@ -26,7 +26,7 @@ from .store.models import CommandRow
 
 COMMAND_LIFE_S = 300.0
 
-Op = Literal["restart", "bench", "snapshot", "logs", "explain", "secret"]
+Op = Literal["restart", "bench", "snapshot", "logs", "explain", "secret", "engine-build", "engine-certify"]
 
 _log = logging.getLogger(__name__)
 
