@@ -318,6 +318,8 @@ class Life:
     def tuning(self, spec: ModelSpec, candidate: Candidate) -> Tuning:
         return Tuning()
 
+    def chosen_under(self, name: str, version: str) -> None: ...
+
     def eco(self, spec: ModelSpec, candidate: Candidate) -> Tuning | None:
         return None
 

@@ -25,6 +25,7 @@ from jetfleet_agent.supervisor.uploads import Uploads
 from jetfleet_contract import topics
 from jetfleet_contract.broker_limits import BrokerLimits
 from jetfleet_contract.chunks import BlobInfo
+from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.delegations import DelegationBlob
 from jetfleet_contract.deltas import DeltaSource
 from jetfleet_contract.errors import UntrustedError
@@ -169,6 +170,9 @@ class FakeChooser:
         return Tuning()
 
     def eco(self, spec: Any, candidate: Any) -> Tuning | None:
+        return None
+
+    def chosen_under(self, name: str, version: str) -> Conditions | None:
         return None
 
     def stop(self) -> None: ...

@@ -69,7 +69,7 @@ def probe_machine(root: Path = Path("/"), *, arch: str = "", cores: int = 0) -> 
         memory_mb=_memory_mb(_text(root / "proc/meminfo")),
         model=_text(root / "proc/device-tree/model").strip("\0\n "),
         compatible=tuple(part for part in _text(root / "proc/device-tree/compatible").split("\0") if part),
-        l4t=_l4t(_text(root / "etc/nv_tegra_release")),
+        l4t=l4t_release(root),
         drivers=("nvidia",) if _text(root / "proc/driver/nvidia/version") else (),
     )
 
@@ -181,9 +181,9 @@ def _memory_mb(meminfo: str) -> int:
     return int(found.group(1)) // 1024 if found else 0
 
 
-def _l4t(release: str) -> str:
-    """``# R36 (release), REVISION: 4.3, ...`` is 36.4.3."""
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
+def l4t_release(root: Path) -> str:
+    """``# R36 (release), REVISION: 4.3, ...`` is 36.4.3; empty where there is no L4T."""
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release"))
     return f"{found.group(1)}.{found.group(2)}" if found else ""
 
 

@@ -106,6 +106,7 @@ warmup = 5
 timeout_s = 120.0
 nice = 10                             # 10: running models keep their cores; 0: truer figures on a busy machine
 tune_s = 6.0                          # then settings of the chosen one's runtime are measured so long; 0: its defaults stay
+settle_s = 60.0                       # so long must another power mode, or other clocks, stand before models are chosen anew
 """
 
 
@@ -137,7 +138,8 @@ class MeasureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How candidates are measured. `lock` is a file that several agents on one machine share, so that they take turns.
 
     `nice` is a measurement's priority: at 10 the running models keep their cores; 0 measures truer on a busy machine. `tune_s`: seconds for
-    measuring settings of the chosen candidate's runtime; 0: its defaults stay.
+    measuring settings of the chosen candidate's runtime; 0: its defaults stay. `settle_s`: how long another power mode, or other clocks,
+    must stand before models are chosen anew.
     """
 
     runs: Annotated[int, Meta(ge=3, le=1000)] = 30
@@ -147,6 +149,7 @@ class MeasureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nice: Annotated[int, Meta(ge=0, le=19)] = 10
     tune_s: Annotated[float, Meta(ge=0, le=600)] = 6.0
     lock: str = ""
+    settle_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
 
 
 class UploadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

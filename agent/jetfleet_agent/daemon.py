@@ -37,6 +37,7 @@ from .bundle_folder import BundleFolder, read_bundle
 from .capability import Machine, probe, probe_machine
 from .clocks import BoardClock
 from .config import EXAMPLE, AgentConfig, MeasureConfig, load
+from .power import read_conditions
 from .recent_log import FORMAT, RecentLines
 from .status import CHOOSER, JOURNAL, model_of, read_status
 from .supervisor.audit import read_audit
@@ -112,10 +113,12 @@ def _explain(parsed: argparse.Namespace) -> int:
     if parsed.bundle:
         bundle, capability = read_bundle(parsed.bundle), _capability(parsed.board)
         choice = _choose_now(bundle, capability, parsed.threads)
-        records: tuple[ChoiceRecord, ...] = (ChoiceRecord(bundle.spec.name, bundle.spec.version, time.time(), capability, choice),)
+        records: tuple[ChoiceRecord, ...] = (ChoiceRecord(bundle.spec.name, bundle.spec.version, time.time(), capability, choice,
+                                                          conditions=read_conditions()),)
     else:
         records = _kept_choices(load(parsed.config), parsed.app)
-    text = "\n\n".join(choice_text(f"{r.name} {r.version} on {r.capability.board}", r.choice) for r in records)
+    text = "\n\n".join(choice_text(f"{r.name} {r.version} on {r.capability.board}", r.choice, r.conditions.text if r.conditions else "")
+                       for r in records)
     _show(parsed, records, text)
     return 0 if all(record.choice.chosen for record in records) else IncompatibleError.exit_code
 
@@ -188,14 +191,14 @@ def run_agent(config: AgentConfig, path: Path, capability: Capability, recent: R
     crops = Crops(state, run, link, config.device, session, identity, trust, pipelines.tell, clock)
     memory = BoardMemory()
     chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure,
-                      free_mb=memory.free_mb)
+                      free_mb=memory.free_mb, conditions=read_conditions)
     manager = ServiceManager(os.environ, os.getpid())
     heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
     metrics = Metrics()
     supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines,
                             clock, log_lines=recent.last, beat=heart.beat,
                             secret_store=SecretStore(state / "identity", config.device), crops=crops,
-                            free_mb=memory.free_mb, metrics=metrics)
+                            free_mb=memory.free_mb, metrics=metrics, conditions=read_conditions)
     server = MetricsServer(config.metrics.address, config.metrics.port, metrics.text) if config.metrics.port else None
     _stop_on_signals(inbox.stop)
     log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)

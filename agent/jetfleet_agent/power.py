@@ -15,6 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from jetfleet_contract.conditions import Conditions
+
+from .capability import l4t_release
 from .thermal import whole, word
 
 MAX_CONF_BYTES = 1 << 20
@@ -24,6 +27,8 @@ _STATUS = re.compile(r"pmode:0*(\d+)")
 _MODE = re.compile(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", re.MULTILINE)
 _FREQUENCY = re.compile(r"^\s*(CPU|GPU|EMC)\S*\s+MAX_FREQ\s+(-?\d+)\s*$")
 
+_GPU = re.compile(r"gpu|ga10b|gv11b|gp10b|gm20b|gb10b")
+"""In the devfreq names of Jetson's GPUs: ``17000000.gpu``, ``17000000.ga10b`` and so on."""
 _UNBOUND = 2**40
 
 
@@ -99,6 +104,15 @@ def read_mode(root: Path = Path("/")) -> PowerMode | None:
     ranked = sorted(modes.values(), key=lambda mode: mode[1])
     best = ranked[-1][0] if ranked and (len(ranked) == 1 or ranked[-1][1] > ranked[-2][1]) else ""
     return PowerMode(number, names.get(number, ""), best)
+
+
+def read_conditions(root: Path = Path("/")) -> Conditions:
+    """What measurements depend on; see `Conditions`."""
+    mode, clocks = read_mode(root), tuple(_clocks(root / "sys"))
+    name = (mode.name or str(mode.number)) if mode is not None else ""
+    return Conditions(l4t_release(root), name, max((clock.allowed // 1000 for clock in clocks if clock.name.startswith("cpu.")), default=0),
+                      max((clock.allowed // 1_000_000 for clock in clocks if _GPU.search(clock.name)), default=0),
+                      word(root / "sys/devices/system/cpu/online"))
 
 
 def _rails(chip: Path) -> Iterator[Rail]:

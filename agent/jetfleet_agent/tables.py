@@ -41,15 +41,17 @@ def capability_text(capability: Capability) -> str:
     ])
 
 
-def choice_text(title: str, choice: Choice) -> str:
-    """The choice table: one row a candidate, best first, each with its reason."""
+def choice_text(title: str, choice: Choice, under: str = "") -> str:
+    """The choice table: one row a candidate, best first, each with its reason. `under`: what it was measured under, in words."""
     rows = [(("-> " if row.verdict == "chosen" else "   ") + row.candidate.name, row.verdict, _ms(row), _points(row), row.reason)
             for row in choice.rows]
     verdict = f"chosen: {choice.chosen.name}" if choice.chosen else "nothing can run here; the reasons are in the table"
     settings = [f"settings: {choice.tuning.tuning.text} ({choice.tuning.reason})"] if choice.chosen else []
     measured = [(one.tuning.text, _rounds(one.period_ms), _rounds(one.cpu_ms), one.error) for one in choice.tuning.figures]
     table = [columns(("settings", "ms a round", "CPU ms a round", "why not"), measured, indent="   ")] if measured else []
-    return "\n".join([title, columns(("   candidate", "verdict", "p50 ms", "drop", "reason"), rows), verdict, *settings, *table])
+    conditions = [f"measured under: {under}"] if under else []
+    candidates = columns(("   candidate", "verdict", "p50 ms", "drop", "reason"), rows)
+    return "\n".join([title, *conditions, candidates, verdict, *settings, *table])
 
 
 def bench_text(title: str, rows: Sequence[BenchRow]) -> str:

@@ -266,11 +266,21 @@ class Crashed(Message, frozen=True, tag="crashed"):
     detail: str = ""
 
 
+class Rechosen(Message, frozen=True, tag="rechosen"):
+    """The champion's bundle was measured again, because the board is another one than it was (power mode, heat): this candidate of it has
+    won, and has passed the signed probe set. `reason` says what changed."""
+
+    bundle: str
+    candidate: Candidate
+    weights: str
+    reason: str = ""
+
+
 class Tick(Message, frozen=True, tag="tick"):
     """Time has passed: see `next_tick`."""
 
 
-Event = Union[Resume, Deploy, Undeploy, Fetched, Chosen, Probed, Compared, Ran, TookOver, Watched, Faulted, Crashed, Tick]
+Event = Union[Resume, Deploy, Undeploy, Fetched, Chosen, Probed, Compared, Ran, TookOver, Watched, Faulted, Crashed, Rechosen, Tick]
 
 
 # --- effects -----------------------------------------------------------------------------------------------
@@ -372,4 +382,4 @@ Effect = Union[Persist, Fetch, Choose, Probe, StartPipeline, Configure, Try, Swi
                Abandon, SendReport, CollectGarbage]
 Effects = tuple[Effect, ...]
 EVENTS: tuple[type, ...] = (Resume, Deploy, Undeploy, Fetched, Chosen, Probed, Compared, Ran, TookOver, Watched, Faulted, Crashed,
-                            Tick)
+                            Rechosen, Tick)

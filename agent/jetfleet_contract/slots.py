@@ -21,13 +21,14 @@ changes nothing in any phase):
     Watched   -         -               -          -         -                ok, or a breach: -> idle
     Faulted   -         -> idle         -> idle    -> idle   -> idle          -> idle
     Crashed   run it    run champion    the same   the same  count, again     count, again
+    Rechosen  run so    late            late       late      late             late
     Tick      ok        ok              ok         ok        lease: -> idle   kept long enough: committed
 
 Rules that hold everywhere:
 1. `Persist` comes first, exactly once, whenever the state changed, and never when it did not.
 2. Every effect may run twice: it says what should be, not what to add.
-3. The champion is replaced in one place (`_commit`); every failure leads to idle with the champion as it was, its config
-   included. A board with a champion always has one slot that can run.
+3. The champion is replaced in one place (`_commit`), and told to run otherwise in one (`_rechosen`); every failure leads to idle with the
+   champion as it was, its config included. A board with a champion always has one slot that can run.
 4. A model is convicted by its own doing (bundle, probe set, memory, comparison, what is watched after the switch, crashes), never by a
    camera, a full disk or time.
 5. `MAX_ATTEMPTS` crashes or restarts in one phase give the challenger up with no word from any host; so do `MAX_STORES`
@@ -81,9 +82,11 @@ from .slot_records import (
     Probed,
     Progress,
     Ran,
+    Rechosen,
     Resume,
     SendReport,
     Slot,
+    StartPipeline,
     StopPipeline,
     Target,
     Tick,
@@ -291,9 +294,24 @@ def _chosen(state: AppSlots, event: Chosen, now: Instant) -> Step:
     return after, (SendReport(progress_of(after, detail=event.reason)), Probe(challenger))
 
 
+def _rechosen(state: AppSlots, event: Rechosen, _now: Instant) -> Step:
+    """The same model runs otherwise from now on: no trial, because its outputs were accepted with the bundle and probed again. While an
+    update is under way it is late: the update's own choice counts."""
+    champion = state.champion
+    if state.phase != "idle" or champion is None or champion.bundle != event.bundle or champion.candidate == event.candidate:
+        return state, ()
+    if event.weights not in champion.blobs:  # not kept on this board: it could not be started
+        return state, ()
+    new = replaced(champion, candidate=event.candidate, weights=event.weights)
+    done = Progress(state.seq, "idle", new.bundle, new.version, new.version, "committed", "", event.reason, candidate_name(new), {},
+                    state.target.rollout if state.target else "")
+    return replaced(state, champion=new, last=done), (StartPipeline(new), SendReport(done))
+
+
 _Handler = Callable[[AppSlots, Any, Instant], Step]
 _ANYWHERE: dict[type, _Handler] = {
     Resume: _resume, Deploy: _deploy, Undeploy: _undeploy, Crashed: crashed, Ran: _note, TookOver: _note, Tick: tick,
+    Rechosen: _rechosen,
 }
 _TABLE: dict[Phase, dict[type, _Handler]] = {
     "idle": _ANYWHERE,

@@ -19,6 +19,7 @@ from jetfleet_agent.supervisor import chooser as chooser_module
 from jetfleet_agent.supervisor.chooser import Chooser
 from jetfleet_agent.supervisor.measurements import MeasurementStore
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeItem, ProbeSet, digest_of
+from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import BackendInfo, Capability
 from jetfleet_contract.policy import Candidate, Choice
@@ -51,10 +52,12 @@ class Bench:
         return log.read_text().split() if log.exists() else []
 
     def chooser(self, capability: Capability | None = None, *, program: tuple[str, ...] = STAND_IN, timeout_s: float = 60.0,
-                memory_mb: float = 0.0, lock: str = "", free_mb: float = 0.0) -> Chooser:
+                memory_mb: float = 0.0, lock: str = "", free_mb: float = 0.0,
+                conditions: Callable[[], Conditions] = Conditions) -> Chooser:
         made = Chooser(capability or capability_of(BackendInfo("openvino", "1", precisions=("fp32", "bf16", "int8"))),
                        self.folder / "chooser", memory_mb=memory_mb, program=program,
-                       measure=MeasureConfig(runs=5, warmup=1, timeout_s=timeout_s, lock=lock), free_mb=lambda: free_mb)
+                       measure=MeasureConfig(runs=5, warmup=1, timeout_s=timeout_s, lock=lock), free_mb=lambda: free_mb,
+                       conditions=conditions)
         self.choosers.append(made)
         return made
 
@@ -442,3 +445,20 @@ def test_settings_may_be_left_to_the_runtime(bench: Bench) -> None:
     bench.choosers.append(chooser)
     assert bench.choose(paths, chooser=chooser).tuning.tuning == Tuning()
     assert tuned_runs(bench) == []
+
+
+def test_another_power_mode_is_measured_anew_and_the_way_back_costs_nothing(bench: Bench) -> None:
+    now = Conditions(mode="MAXN")
+    paths = bench.weights(fp32={FP32: {"ms": 30.0}, BF16: {"ms": 8.0}}, int8={INT8: {"ms": 15.0}})
+    chooser = bench.chooser(conditions=lambda: now)
+    bench.choose(paths, chooser=chooser)
+    assert chooser.chosen_under(SPEC.name, SPEC.version) == Conditions(mode="MAXN")
+    once = len(bench.runs("fp32"))
+    now = Conditions(mode="15W")
+    bench.choose(paths, chooser=chooser)
+    twice = len(bench.runs("fp32"))
+    assert twice > once
+    assert chooser.chosen_under(SPEC.name, SPEC.version) == now
+    now = Conditions(mode="MAXN")
+    bench.choose(paths, chooser=chooser)
+    assert len(bench.runs("fp32")) == twice

@@ -21,7 +21,7 @@ OF_CHALLENGER = {
     "fetching": {r.Fetched, r.Faulted}, "choosing": {r.Chosen, r.Faulted}, "probing": {r.Probed, r.Faulted},
     "trial": {r.Compared, r.Faulted, r.Ran}, "keeping": {r.TookOver, r.Faulted, r.Ran, r.Watched}, "idle": set(),
 }
-ALWAYS = {r.Resume, r.Deploy, r.Undeploy, r.Crashed, r.Ran, r.TookOver, r.Tick}
+ALWAYS = {r.Resume, r.Deploy, r.Undeploy, r.Crashed, r.Ran, r.TookOver, r.Rechosen, r.Tick}
 
 
 def sample(kind: type, bundle: str) -> r.Event:
@@ -30,6 +30,7 @@ def sample(kind: type, bundle: str) -> r.Event:
         r.Chosen: r.Chosen(bundle, CANDIDATE, weights_of(bundle)), r.Probed: r.Probed(bundle, 1.0), r.Compared: r.Compared(bundle, GOOD),
         r.Ran: r.Ran(bundle), r.TookOver: r.TookOver(bundle),
         r.Watched: r.Watched(bundle, WatchNumbers()), r.Faulted: r.Faulted(bundle, "x"), r.Crashed: r.Crashed(), r.Tick: r.Tick(),
+        r.Rechosen: r.Rechosen(bundle, CANDIDATE, weights_of(bundle)),
     }
     return samples[kind]
 

@@ -21,6 +21,7 @@ import msgspec
 
 from jetfleet_agent.config import MeasureConfig
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
+from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import StorageError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
 from jetfleet_contract.messages import BackendInfo, Capability
@@ -69,6 +70,7 @@ class Chooser:
         program: the evaluate program, to which two paths are appended.
         progress: told of each new measurement, from the worker thread.
         free_mb: memory that new work may take now, MB; 0: nobody knows.
+        conditions: what measurements depend on besides the hardware, read anew for each choice.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Chooser:
         program: Sequence[str] = PROGRAM,
         progress: Progress | None = None,
         free_mb: Callable[[], float] = lambda: 0.0,
+        conditions: Callable[[], Conditions] = Conditions,
     ) -> None:
         self._capability = capability
         self._threads = threads
@@ -91,6 +94,8 @@ class Chooser:
         self._store = MeasurementStore(folder)
         self._progress = progress
         self._free_mb = free_mb
+        self._conditions = conditions
+        self._under = conditions()
         self._peaks: dict[tuple[Path, str], Measurement] = {}
         self._stopping = threading.Event()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -118,6 +123,7 @@ class Chooser:
             done: gets the table, always, unless `stop` came first.
         """
         def task() -> None:
+            self._under = self._conditions()
             table = _Table(spec, evaluation, self._capability, self._memory_mb, self._left_out(spec, evaluation))
             choice = self._choose_safely(table, dict(paths), images)
             if not self._stopping.is_set():
@@ -150,6 +156,11 @@ class Chooser:
         """The setting of that candidate's runtime that takes clearly less CPU time, as this board measured; None when none does."""
         kept = self._store.tuning(self._key(candidate, spec))
         return eco_tuning(kept) if kept is not None else None
+
+    def chosen_under(self, name: str, version: str) -> Conditions | None:
+        """The conditions under which this board chose how to run that model last; None when it is not known."""
+        record = self._store.choice(name, version)
+        return record.conditions if record is not None else None
 
     def stop(self) -> None:
         """Kill the measurement in hand; callbacks that have not come will not come."""
@@ -185,7 +196,7 @@ class Chooser:
     def _keep(self, table: _Table, choice: Choice) -> None:
         spec = table.spec
         record = ChoiceRecord(spec.name, spec.version, time.time(), self._capability, choice,
-                              {variant.name: variant.size for variant in spec.variants}, table.measured)
+                              {variant.name: variant.size for variant in spec.variants}, table.measured, self._under)
         try:
             self._store.keep_choice(record)
         except (OSError, StorageError) as error:  # a full disk must not lose the choice: it is made again at the next start
@@ -194,7 +205,7 @@ class Chooser:
     def _left_out(self, spec: ModelSpec, evaluation: Evaluation) -> dict[str, str]:
         """What needs no measurement here, with the reason: the builder or an earlier version showed it to be far slower."""
         by_builder = slower_at_builder(spec, evaluation, self._capability, memory_mb=self._memory_mb)
-        other = self._store.other_version(spec, self._capability)
+        other = self._store.other_version(spec, self._capability, self._under)
         return {**by_builder, **slower_before(other.version, other.measured)} if other else by_builder
 
     def _measure_all(self, table: _Table, paths: dict[str, Path], images: tuple[Path, ...]) -> None:
@@ -249,7 +260,7 @@ class Chooser:
         kept = self._store.tuning(key)
         if kept is not None and tuple(one.tuning for one in kept.figures) == settings:
             return kept
-        other = self._store.other_version(spec, self._capability)
+        other = self._store.other_version(spec, self._capability, self._under)
         if other is not None and other.choice.chosen == chosen and other.choice.tuning.figures:
             tuning = other.choice.tuning
         else:
@@ -310,7 +321,8 @@ class Chooser:
 
     def _key(self, candidate: Candidate, spec: ModelSpec) -> str:
         backend = next((b for b in self._capability.backends if b.name == candidate.backend), BackendInfo(candidate.backend))
-        return measurement_key(spec.variant(candidate.variant).digest, candidate, backend, self._capability, self._threads)
+        return measurement_key(spec.variant(candidate.variant).digest, candidate, backend, self._capability, self._threads,
+                               self._under)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from jetfleet_agent import ipc
 from jetfleet_agent.config import AgentConfig
 from jetfleet_contract import CONTRACT_VERSION, __version__, topics
 from jetfleet_contract.broker_limits import BrokerLimits, payload_room
+from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import JetfleetError, StorageError
 from jetfleet_contract.messages import (
     MAX_MESSAGE_BYTES,
@@ -62,6 +63,7 @@ from .metrics import Metrics
 from .outbox import Outbox
 from .pipeline_news import news_of
 from .pipelines import Pipelines
+from .rechoice import Rechoice
 from .results import ResultDelivery
 from .sealed_secrets import NoSecrets
 from .telemetry import BoardGauges, TelemetryWindows
@@ -184,6 +186,7 @@ class Supervisor:
         free_mb: memory that new work may take now, MB; 0: nobody knows.
         metrics: is told what there is to scrape.
         secret_store: what was sealed to this board; without one it takes no secrets.
+        conditions: the board's power mode and clocks now.
         crops: the way out for what pipelines are not sure of; without one no picture leaves.
     """
 
@@ -192,7 +195,7 @@ class Supervisor:
                  clock: Callable[[], Instant], *, log_lines: Callable[[int], list[str]] = lambda _count: [],
                  beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys"),
                  secret_store: Secrets | None = None, crops: Leaving | None = None, free_mb: Callable[[], float] = lambda: 0.0,
-                 metrics: Metrics | None = None) -> None:
+                 metrics: Metrics | None = None, conditions: Callable[[], Conditions] = Conditions) -> None:
         self._device = config.device
         self._session = session
         self._instance = secrets.token_hex(8)
@@ -235,8 +238,10 @@ class Supervisor:
         self._refused: dict[str, int] = {}
         self._running = True
         self._governing = Governing(pipelines, config.governor.rule, self._alarms.note, lambda: clock().mono, sysfs)
+        again = Rechoice(conditions, chooser.chosen_under, lambda: self._updater.states, self._runner, lambda: clock().mono,
+                         config.measure.settle_s)
         self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._crops, self._class_metadata, self._results,
-                                              self._governing, self._heat)
+                                              self._governing, self._heat, again)
 
     # --- the loop -----------------------------------------------------------------------------------------
 

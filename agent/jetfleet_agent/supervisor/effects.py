@@ -16,6 +16,7 @@ import msgspec
 from jetfleet_agent import ipc
 from jetfleet_contract.app_config import PreviewSink, SinkSpec
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
+from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import AppConfig, Instant, Source, TrialPolicy
@@ -36,6 +37,7 @@ from jetfleet_contract.slot_records import (
     Persist,
     Probe,
     Probed,
+    Rechosen,
     SendReport,
     Setup,
     Slot,
@@ -70,6 +72,7 @@ class Choosing(Protocol):
                     done: Callable[[EvaluationResult, float], None]) -> None: ...
     def tuning(self, spec: ModelSpec, candidate: Candidate) -> Tuning: ...
     def eco(self, spec: ModelSpec, candidate: Candidate) -> Tuning | None: ...
+    def chosen_under(self, name: str, version: str) -> Conditions | None: ...
 
 
 class Running(Protocol):
@@ -242,6 +245,35 @@ class EffectRunner:
             self._post(AppEvent(app, _chosen(bundle, choice, contents.spec), turn))
 
         self._chooser.choose(contents.spec, contents.evaluation, self._weights(contents), contents.images, done)
+
+    def choose_again(self, app: str, slot: Slot, why: str) -> None:
+        """Measure the champion's candidates once more; another one that wins, and passes the signed probe set, becomes the way it runs.
+
+        Raises:
+            StorageError, MalformedError, UntrustedError: the bundle cannot be read.
+        """
+        contents = self._reader.contents(slot.bundle)
+        paths = self._weights(contents)
+        turn = self._next_turn(app)
+
+        def done(choice: Choice) -> None:
+            self.choices[app] = choice
+            best = choice.chosen
+            if best is None or best == slot.candidate:
+                log.info("%s stays as it is: %s", app, why)
+                return
+            self._chooser.probe_model(paths[best.variant], best, contents.spec, contents.probe, contents.images,
+                                      lambda result, agreement: probed(best, result, agreement))
+
+        def probed(best: Candidate, result: EvaluationResult, agreement: float) -> None:
+            if result.error or agreement < contents.probe.min_agreement:
+                log.warning("%s stays as it is: %s does not pass the probe set here (%s, agreement %.3f)", app, best.name,
+                            result.error or "answers differ", agreement)
+                return
+            weights = blob_of_digest(contents.spec.variant(best.variant).digest)
+            self._post(AppEvent(app, Rechosen(slot.bundle, best, weights, f"chosen anew: {why}"), turn))
+
+        self._chooser.choose(contents.spec, contents.evaluation, paths, contents.images, done)
 
     def _weights(self, contents: Contents) -> dict[str, Path]:
         blobs = {variant.name: blob_of_digest(variant.digest) for variant in contents.spec.variants}
