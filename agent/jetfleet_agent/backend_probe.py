@@ -16,11 +16,13 @@ import msgspec
 
 
 class BackendFacts(msgspec.Struct, frozen=True):
-    """`version` when usable, else `missing` says why not. `precisions`: what the runtime itself reports, empty when it does not say."""
+    """`version` when usable, else `missing` says why not. `precisions`: what the runtime itself reports, empty when it does not say.
+    `build`: the full version, with what its maker tells builds of one version apart by."""
 
     version: str = ""
     missing: str = ""
     precisions: tuple[str, ...] = ()
+    build: str = ""
 
 
 def facts_of(name: str) -> BackendFacts:
@@ -59,7 +61,8 @@ def _openvino(module: Any) -> BackendFacts:
         return BackendFacts(missing=f"sees no CPU device, only {', '.join(core.available_devices) or 'nothing'}")
     names = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16", "INT8": "int8"}
     reported = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return BackendFacts(version=module.__version__.partition("-")[0], precisions=tuple(names[r] for r in reported if r in names))
+    return BackendFacts(version=module.__version__.partition("-")[0], precisions=tuple(names[r] for r in reported if r in names),
+                        build=module.__version__)
 
 
 def _tensorrt(module: Any) -> BackendFacts:

@@ -150,7 +150,7 @@ def _backends(board: BoardFile, machine: Machine, facts: dict[str, BackendFacts]
         precisions = allowed_precisions(rule, machine.isa)
         # A runtime that says what it computes in would run other halves in something else, and be refused for it after a download.
         said = tuple(p for p in precisions if p not in ("bf16", "fp16") or not fact.precisions or p in fact.precisions)
-        found.append(BackendInfo(rule.name, version=fact.version, precisions=said))
+        found.append(BackendInfo(rule.name, version=fact.version, precisions=said, build=fact.build))
     return tuple(found)
 
 

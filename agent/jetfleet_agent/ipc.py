@@ -15,6 +15,7 @@ import msgspec
 
 from jetfleet_contract.bundle import ModelSpec
 from jetfleet_contract.crops import Note
+from jetfleet_contract.engines import EngineFile
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import AppConfig, Message, Result, Series, Source, TrialPolicy
 from jetfleet_contract.policy import Candidate
@@ -27,7 +28,8 @@ MAX_LINE_BYTES = 1 << 20
 
 class Model(Message, frozen=True):
     """A verified model on disk: which bundle, which file, how to run it. `bundle` is the manifest's 64 hex digits; `tuning` is how its
-    runtime is set up, as this board measured it, and `eco` how it takes clearly less CPU time; None where nothing does."""
+    runtime is set up, as this board measured it, and `eco` how it takes clearly less CPU time; None where nothing does. `engine` is
+    what was compiled from the file for that tuning, here or on a board alike; None: the pipeline compiles."""
 
     bundle: str
     version: str
@@ -37,6 +39,7 @@ class Model(Message, frozen=True):
     threads: int = 0
     tuning: Tuning = Tuning()
     eco: Tuning | None = None
+    engine: EngineFile | None = None
 
 
 # --- supervisor -> pipeline -----------------------------------------------------------------------------------

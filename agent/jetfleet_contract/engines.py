@@ -74,6 +74,13 @@ class Passport(Message, frozen=True):
     builder: str
 
 
+class EngineFile(Message, frozen=True):
+    """An engine on this board's disk, and the SHA-256 (hex) that its bytes must have when they are loaded."""
+
+    path: str
+    digest: str
+
+
 class EngineWord(Message, frozen=True):
     """What a board says about one key. `percent` 0..100; `code` is empty unless it failed or does not fit. `agreement` 0..1 with the
     bundle's reference answers and `p50_ms` are what a certifying board saw; 0 elsewhere. `at`: seconds since 1970 by the board's clock."""

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from .bundle import TaskSpec
+from .engines import EngineFile
 from .messages import Message
 from .predictions import Detection
 from .sketch import Sketch
@@ -25,6 +26,7 @@ class EvaluationJob(Message, frozen=True):
     the first image's tensor are timed after `warmup` untimed ones. `raw_output` names a .npz for the raw tensors.
     With a `source` (a URI as `pipeline.sources` has it) its frames are timed instead, each through the whole work and then the session
     alone. `tuning` is how the runtime is set up for all of that; `settings` are measured beside each other for `settings_s` seconds.
+    `engine` is loaded instead of compiling the model; what was compiled is written to the file that `export` names.
     """
 
     model: str
@@ -40,6 +42,8 @@ class EvaluationJob(Message, frozen=True):
     tuning: Tuning = Tuning()
     settings: Annotated[tuple[Tuning, ...], Meta(max_length=MAX_SETTINGS)] = ()
     settings_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 0.0
+    engine: EngineFile | None = None
+    export: str = ""
 
 
 class EvaluationResult(Message, frozen=True):
@@ -49,7 +53,7 @@ class EvaluationResult(Message, frozen=True):
     layers with weights ran in which. With error `backend.fallback` these three say what ran instead of what was asked for. `stage_ms`: pre,
     infer and decode of each frame of the job's source; `latency_ms` is then the session alone behind each. `frames`: mean luma and
     sharpness of each image. `empty_rss_mb` is the process before it loaded the model. `predicted_mb` is set, with error
-    `backend.memory`, when it was not started for want of memory.
+    `backend.memory`, when it was not started for want of memory. `engine` is what the job's `export` asked for.
     """
 
     backend: str
@@ -69,6 +73,7 @@ class EvaluationResult(Message, frozen=True):
     tuned: tuple[TuningFigures, ...] = ()
     empty_rss_mb: float = 0.0
     predicted_mb: float = 0.0
+    engine: EngineFile | None = None
 
 
 MAX_RESULT_BYTES = 64 << 20

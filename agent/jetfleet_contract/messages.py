@@ -183,6 +183,7 @@ class BackendInfo(Message, frozen=True):
     version: str = ""
     missing: str = ""
     precisions: tuple[str, ...] = ()
+    build: str = ""
 
 
 class Capability(Message, frozen=True):

@@ -29,6 +29,7 @@ from jetfleet_agent.ipc import (
     Model,
     Order,
     Pace,
+    Raised,
     Run,
     Running,
     SourceEvent,
@@ -202,6 +203,8 @@ class Controller:
         champion, config, refused = load_fitting(lambda config: LoadedModel(order.model, config), order.config)
         for error in refused:
             self._refuse(error)
+        if champion.refusal is not None:
+            self._send(Raised("", True, champion.refusal.code, champion.refusal.what))
         self._run = order = msgspec.structs.replace(order, config=config)
         stages = self._stages = Stages(champion, self._meter, self.deliver, self._inbox.put, self._overlap)
         self._sinks.place(order.places)

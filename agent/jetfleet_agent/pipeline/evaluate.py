@@ -60,7 +60,7 @@ def _run(job: EvaluationJob) -> EvaluationResult:
         raise InputError("job.bad", f"warmup {job.warmup} or latency_runs {job.latency_runs} is out of bounds")
     task = load_task(job.task)
     backend = open_backend(job.backend, Path(job.model), precision=job.precision, threads=job.threads,
-                           input_shape=task.input_shape, tuning=job.tuning, spec=task.spec.input)
+                           input_shape=task.input_shape, tuning=job.tuning, spec=task.spec.input, engine=job.engine)
     empty_mb = resident_mb()
     began = time.perf_counter()
     try:
@@ -72,6 +72,7 @@ def _run(job: EvaluationJob) -> EvaluationResult:
                                 detail=f"{error.what}; {error.remedy}", peak_rss_mb=_peak_rss_mb())
     activate_ms = (time.perf_counter() - began) * 1e3
     try:
+        engine = backend.export(Path(job.export)) if job.export else None
         frames, predictions, raw = _predict(job, task, backend)
         times = _times(job, task, backend)
         if job.raw_output:
@@ -81,7 +82,7 @@ def _run(job: EvaluationJob) -> EvaluationResult:
             versions={**backend.versions, "numpy": np.__version__, "python": sys.version.split()[0]},
             activate_ms=activate_ms, latency=sketch_of(list(times.session_ms)), latency_ms=times.session_ms,
             predictions=tuple(predictions), frames=tuple(frames), peak_rss_mb=_peak_rss_mb(), empty_rss_mb=empty_mb, layers=backend.layers,
-            stage_ms=times.stages, tuned=measure_settings(job, task, _first_image(job, task)))
+            stage_ms=times.stages, tuned=measure_settings(job, task, _first_image(job, task)), engine=engine)
     finally:
         backend.deactivate()
 

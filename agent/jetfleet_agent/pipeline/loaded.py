@@ -23,7 +23,8 @@ from jetfleet_agent.pipeline.floor import measure_floor
 from jetfleet_agent.pipeline.preprocess import Geometry, Image, Preprocessor
 from jetfleet_agent.pipeline.tasks import Task, load_task
 from jetfleet_contract.bundle import TaskSpec
-from jetfleet_contract.errors import IncompatibleError, InputError
+from jetfleet_contract.engines import EngineFile
+from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError
 from jetfleet_contract.floor import Overhead
 from jetfleet_contract.messages import AppConfig
 
@@ -38,7 +39,7 @@ class LoadedModel:
 
     `eco`: its runtime is set up as `Model.eco` says, where that is known.
     `tile` and `batching` are what it was configured with; `fewest` is how many pictures are worth a run of the batch's session, which takes
-    as long for few as for many: measured at activation. A full batch always is.
+    as long for few as for many: measured at activation. A full batch always is. `refusal`: why the model's engine was not used.
 
     Raises:
         InputError: `task.option`, `tile.task`.
@@ -53,7 +54,8 @@ class LoadedModel:
         self.tile = config.tile
         self.batching = config.batching
         self.fewest = self.batching.most
-        self.backend = self._open(1, AHEAD + INLINE)
+        self.backend = self._open(1, AHEAD + INLINE, model.engine if self.tuning == model.tuning else None)
+        self.refusal: JetfleetError | None = None
         self._wide = self._open(self.batching.most, WIDE) if self.batching.most > 1 else None
         self.key = (model.bundle, model.version, model.candidate.name)
         self.overhead = Overhead()
@@ -62,11 +64,12 @@ class LoadedModel:
         self._batches: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         self._scratch = threading.local()
 
-    def _open(self, batch: int, lanes: int) -> Backend:
+    def _open(self, batch: int, lanes: int, engine: EngineFile | None = None) -> Backend:
         model = self.model
         return open_backend(
             model.candidate.backend, Path(model.path), precision=model.candidate.precision, threads=model.threads,
-            input_shape=(batch, *self.task.input_shape[1:]), lanes=lanes, tuning=self.tuning, spec=model.spec.task.input)
+            input_shape=(batch, *self.task.input_shape[1:]), lanes=lanes, tuning=self.tuning, spec=model.spec.task.input,
+            engine=engine)
 
     def activate(self) -> None:
         """Load, then run on a gray frame, so that no live frame pays for first use, and measure the floor.
@@ -75,7 +78,7 @@ class LoadedModel:
             IncompatibleError: `backend.batch` when the model has no free batch axis and batches were asked for.
             JetfleetError: see `Backend.activate` and `Backend.infer`.
         """
-        self.backend.activate()
+        self._activate_first()
         for lane in self.backend.lanes:
             (self._ahead if lane.index < AHEAD else self._inline).put(lane)
         _, _, height, width = self.task.input_shape
@@ -92,6 +95,17 @@ class LoadedModel:
         except BaseException:
             self.deactivate()
             raise
+
+    def _activate_first(self) -> None:
+        """Load the engine; one that cannot be used costs its time and nothing else: the model is compiled as if there were none."""
+        try:
+            self.backend.activate()
+        except JetfleetError as error:
+            if self.backend.engine is None or not error.code.startswith(("engine.", "backend.fallback")):
+                raise
+            self.refusal = error
+            self.backend = self._open(1, AHEAD + INLINE)
+            self.backend.activate()
 
     def _activate_wide(self, wide: Backend) -> None:
         try:

@@ -16,6 +16,7 @@ else than it was asked for is refused with `backend.fallback`: its speed and its
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -23,8 +24,10 @@ from typing import Any
 
 import numpy.typing as npt
 
+from jetfleet_agent.durable import write_file
 from jetfleet_contract.bundle import InputSpec
-from jetfleet_contract.errors import IncompatibleError, InputError, OrderError
+from jetfleet_contract.engines import EngineFile
+from jetfleet_contract.errors import IncompatibleError, InputError, OrderError, RuntimeFailure, UntrustedError
 from jetfleet_contract.tuning import Tuning, ran_in
 
 Tensor = npt.NDArray[Any]
@@ -63,6 +66,7 @@ class Backend(ABC):
         lanes: frames (or batches) that may be in flight together.
         tuning: how the runtime is set up.
         spec: the bundle's input, needed where `tuning` folds its normalisation into the graph.
+        engine: what this runtime, or that of a board alike, compiled from the file in the same set-up; loaded instead of compiling.
 
     After `activate`, also one that ended in `backend.fallback`, `provider` is what the runtime really uses, `precision` what it really runs
     in, and `layers` how many layers with weights run in which (empty: the runtime does not tell).
@@ -71,16 +75,20 @@ class Backend(ABC):
     name = ""
     precisions: tuple[str, ...] = ()
     can_fold = False
+    has_engines = False
 
     def __init__(self, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1,
-                 tuning: Tuning = DEFAULTS, spec: InputSpec | None = None) -> None:
+                 tuning: Tuning = DEFAULTS, spec: InputSpec | None = None, engine: EngineFile | None = None) -> None:
         if precision not in self.precisions:
             raise IncompatibleError("backend.precision", f"{self.name} does not run in {precision}",
                                     remedy=f"use one of {', '.join(self.precisions)}")
         if tuning.folded and (spec is None or not self.can_fold):
             raise IncompatibleError("backend.fold", f"{self.name} cannot take uint8 frames for {path.name}",
                                     remedy="only openvino folds the normalisation of a frame into the graph")
+        if engine is not None and not self.has_engines:
+            raise IncompatibleError("engine.backend", f"{self.name} loads no engines", remedy="run the model from its ONNX file")
         self.path = path
+        self.engine = engine
         self.requested = precision
         self.precision = precision
         self.threads = threads
@@ -99,7 +107,8 @@ class Backend(ABC):
         Raises:
             IncompatibleError: `backend.missing` when the runtime is not installed, `backend.input` when the model's
                 input cannot take `input_shape`, `backend.fallback` when the runtime ran somewhere else, or in another precision.
-            RuntimeFailure: `backend.load` when the runtime refuses the model.
+            RuntimeFailure: `backend.load` when the runtime refuses the model, `engine.load` when it refuses the engine.
+            UntrustedError: `engine.digest` when the engine's bytes are not those that were vouched for.
         """
         if self.lanes:
             raise OrderError("backend.active", f"{self.name} was activated twice")
@@ -135,6 +144,26 @@ class Backend(ABC):
         lane.outputs = self._run(lane)
         return lane.outputs
 
+    def export(self, path: Path) -> EngineFile:
+        """Write what was compiled to `path`, durably and whole or not at all.
+
+        Raises:
+            IncompatibleError: `engine.backend` when the runtime cannot. RuntimeFailure: `engine.export`. StorageError: `store.write`.
+        """
+        if not self.has_engines:
+            raise IncompatibleError("engine.backend", f"{self.name} makes no engines", remedy="run the model from its ONNX file")
+        if not self.lanes:
+            raise OrderError("backend.inactive", f"{self.name} was asked for its engine before it was activated")
+        try:
+            data = self._exported()
+        except Exception as error:  # noqa: BLE001  a vendor's binding raises what it likes
+            raise RuntimeFailure("engine.export", f"{self.name} cannot write its engine of {self.path.name}: {error}"[:400]) from None
+        write_file(path, data)
+        return EngineFile(str(path), hashlib.sha256(data).hexdigest())
+
+    def _exported(self) -> bytes:
+        raise NotImplementedError
+
     def deactivate(self) -> None:
         """Free the model and its buffers. Idempotent."""
         for lane in self.lanes:
@@ -162,19 +191,36 @@ class Backend(ABC):
 
 def open_backend(
     name: str, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1, tuning: Tuning = DEFAULTS,
-    spec: InputSpec | None = None,
+    spec: InputSpec | None = None, engine: EngineFile | None = None,
 ) -> Backend:
     """The backend of that name, not yet activated.
 
     Raises:
-        IncompatibleError: `backend.unknown`, `backend.precision` or `backend.fold`.
+        IncompatibleError: `backend.unknown`, `backend.precision`, `backend.fold` or `engine.backend`.
     """
     if name not in _CLASSES:
         raise IncompatibleError("backend.unknown", f"there is no backend {name[:40]!r}", remedy=f"use one of {', '.join(_CLASSES)}")
     module, kind = _CLASSES[name]
     backend: type[Backend] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
     return backend(path, precision=precision, threads=tuning.threads or threads, input_shape=input_shape, lanes=lanes, tuning=tuning,
-                   spec=spec)
+                   spec=spec, engine=engine)
+
+
+def read_engine(engine: EngineFile) -> bytes:
+    """The engine's bytes, hashed after they were read: what is loaded is what was checked. A runtime takes a flipped bit without a word.
+
+    Raises:
+        UntrustedError: `engine.digest`, also when it was cut short. RuntimeFailure: `engine.load` when it cannot be read.
+    """
+    path = Path(engine.path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RuntimeFailure("engine.load", f"the engine {path.name} cannot be read: {error.strerror}", where=str(path)) from None
+    if hashlib.sha256(data).hexdigest() != engine.digest:
+        raise UntrustedError("engine.digest", f"the engine {path.name}, {len(data)} bytes, is not the one that was vouched for",
+                             where=str(path), remedy="it is compiled here instead, and fetched again")
+    return data
 
 
 def check_input_shape(model: str, declared: list[Any], wanted: tuple[int, ...]) -> None:

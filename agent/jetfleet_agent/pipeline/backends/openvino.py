@@ -4,18 +4,20 @@ The precision that really runs is read back from the compiled graph, layer by la
 quietly falls back to f32, one with them runs bf16 where fp16 was asked for, and a quantized file may keep layers in float.
 
 A graph may take uint8 frames (`Tuning.folded`): the input's normalisation becomes its first nodes, in float32, so that the tensor is a
-quarter of the size and nothing is converted before. Compiled graphs are not kept on disk (`CACHE_DIR`): 80 instead of 150 ms a start for
-PP-OCRv4's detector, for executable files that nobody has signed.
+quarter of the size and nothing is converted before. OpenVINO's own cache on disk (`CACHE_DIR`) stays off: 80 instead of 150 ms a start for
+PP-OCRv4's detector, for files that nobody has signed. Engines that somebody did sign are imported, with the settings they were compiled
+with: the blob does not hold them, and would run in bf16 what was compiled for fp32.
 """
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from jetfleet_agent.pipeline.backends import Backend, Lane, Outputs, check_input_shape
+from jetfleet_agent.pipeline.backends import Backend, Lane, Outputs, check_input_shape, read_engine
 from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.errors import IncompatibleError, RuntimeFailure
 
@@ -33,6 +35,7 @@ class OpenVino(Backend):
     name = "openvino"
     precisions = ("fp32", "bf16", "fp16", "int8")
     can_fold = True
+    has_engines = True
 
     _compiled: Any = None
 
@@ -42,22 +45,47 @@ class OpenVino(Backend):
         except ImportError as error:
             raise IncompatibleError("backend.missing", f"OpenVINO cannot be imported: {error}", remedy=_REMEDY) from None
         core = ov.Core()
+        self._compiled = self._compile(ov, core) if self.engine is None else self._import(core, read_engine(self.engine))
+        self.versions = {"openvino": ov.__version__.partition("-")[0]}
+        self.provider = ", ".join(self._compiled.get_property("EXECUTION_DEVICES"))
+        self.layers = self._executed()
+        return tuple(self._lane(ov, index) for index in range(count))
+
+    def _compile(self, ov: Any, core: Any) -> Any:
         try:
             model = core.read_model(str(self.path))
             self._check(model)
             model.reshape(list(self.input_shape))
             if self.tuning.folded and self.spec is not None:
                 model = _with_frames(ov, model, self.spec)
-            self._compiled = core.compile_model(model, self.tuning.provider or _CPU, self._settings())
+            return core.compile_model(model, self.tuning.provider or _CPU, self._settings())
         except IncompatibleError:
             raise
         except Exception as error:  # noqa: BLE001  the binding raises RuntimeError and subclasses of its own
             raise RuntimeFailure("backend.load", f"OpenVINO cannot load {self.path.name}: {_short(error)}",
                                  where=str(self.path)) from None
-        self.versions = {"openvino": ov.__version__.partition("-")[0]}
-        self.provider = ", ".join(self._compiled.get_property("EXECUTION_DEVICES"))
-        self.layers = self._executed()
-        return tuple(self._lane(ov, index) for index in range(count))
+
+    def _import(self, core: Any, data: bytes) -> Any:
+        try:
+            compiled = core.import_model(data, self.tuning.provider or _CPU, self._settings())
+            taken = [(tuple(entry.shape), entry.get_element_type().get_type_name()) for entry in compiled.inputs]
+        except Exception as error:  # noqa: BLE001  as above
+            raise RuntimeFailure("engine.load", f"OpenVINO refuses the engine of {self.path.name}: {_short(error)}",
+                                 remedy="it is compiled here instead") from None
+        if taken != [(self._tensor_shape, "u8" if self.tuning.folded else "f32")]:
+            raise RuntimeFailure("engine.load", f"the engine of {self.path.name} takes {taken}, not {self._tensor_shape}",
+                                 remedy="it is compiled here instead")
+        return compiled
+
+    def _exported(self) -> bytes:
+        written = io.BytesIO()
+        self._compiled.export_model(written)
+        return written.getvalue()
+
+    @property
+    def _tensor_shape(self) -> tuple[int, ...]:
+        count, channels, height, width = self.input_shape
+        return (count, height, width, channels) if self.tuning.folded else self.input_shape
 
     def _check(self, model: Any) -> None:
         if len(model.inputs) != 1:
@@ -93,8 +121,7 @@ class OpenVino(Backend):
         return dict(counts)
 
     def _lane(self, ov: Any, index: int) -> Lane:
-        count, channels, height, width = self.input_shape
-        tensor: Any = np.zeros((count, height, width, channels), np.uint8) if self.tuning.folded else np.zeros(self.input_shape, np.float32)
+        tensor: Any = np.zeros(self._tensor_shape, np.uint8 if self.tuning.folded else np.float32)
         request = self._compiled.create_infer_request()
         request.set_input_tensor(ov.Tensor(tensor, shared_memory=True))
         return Lane(index, tensor, request)
