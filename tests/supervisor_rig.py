@@ -154,17 +154,25 @@ class FakeFetcher:
 
 
 class FakeChooser:
+    """Chooses `winners` one after the other, the last one for ever; `under` is what it remembers of its last choice."""
+
     capability = Capability("cpu-x86", "cpu-x86", "x86_64")
+
+    def __init__(self) -> None:
+        self.winners = [CANDIDATE]
+        self.under: Conditions | None = None
+        self.agreement = 0.99
 
     def wanted(self, spec: Any, evaluation: Any) -> Any:
         return (CANDIDATE,)
 
     def choose(self, spec: Any, evaluation: Any, paths: Any, images: Any, done: Callable[[Choice], None]) -> None:
-        done(Choice((ChoiceRow(CANDIDATE, "chosen", "the only one"),), CANDIDATE))
+        winner = self.winners.pop(0) if len(self.winners) > 1 else self.winners[0]
+        done(Choice((ChoiceRow(winner, "chosen", "the fastest"),), winner))
 
     def probe_model(self, path: Any, candidate: Any, spec: Any, probe: Any, images: Any,
                     done: Callable[[EvaluationResult, float], None]) -> None:
-        done(EvaluationResult("onnxruntime"), 0.99)
+        done(EvaluationResult("onnxruntime"), self.agreement)
 
     def tuning(self, spec: Any, candidate: Any) -> Tuning:
         return Tuning()
@@ -173,7 +181,7 @@ class FakeChooser:
         return None
 
     def chosen_under(self, name: str, version: str) -> Conditions | None:
-        return None
+        return self.under
 
     def stop(self) -> None: ...
 
@@ -200,8 +208,9 @@ class Rig:
         waiting = UploadStore(folder, DEVICE, 4, 1 << 20)
         self.uploads = Uploads(waiting, self.link, DEVICE, PlainIdentity(), self.trust, self.now, config.upload)
         self.beats = 0
+        self.chooser = FakeChooser()
         self.supervisor = Supervisor(config, self.session, self.inbox, self.journal, self.link, self.trust, self.store, self.fetcher,
-                                     self.uploads, PlainIdentity(), FakeChooser(), self.pipelines, self.now, beat=self.beat,
+                                     self.uploads, PlainIdentity(), self.chooser, self.pipelines, self.now, beat=self.beat,
                                      log_lines=lambda count: [f"line {n}" for n in range(count)])
         self.thread = threading.Thread(target=self.supervisor.run)
         self.thread.start()

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from brokers import until
-from supervised_lives import Shelf
+from slot_worlds import CANDIDATE
+from supervised_lives import APP, Shelf
 from supervisor_rig import DEVICE, Rig
 from web_mirrors import Shop
 
@@ -23,6 +24,7 @@ from jetfleet_agent.supervisor.core import begin_session, will
 from jetfleet_agent.supervisor.inbox import Arrived, Inbox, PipelineSaid
 from jetfleet_contract import topics
 from jetfleet_contract.app_config import JsonlSink, WebhookSink
+from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import StorageError
 from jetfleet_contract.messages import (
     Ack,
@@ -35,6 +37,9 @@ from jetfleet_contract.messages import (
     Telemetry,
     encode,
 )
+from jetfleet_contract.policy import Candidate
+
+OTHER = Candidate("fp32", "openvino", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +223,27 @@ def test_metadata_that_only_the_clock_speaks_against_is_tried_again(rig: Rig, mo
     rig.trust.clock_is_wrong = False
     until(lambda: rig.trust.ready, "the metadata")
     until(lambda: rig.supervisor._desired.due_s(0.0) == math.inf, "nothing to be kept")
+
+
+@pytest.mark.parametrize(("agreement", "runs"), [(0.99, OTHER), (0.2, CANDIDATE)])
+def test_another_power_mode_changes_how_a_model_runs_if_the_probe_set_agrees(tmp_path: Path, agreement: float, runs: Candidate) -> None:
+    shelf = Shelf(tmp_path / "shelf", ("1",), {"1": "{}"}, keep_s=0.1)
+    rig = Rig(tmp_path / "board", shelf)
+    try:
+        rig.chooser.winners = [CANDIDATE, OTHER]
+        rig.chooser.under = Conditions(mode="15W")  # this machine is in none
+        rig.up()
+        rig.inbox.message(topics.META, b"package")
+        rig.inbox.message(topics.desired(DEVICE), encode(shelf.deployment(1, "1")))
+        until(lambda: any(r.outcome == "committed" for r in rig.reports()), "the first install")
+        rig.chooser.agreement = agreement
+        until(lambda: len(rig.chooser.winners) == 1, "the choice for the mode of now")
+        if runs == OTHER:
+            until(lambda: rig.reports()[-1].candidate == OTHER.name, "the report of what runs now")
+            assert "power mode 15W" in rig.reports()[-1].detail
+        until(lambda: rig.link.last(topics.birth(DEVICE), Birth).apps[0].candidate == runs.name, "the inventory")
+        champion = rig.journal.app(APP).champion
+        assert champion is not None
+        assert champion.candidate == runs
+    finally:
+        rig.stop()
