@@ -20,25 +20,22 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from jetfleet_agent import ipc
 from jetfleet_agent.config import AgentConfig
 from jetfleet_contract import CONTRACT_VERSION, __version__, topics
-from jetfleet_contract.broker_limits import BrokerLimits, payload_room
+from jetfleet_contract.broker_limits import payload_room
 from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import JetfleetError, StorageError
 from jetfleet_contract.messages import (
     MAX_MESSAGE_BYTES,
     Ack,
     Birth,
-    Capability,
-    Command,
     Deployment,
     DeviceState,
     Instant,
@@ -49,12 +46,11 @@ from jetfleet_contract.messages import (
 
 from .alarms import StandingAlarms
 from .bundle_reader import Blobs
-from .commands import Commands, Giving, Keeping, Signer
+from .commands import Commands, Signer
 from .crops import NoCrops
-from .delegated import ClassMetadata, Vouching
-from .desired import Believing, Desired
-from .downloads import Bundles, Fetching
-from .effects import Choosing, EffectRunner, Revealing, RunSettings
+from .delegated import ClassMetadata
+from .desired import Desired
+from .effects import EffectRunner, RunSettings
 from .governing import Governing
 from .heat import HeatWatch
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
@@ -63,6 +59,7 @@ from .metrics import Metrics
 from .outbox import Outbox
 from .pipeline_news import news_of
 from .pipelines import Pipelines
+from .ports import Choices, Leaving, Link, Secrets, Ticking, Transfers, Trust, Uploading
 from .rechoice import Rechoice
 from .results import ResultDelivery
 from .sealed_secrets import NoSecrets
@@ -75,88 +72,6 @@ MAX_BATCH = 64
 MAX_IDLE_S = 30.0
 MAX_TROUBLE_S = 1.0
 TELEMETRY_EXPIRY_WINDOWS = 30
-
-
-class Link(Protocol):
-    """What is used of an MqttLink."""
-
-    @property
-    def connected(self) -> bool: ...
-    @property
-    def limits(self) -> BrokerLimits: ...
-    @property
-    def refused(self) -> Mapping[str, int]: ...
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def subscribe(self, topic: str, qos: int) -> None: ...
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
-
-
-class Ticking(Protocol):
-    """A part that wants to be called again after so many seconds."""
-
-    def tick(self) -> float: ...
-
-
-class Trust(Bundles, Vouching, Believing, Protocol):
-    """What is used of a TrustStore."""
-
-    def command(self, data: bytes, device: str, now: Instant) -> Command: ...
-
-
-class Transfers(Fetching, Protocol):
-    """What is used of a DeltaFetcher."""
-
-    @property
-    def gauges(self) -> dict[str, float]: ...
-    def on_message(self, topic: str, payload: bytes) -> bool: ...
-    def on_link_up(self) -> None: ...
-    def on_link_down(self) -> None: ...
-    def tick(self) -> float: ...
-    def close(self) -> None: ...
-
-
-class Uploading(Giving, Protocol):
-    """What is used of Uploads."""
-
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def sent_bytes(self) -> int: ...
-    def begin(self) -> None: ...
-    def on_message(self, topic: str, payload: bytes) -> bool: ...
-    def on_link_up(self) -> None: ...
-    def on_link_down(self) -> None: ...
-    def tick(self) -> float: ...
-    def close(self) -> None: ...
-
-
-class Leaving(Protocol):
-    """What is used of Crops."""
-
-    @property
-    def gauges(self) -> Mapping[str, float]: ...
-    def begin(self) -> None: ...
-    def follow(self, deployment: Deployment) -> None: ...
-    def ready(self, app: str, event: ipc.CropReady) -> None: ...
-    def on_message(self, topic: str, payload: bytes) -> bool: ...
-    def on_link_up(self) -> None: ...
-    def tick(self) -> float: ...
-
-
-class Secrets(Revealing, Keeping, Protocol):
-    """What is used of a SecretStore."""
-
-    @property
-    def public_hex(self) -> str: ...
-
-
-class Choices(Choosing, Protocol):
-    """What is used of a Chooser."""
-
-    @property
-    def capability(self) -> Capability: ...
-    def stop(self) -> None: ...
 
 
 def begin_session(journal: Journal, now: Instant) -> int:
