@@ -7,10 +7,8 @@ the kernel ties their death signal to the starting thread.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +22,7 @@ from jetfleet_contract.messages import AppConfig, TrialPolicy
 from jetfleet_contract.policy import backoff
 from jetfleet_contract.slot_records import Crashed, Setup
 
+from .app_process import STOP_S, AppProcess
 from .footing import Footing, resident_mb
 from .inbox import PipelineEnded, PipelineSaid
 from .pipeline_link import PipelineLink
@@ -33,48 +32,9 @@ log = logging.getLogger(__name__)
 PROGRAM = (sys.executable, "-m", "jetfleet_agent.pipeline")
 START_S = 180.0
 QUIET_S = 30.0
-STOP_S = 5.0
 HEALTHY_S = 60.0
 RESTART_BASE_S = 0.25
 RESTART_CAP_S = 30.0
-
-
-class _App:
-    """One app's process and what it should do."""
-
-    def __init__(self, run: ipc.Run) -> None:
-        self.run = run
-        self.trying: ipc.Try | None = None
-        self.process: subprocess.Popen[bytes] | None = None
-        self.ending = False
-        self.gone = False
-        self.not_before = 0.0
-        self.failures = 0
-        self.crashes = 0
-        self.heard = 0.0
-        self.began = 0.0
-        self.deadline = 0.0
-        self.started_with = ""
-        self.live = ""
-        self.connected = False
-        self.try_sent = False
-        self.failed: ipc.Failed | None = None
-        self.cause = ""
-        self.detail = ""
-        self.pace = ipc.Pace()
-        self.work_p99_ms = 0.0
-
-    def new_process(self, process: subprocess.Popen[bytes], now: float, start_s: float) -> None:
-        self.process = process
-        self.ending = False
-        self.heard = self.began = now
-        self.deadline = now + start_s
-        self.started_with = self.run.model.bundle
-        self.live = ""
-        self.connected = self.try_sent = False
-        self.failed = None
-        self.cause = self.detail = ""
-        self.work_p99_ms = 0.0
 
 
 class Pipelines:
@@ -99,7 +59,7 @@ class Pipelines:
         self._programs = {"builtin": tuple(program), "exec": tuple(external)}
         self._start_s = dict(external_start_s or {})
         self._quiet_s = quiet_s
-        self._apps: dict[str, _App] = {}
+        self._apps: dict[str, AppProcess] = {}
         self._stopped: dict[str, float] = {}
         self._throttled = False
         self._die_with_me = death_signal(os.getpid())
@@ -151,7 +111,7 @@ class Pipelines:
         """The app runs this model, from nothing, unless it already does; a mere change of setup is told to it."""
         app = self._apps.get(name)
         if app is None or app.gone:
-            fresh = _App(run)
+            fresh = AppProcess(run)
             if app is not None:  # the old process is still ending
                 fresh.process, fresh.ending = app.process, True
             self._apps[name] = fresh
@@ -164,7 +124,7 @@ class Pipelines:
             self._stop_politely(name, app)
             return
         if (old.model, old.input_from, old.runner) != (run.model, run.input_from, run.runner):
-            self._end(app)
+            app.end(self._clock())
             return
         self._tell_setup(app, old)
 
@@ -265,7 +225,7 @@ class Pipelines:
         app = self._apps.get(name)
         if app is None or app.process is None:
             return False
-        self._end(app)
+        app.end(self._clock())
         return True
 
     def stop_all(self) -> None:
@@ -316,11 +276,11 @@ class Pipelines:
         elif isinstance(event, ipc.Stuck) and event.fatal:
             app.cause, app.detail = event.code, f"{event.part} has been in one call for {event.seconds:.0f} s"
             log.warning("pipeline %s is restarted: %s [%s]", item.app, app.detail, event.code)
-            self._end(app)
+            app.end(self._clock())
             return False
         elif isinstance(event, ipc.TrialResult) and event.code and event.bundle in ("", app.run.model.bundle):
             log.warning("pipeline %s cannot exchange models in memory (%s) and is restarted", item.app, event.code)
-            self._end(app)
+            app.end(self._clock())
             return False
         return True
 
@@ -340,7 +300,7 @@ class Pipelines:
         app.failures = 1 if now - app.began > HEALTHY_S else app.failures + 1
         app.crashes += 1
         app.not_before = now + backoff(app.failures - 1, self._unit(), base_s=RESTART_BASE_S, cap_s=RESTART_CAP_S)
-        return self._crash(app, item)
+        return app.crash(item)
 
     def tick(self) -> float:
         """Start what is due, kill what is stuck.
@@ -362,7 +322,7 @@ class Pipelines:
 
     # --- parts --------------------------------------------------------------------------------------------
 
-    def _spawn(self, name: str, app: _App, now: float) -> None:
+    def _spawn(self, name: str, app: AppProcess, now: float) -> None:
         self.feed_folder.mkdir(mode=0o700, exist_ok=True)
         command = (*self._programs[app.run.runner], "--app", name, "--socket", str(self._link.path))
         try:
@@ -376,7 +336,7 @@ class Pipelines:
         app.new_process(process, now, self._start_s.get(name, START_S) if app.run.runner == "exec" else START_S)
         self._link.watch(name, process)
 
-    def _check(self, name: str, app: _App, now: float) -> float:
+    def _check(self, name: str, app: AppProcess, now: float) -> float:
         """Kill the process when it is past its time; else seconds until it would be."""
         process = app.process
         if process is None:
@@ -392,10 +352,10 @@ class Pipelines:
             return limit - now
         log.warning("pipeline %s does nothing and is ended", name)
         app.cause = "pipeline.silent" if settled else "pipeline.start"
-        self._end(app)
+        app.end(self._clock())
         return STOP_S
 
-    def _greet(self, app: _App, pid: int) -> None:
+    def _greet(self, app: AppProcess, pid: int) -> None:
         app.connected = True
         self._link.send(pid, app.run)
         if app.pace != ipc.Pace():
@@ -404,43 +364,22 @@ class Pipelines:
             self._link.send(pid, ipc.Heat(throttled=True))
         app.started_with = app.run.model.bundle
 
-    def _stop_politely(self, name: str, app: _App) -> None:
+    def _stop_politely(self, name: str, app: AppProcess) -> None:
         if app.live:
             self._stopped[name] = self._clock()
         self._send(app, ipc.Stop())
-        self._end(app, STOP_S if app.connected else 0.0)  # one that is still starting has nothing to finish
+        app.end(self._clock(), STOP_S if app.connected else 0.0)  # one that is still starting has nothing to finish
 
-    def _end(self, app: _App, grace_s: float = 0.0) -> None:
-        if app.process is None:
-            return
-        app.ending = True
-        app.deadline = self._clock() + max(grace_s, 0.0)
-        if grace_s <= 0:
-            with contextlib.suppress(ProcessLookupError):
-                app.process.kill()
-            app.deadline += STOP_S
-
-    def _crash(self, app: _App, item: PipelineEnded) -> Crashed:
-        last = item.tail.splitlines()[-1][-300:] if item.tail else ""
-        if app.failed is not None:
-            return Crashed(app.failed.bundle, app.failed.code, app.failed.detail)
-        blamed = "" if app.try_sent else app.live or app.started_with
-        if app.cause:
-            return Crashed(blamed, app.cause, app.detail or "no sign of life")
-        if item.code < 0:
-            return Crashed(blamed, "pipeline.killed", f"{signal.Signals(-item.code).name}; {last}")
-        return Crashed(blamed, "pipeline.exit", f"exit code {item.code}; {last}")
-
-    def _send_try(self, app: _App) -> None:
+    def _send_try(self, app: AppProcess) -> None:
         if app.trying is not None and not app.try_sent:
             app.try_sent = True
             self._send(app, app.trying)
 
-    def _tell_setup(self, app: _App, old: ipc.Run) -> None:
+    def _tell_setup(self, app: AppProcess, old: ipc.Run) -> None:
         run = app.run
         if (run.config, run.sources, run.feed_to) != (old.config, old.sources, old.feed_to):
             self._send(app, ipc.Configure(run.config, run.sources, run.feed_to))
 
-    def _send(self, app: _App, order: ipc.Order) -> None:
+    def _send(self, app: AppProcess, order: ipc.Order) -> None:
         if app.process is not None and app.connected and not app.ending:
             self._link.send(app.process.pid, order)
