@@ -323,6 +323,9 @@ class Life:
     def eco(self, spec: ModelSpec, candidate: Candidate) -> Tuning | None:
         return None
 
+    def lean(self, spec: ModelSpec, candidate: Candidate) -> Candidate | None:
+        return None
+
     # --- Running ----------------------------------------------------------------------------------------------
 
     @property

@@ -39,7 +39,7 @@ from jetfleet_contract.messages import (
     decode,
     encode,
 )
-from jetfleet_contract.policy import Choice, ChoiceRow
+from jetfleet_contract.policy import Candidate, Choice, ChoiceRow
 from jetfleet_contract.trust import BundleTarget, DeltaTarget
 from jetfleet_contract.tuning import Tuning
 
@@ -182,6 +182,9 @@ class FakeChooser:
 
     def chosen_under(self, name: str, version: str) -> Conditions | None:
         return self.under
+
+    def lean(self, spec: Any, candidate: Any) -> Candidate | None:
+        return None
 
     def stop(self) -> None: ...
 

@@ -26,10 +26,21 @@ from jetfleet_contract.tuning import Tuning
 MAX_LINE_BYTES = 1 << 20
 
 
+class Way(Message, frozen=True):
+    """One way to run a model: which verified file of its bundle, on which runtime. `tuning` is how that is set up, as this board measured
+    it, and `eco` how it takes clearly less CPU time; None where nothing does."""
+
+    candidate: Candidate
+    path: str
+    tuning: Tuning = Tuning()
+    eco: Tuning | None = None
+
+
 class Model(Message, frozen=True):
     """A verified model on disk: which bundle, which file, how to run it. `bundle` is the manifest's 64 hex digits; `tuning` is how its
     runtime is set up, as this board measured it, and `eco` how it takes clearly less CPU time; None where nothing does. `engine` is
-    what was compiled from the file for that tuning, here or on a board alike; None: the pipeline compiles."""
+    what was compiled from the file for that tuning, here or on a board alike; None: the pipeline compiles. `lean`
+    is the way to run it while the board is hot: another candidate of the same bundle."""
 
     bundle: str
     version: str
@@ -40,6 +51,7 @@ class Model(Message, frozen=True):
     tuning: Tuning = Tuning()
     eco: Tuning | None = None
     engine: EngineFile | None = None
+    lean: Way | None = None
 
 
 # --- supervisor -> pipeline -----------------------------------------------------------------------------------
@@ -127,8 +139,8 @@ class Pace(Message, frozen=True, tag="pace"):
 
     `fps`: frames a second that are read of each source at most, by its name; ``""`` stands for every source that is not named. A source's
     own `fps` stays a bound. An empty map lifts all caps. `hot`: nothing may run that can wait, as a trial's shadow.
-    `eco`: the model runs as `Model.eco` says, exchanged between two frames; `whole`: frames are not cut into tiles. `reason` is a stable
-    code, empty when all is well.
+    `eco`: the model runs as `Model.eco` says, exchanged between two frames; `lean`: the same with `Model.lean`; `whole`: frames are not cut
+    into tiles. `reason` is a stable code, empty when all is well.
     """
 
     fps: dict[str, float] = {}
@@ -136,6 +148,7 @@ class Pace(Message, frozen=True, tag="pace"):
     reason: str = ""
     eco: bool = False
     whole: bool = False
+    lean: bool = False
 
     def cap(self, source: str) -> float:
         """Frames a second of that source at most; 0: no cap."""

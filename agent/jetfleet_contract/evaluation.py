@@ -53,7 +53,8 @@ class EvaluationResult(Message, frozen=True):
     layers with weights ran in which. With error `backend.fallback` these three say what ran instead of what was asked for. `stage_ms`: pre,
     infer and decode of each frame of the job's source; `latency_ms` is then the session alone behind each. `frames`: mean luma and
     sharpness of each image. `empty_rss_mb` is the process before it loaded the model. `predicted_mb` is set, with error
-    `backend.memory`, when it was not started for want of memory. `engine` is what the job's `export` asked for.
+    `backend.memory`, when it was not started for want of memory. `engine` is what the job's `export` asked for. `cpu_ms`: mean CPU
+    time of one session, all threads together.
     """
 
     backend: str
@@ -74,6 +75,7 @@ class EvaluationResult(Message, frozen=True):
     empty_rss_mb: float = 0.0
     predicted_mb: float = 0.0
     engine: EngineFile | None = None
+    cpu_ms: float = 0.0
 
 
 MAX_RESULT_BYTES = 64 << 20

@@ -1,8 +1,9 @@
 """Gives way to heat before the SoC takes it: apps give up work by rungs, and get it back, without oscillating.
 
-An app's ladder begins with what costs no answer: its runtime's frugal setting, where this board has measured one. Then come the shares of
+An app's ladder begins with what costs no frame: its runtime's frugal setting, where this board has measured one; then another
+candidate of the same bundle that takes clearly less CPU time here, whose accuracy the signed evaluation accepts. Then come the shares of
 its frame rate, and last, for an app with tiles, one run over the whole frame instead of one a tile. Each rung is less work than the one
-before it.
+before it. A smaller batch is no rung: the same frames in more runs are more work, not less.
 
 Pure: `step(state, heat, loads, now)`. The board's temperature is extrapolated along its own slope; when what is foreseen comes nearer to
 the lowest throttling point than an app's margin, the app that matters least gives up a rung. It gets it back when the board is foreseen
@@ -54,11 +55,18 @@ class Heat(msgspec.Struct, frozen=True):
 
 
 class Means(msgspec.Struct, frozen=True):
-    """What an app can give up besides frames. `eco`: its runtime has a setting that takes clearly less CPU time here; `tiled`: its frames
-    are cut into tiles, each a run of the model."""
+    """What an app can give up besides frames. `eco`: its runtime has a setting that takes clearly less CPU time here; `lean`:
+    another candidate of its bundle does; `tiled`: its frames are cut into tiles, each a run of the model."""
 
     eco: bool = False
     tiled: bool = False
+    lean: bool = False
+
+    @property
+    def frugal(self) -> tuple[Literal["eco", "lean"], ...]:
+        """What costs no frame, in the order in which it is given up."""
+        having: tuple[tuple[Literal["eco", "lean"], bool], ...] = (("eco", self.eco), ("lean", self.lean))
+        return tuple(name for name, has in having if has)
 
 
 FRAMES_ONLY = Means()
@@ -99,7 +107,8 @@ class GovernorState(msgspec.Struct, frozen=True):
 
 class Paced(msgspec.Struct, frozen=True):
     """An app's new caps, in frames a second by source (``""``: any other); empty: none. `rung` of `of`; `hot`: nothing that can wait may
-    run; `eco`: the runtime's frugal setting; `whole`: no tiles."""
+    run; `eco`: the runtime's frugal setting; `lean`: the cheaper candidate; `whole`: no
+    tiles."""
 
     app: str
     fps: Mapping[str, float]
@@ -109,6 +118,7 @@ class Paced(msgspec.Struct, frozen=True):
     reason: Reason
     eco: bool = False
     whole: bool = False
+    lean: bool = False
 
 
 def foreseen_c(state: GovernorState) -> float | None:
@@ -118,15 +128,16 @@ def foreseen_c(state: GovernorState) -> float | None:
 
 def lowest(rule: Governor, rates: Mapping[str, float], means: Means = FRAMES_ONLY) -> int:
     """The last rung of an app's ladder."""
-    return int(means.eco) + _lowest_rate(rule, rates) + int(means.tiled and rule.whole)
+    return len(means.frugal) + _lowest_rate(rule, rates) + int(means.tiled and rule.whole)
 
 
 def standing(rule: Governor, at: Rung) -> Paced:
     """What an app does on the rung where it stands (the app's name is left empty)."""
-    rate = max(at.rung - int(at.means.eco), 0)
+    given = at.means.frugal[:at.rung]
+    rate = max(at.rung - len(at.means.frugal), 0)
     slowest = _lowest_rate(rule, at.rates)
     return Paced("", caps(rule, at.rates, min(rate, slowest)), at.rung, lowest(rule, at.rates, at.means), at.rung > 0, at.reason,
-                 eco=at.means.eco and at.rung > 0, whole=at.means.tiled and rule.whole and rate > slowest)
+                 "eco" in given, at.means.tiled and rule.whole and rate > slowest, "lean" in given)
 
 
 def _lowest_rate(rule: Governor, rates: Mapping[str, float]) -> int:

@@ -7,12 +7,13 @@ print the whole table.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Literal
 
 from .bundle import Evaluation, EvaluationRow, ModelSpec, Variant
 from .messages import AppState, Capability, Message
-from .tuning import TuningChoice
+from .tuning import CLEARLY_LESS_CPU, ECO_SLOWEST, TuningChoice
 
 # Execution precisions of a weight file on a backend, in the order a board should try them.
 PRECISIONS_OF = {
@@ -36,6 +37,7 @@ SHORTLIST_RATIO = 2.5
 # Two medians nearer than this are within the noise of one run: they are measured again, in turns.
 TIE_RATIO = 1.10
 MAX_CONTENDERS = 3
+CPU_BACKENDS = frozenset({"onnxruntime", "openvino"})
 
 
 class Candidate(Message, frozen=True):
@@ -54,7 +56,7 @@ class Measurement(Message, frozen=True):
     """What the board measured of one candidate: session ms and peak memory; `error` when it could not run.
 
     `best_ms` is the fastest single run: what the candidate could do if nothing disturbed it. `empty_rss_mb` is the process before it
-    loaded the model (0: not known).
+    loaded the model (0: not known). `cpu_ms` is the CPU time of one session, all threads together (0: not known).
     """
 
     p50_ms: float = 0.0
@@ -63,6 +65,7 @@ class Measurement(Message, frozen=True):
     error: str = ""
     best_ms: float = 0.0
     empty_rss_mb: float = 0.0
+    cpu_ms: float = 0.0
 
 
 class ChoiceRow(Message, frozen=True):
@@ -200,6 +203,30 @@ def contenders(choice: Choice, measured: Mapping[str, Measurement], *, within: f
 
     rivals = sorted((row for row in rows[1:] if potential(row) <= within * rows[0].p50_ms), key=potential)
     return tuple(row.candidate for row in (rows[0], *rivals[:most - 1])) if rivals else ()
+
+
+def leaner(choice: Choice, measured: Mapping[str, Measurement]) -> Candidate | None:
+    """The candidate to run while the board is short of cooling: accepted, measured here, and clearly cheaper than the chosen one.
+
+    Cheaper is less CPU time, against the chosen one's most frugal measured setting; it may take up to `ECO_SLOWEST` times as long as
+    the chosen one, which is the fastest. Only between runtimes of the CPU: CPU time says nothing of what a GPU draws.
+    """
+    used = measured.get(choice.chosen.name) if choice.chosen is not None else None
+    if choice.chosen is None or used is None or choice.chosen.backend not in CPU_BACKENDS or not used.cpu_ms:
+        return None
+    bound = CLEARLY_LESS_CPU * used.cpu_ms * _least_share(choice.tuning)
+    rivals = [(measured[row.candidate.name].cpu_ms, row.candidate) for row in choice.rows
+              if row.verdict == "eligible" and row.origin == "measured" and row.candidate.backend in CPU_BACKENDS
+              and row.p50_ms <= ECO_SLOWEST * used.p50_ms and row.candidate.name in measured]
+    return min(((cpu, one) for cpu, one in rivals if 0 < cpu <= bound), key=lambda pair: pair[0], default=(0.0, None))[1]
+
+
+def _least_share(tuning: TuningChoice) -> float:
+    """CPU time of the most frugal setting, as a share of the defaults', with which candidates are measured."""
+    ran = [one for one in tuning.figures if not one.error and one.cpu_ms]
+    if len(ran) < 2 or not statistics.median(ran[0].cpu_ms):
+        return 1.0
+    return min(1.0, min(statistics.median(one.cpu_ms) for one in ran) / statistics.median(ran[0].cpu_ms))
 
 
 def _leave_out(row: ChoiceRow, reason: str) -> ChoiceRow:

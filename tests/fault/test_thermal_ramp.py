@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from kernel_trees import write
 from pipeline_bench import Bench
@@ -18,8 +19,11 @@ from jetfleet_agent.supervisor.alarms import StandingAlarms
 from jetfleet_agent.supervisor.governing import Governing
 from jetfleet_agent.supervisor.pipeline_link import run_folder
 from jetfleet_agent.supervisor.pipelines import PROGRAM
-from jetfleet_contract.app_config import Governor
-from jetfleet_contract.messages import AppConfig, Source
+from jetfleet_contract.app_config import Governor, Tile
+from jetfleet_contract.governor import lowest
+from jetfleet_contract.messages import AppConfig, Result, Source
+from jetfleet_contract.policy import Candidate
+from jetfleet_contract.tuning import Tuning
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -74,6 +78,24 @@ class HotBoard(Bench):
             self.rungs.append((self.clock(), rung))
 
 
+class SteppedBoard(HotBoard):
+    """Its temperature is the test's alone; its governor's clock runs a hundred times as fast as ours."""
+
+    def clock(self) -> float:
+        return 1000.0 + (time.monotonic() - self.began) * 10.0 * FASTER
+
+    def turn(self) -> None:
+        self.temperature = self.ambient
+        super().turn()
+
+
+@pytest.fixture
+def stepped(tmp_path: Path) -> Iterator[SteppedBoard]:
+    made = SteppedBoard(tmp_path)
+    yield made
+    made.pipelines.finish()
+
+
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[HotBoard]:
     made = HotBoard(tmp_path)
@@ -108,3 +130,64 @@ def test_the_rate_falls_before_the_trip_point_and_comes_back(board: HotBoard, tm
     assert board.crashes == []
     ways = [later > earlier for (_, earlier), (_, later) in pairwise(board.rungs)]
     assert sum(a != b for a, b in pairwise(ways)) <= 5, f"it does not oscillate: {board.rungs}"
+
+
+FRUGAL, CHEAPER, LAST = "frugal settings", "a cheaper candidate", "no tiles"
+
+
+def test_the_whole_ladder_down_and_up_again_and_a_file_loses_no_frame(stepped: SteppedBoard, tmp_path: Path) -> None:
+    """Every kind of rung of one app, in its order, told in the alarm, obeyed by the real pipeline, and undone in reverse."""
+    lean = ipc.Way(Candidate("small", "onnxruntime", "fp32"), str(save_map_model(tmp_path / "small.onnx")))
+    model = msgspec.structs.replace(model_of(save_map_model(tmp_path / "m.onnx"), detector_task()), eco=Tuning(sleeping=True, threads=1),
+                                    lean=lean)
+    config = AppConfig(governor=Governor(least_fps=0.4 * FPS), tile=Tile(32, 0.0))
+    stepped.pipelines.start("gate", ipc.Run(model, config, (Source("cam", "synthetic:64x48?frames=1000000", fps=FPS),), window_s=0.2))
+    stepped.until(lambda: stepped.windows > 5 and stepped.rate > 0.5 * FPS, "a free pipeline")
+    of = _lowest(stepped)
+    assert of >= 4, "frugal, cheaper, a share of the rate at least, whole"
+
+    stepped.ambient = TRIP_C - 3.0
+    told: list[str] = []
+    stepped.until(lambda: _listen(stepped, told) and _obeyed(stepped) == (0.0, 1.0, 0.0) and stepped.rungs[-1][1] == of, "the lowest rung")
+    assert [rung for _, rung in stepped.rungs] == list(range(of + 1)), "one by one"
+    assert FRUGAL in told[0]
+    assert CHEAPER not in told[0]
+    assert CHEAPER in told[1]
+    assert "frames a second" in told[2]
+    assert all((LAST in one) == (one is told[-1]) for one in told)
+    held = sum(isinstance(event, ipc.Results) for event in stepped.said)
+    stepped.until(lambda: sum(isinstance(event, ipc.Results) for event in stepped.said) > held + 3, "answers on the lowest rung")
+    assert _answers(stepped)[-1].candidate == lean.candidate.name
+
+    stepped.ambient = 40.0
+    stepped.until(lambda: stepped.rungs[-1][1] == 0 and _obeyed(stepped) == (0.0, 0.0, 1.0), "the way back")
+    assert [rung for _, rung in stepped.rungs] == [*range(of + 1), *reversed(range(of))], "undone in reverse"
+    assert stepped.alarms.now() == ()
+    after = len(_answers(stepped))
+    stepped.until(lambda: len(_answers(stepped)) > after + 5, "answers of the free pipeline")
+    answers = _answers(stepped)
+    assert [one.frame for one in answers] == list(range(len(answers))), "a file loses no frame"
+    assert answers[-1].candidate == model.candidate.name
+    assert stepped.crashes == []
+
+
+def _lowest(board: HotBoard) -> int:
+    """How long the app's ladder is."""
+    return lowest(Governor(least_fps=0.4 * FPS), {"cam": board.rate}, board.pipelines.means("gate"))
+
+
+def _listen(board: HotBoard, told: list[str]) -> bool:
+    for alarm in board.alarms.now():
+        if not told or told[-1] != alarm.detail:
+            told.append(alarm.detail)
+    return True
+
+
+def _obeyed(board: HotBoard) -> tuple[float, float, float]:
+    """What the last window says of the pipeline: frugal, cheaper, tiles."""
+    windows = [event for event in board.said if isinstance(event, ipc.Window)]
+    return tuple(windows[-1].gauges.get(name, -1.0) for name in ("eco", "lean", "tiles"))  # type: ignore[return-value]
+
+
+def _answers(board: HotBoard) -> list[Result]:
+    return [result for event in board.said if isinstance(event, ipc.Results) for result in event.results]

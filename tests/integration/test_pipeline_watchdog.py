@@ -22,10 +22,11 @@ from pipelines import (
     save_map_model,
 )
 
-from jetfleet_agent.ipc import Pace, Results, Run, Running, SourceEvent, Stuck, Window
+from jetfleet_agent.ipc import Pace, Results, Run, Running, SourceEvent, Stuck, Way, Window
 from jetfleet_contract.app_config import Tile
 from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.messages import AppConfig, Result, Source
+from jetfleet_contract.policy import Candidate
 from jetfleet_contract.tuning import Tuning
 
 cv2 = pytest.importorskip("cv2")
@@ -151,29 +152,34 @@ def save_endless_model(path: Path) -> Path:
                                          [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])], weights))
 
 
-def _runs(pipeline: PipelineProcess, frugal: float) -> bool:
+def _runs(pipeline: PipelineProcess, eco: float, lean: float, tiles: float) -> bool:
     windows = pipeline.of(Window)
-    return bool(windows) and (windows[-1].gauges["eco"], windows[-1].gauges["tiles"]) == (frugal, 1.0 - frugal)
+    return bool(windows) and tuple(windows[-1].gauges[name] for name in ("eco", "lean", "tiles")) == (eco, lean, tiles)
 
 
 def _has_answered(pipeline: PipelineProcess, count: int) -> bool:
     return len(pipeline.results) > count
 
 
-def test_a_hot_board_runs_the_frugal_setting_without_tiles_and_goes_back_and_loses_no_frame(
+def test_a_hot_board_runs_the_frugal_setting_or_the_cheaper_candidate_without_tiles_and_goes_back_and_loses_no_frame(
         start: Callable[..., PipelineProcess], tmp_path: Path) -> None:
     spec = detector_task()
     path = save_map_model(tmp_path / "good.onnx")
-    model = msgspec.structs.replace(model_of(path, spec), eco=Tuning(sleeping=True, threads=1))
+    lean = Way(Candidate("small", "onnxruntime", "fp32"), str(save_map_model(tmp_path / "small.onnx")))
+    model = msgspec.structs.replace(model_of(path, spec), eco=Tuning(sleeping=True, threads=1), lean=lean)
     pipeline = start()
     pipeline.send(Run(model, AppConfig(tile=Tile(32, 0.0)), (Source("front", "synthetic:64x48?frames=1000000", fps=40),), window_s=0.5))
     pipeline.wait(Running)
     pid = pipeline.process.pid
-    for order, frugal in ((Pace(hot=True, eco=True, whole=True, reason="governor.heat"), 1.0), (Pace(), 0.0)):
+    hot = Pace(hot=True, eco=True, whole=True, reason="governor.heat")
+    leaner = msgspec.structs.replace(hot, eco=False, lean=True)
+    for order, gauges, answers in ((hot, (1.0, 0.0, 0.0), model.candidate), (leaner, (0.0, 1.0, 0.0), lean.candidate),
+                                   (Pace(), (0.0, 0.0, 1.0), model.candidate)):
         pipeline.send(order)
-        pipeline.until(partial(_runs, pipeline, frugal))
+        pipeline.until(partial(_runs, pipeline, *gauges))
         count = len(pipeline.results)
         pipeline.until(partial(_has_answered, pipeline, count + 10))
+        assert {result.candidate for result in pipeline.results[count + 5:]} == {answers.name}
     assert [r.frame for r in pipeline.results] == list(range(len(pipeline.results)))
     assert pipeline.process.poll() is None
     assert pipeline.process.pid == pid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from choices import capability_of, evaluation_of, spec_of
 from hypothesis import given
@@ -19,9 +20,11 @@ from jetfleet_contract.policy import (
     candidates,
     choose,
     contenders,
+    leaner,
     slower_at_builder,
     worth_measuring,
 )
+from jetfleet_contract.tuning import Tuning, TuningChoice, TuningFigures
 
 SPEC = spec_of("fp32", "fp16", "int8", "uint8")
 
@@ -208,3 +211,49 @@ def test_what_is_worth_measuring_is_what_choose_would_not_refuse() -> None:
     wanted = worth_measuring(SPEC, evaluation, capability_of())
     assert "int8@openvino:int8" not in {c.name for c in wanted}
     assert not any(c.backend == "tensorrt" for c in wanted)
+
+
+def cpu(**figures: tuple[float, float]) -> dict[str, Measurement]:
+    """Median and CPU time of a session by candidate, ms."""
+    return {name.replace("__", "@").replace("_", ":"): Measurement(wall, wall, 50.0, cpu_ms=busy) for name, (wall, busy) in figures.items()}
+
+
+FASTEST, CHEAP = "fp32@openvino:bf16", "uint8@onnxruntime:int8"
+
+
+@pytest.mark.parametrize(("figures", "lean"), [
+    (cpu(fp32__openvino_bf16=(8.0, 16.0), uint8__onnxruntime_int8=(12.0, 10.0)), CHEAP),
+    (cpu(fp32__openvino_bf16=(8.0, 16.0), uint8__onnxruntime_int8=(12.0, 14.0)), ""),  # not clearly
+    (cpu(fp32__openvino_bf16=(8.0, 16.0), uint8__onnxruntime_int8=(17.0, 10.0)), ""),  # more than twice as slow
+    (cpu(fp32__openvino_bf16=(8.0, 0.0), uint8__onnxruntime_int8=(12.0, 10.0)), ""),  # measured by an agent that did not tell
+    (cpu(fp32__openvino_bf16=(8.0, 16.0), uint8__onnxruntime_int8=(12.0, 0.0)), ""),
+    (cpu(fp32__openvino_bf16=(8.0, 16.0), uint8__onnxruntime_int8=(12.0, 10.0), int8__openvino_int8=(9.0, 7.0)), "int8@openvino:int8")])
+def test_the_leaner_candidate_takes_clearly_less_cpu_time_and_not_twice_as_long(figures: dict[str, Measurement], lean: str) -> None:
+    choice = choose(SPEC, evaluation_of(SPEC), capability_of(), figures)
+    assert choice.chosen is not None
+    assert choice.chosen.name == FASTEST
+    found = leaner(choice, figures)
+    assert (found.name if found else "") == lean
+
+
+def test_no_candidate_that_the_builder_refused_is_leaner() -> None:
+    figures = cpu(fp32__openvino_bf16=(8.0, 16.0), uint8__onnxruntime_int8=(12.0, 4.0))
+    choice = choose(SPEC, evaluation_of(SPEC, refused={CHEAP: "a drop of 3 points"}), capability_of(), figures)
+    assert leaner(choice, figures) is None
+
+
+def test_the_leaner_candidate_must_beat_the_chosen_ones_frugal_setting() -> None:
+    figures = cpu(fp32__openvino_bf16=(8.0, 16.0), uint8__onnxruntime_int8=(12.0, 10.0))
+    tuned = TuningChoice(figures=(TuningFigures(Tuning(), (8.0, 8.0), (16.0, 16.0)),
+                                  TuningFigures(Tuning(threads=1), (9.0, 9.0), (8.0, 8.0))))
+    choice = choose(SPEC, evaluation_of(SPEC), capability_of(), figures)
+    assert leaner(msgspec.structs.replace(choice, tuning=tuned), figures) is None
+
+
+def test_cpu_time_says_nothing_of_a_gpus_work() -> None:
+    backends = (BackendInfo("tensorrt", "10", precisions=("fp32", "fp16", "int8")), BackendInfo("onnxruntime", "1", precisions=("int8",)))
+    figures = cpu(fp16__tensorrt_fp16=(2.0, 1.0), uint8__onnxruntime_int8=(3.0, 0.1))
+    choice = choose(SPEC, evaluation_of(SPEC), capability_of(*backends), figures)
+    assert choice.chosen is not None
+    assert choice.chosen.backend == "tensorrt"
+    assert leaner(choice, figures) is None

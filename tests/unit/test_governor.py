@@ -58,7 +58,7 @@ class Board:
             self.state, effects = step(self.state, Heat(told, LIMIT, "soc", throttled=told >= LIMIT), loads, now)
             for paced in effects:
                 self.caps[paced.app] = dict(paced.fps)
-                self.cost[paced.app] = (0.7 if paced.eco else 1.0) * (0.2 if paced.whole else 1.0)
+                self.cost[paced.app] = (0.7 if paced.eco else 1.0) * (0.6 if paced.lean else 1.0) * (0.2 if paced.whole else 1.0)
                 self.changes.append((now, paced))
             work = sum(self.cost[app] * self.fps(app) for app in self.rules) / (FPS * len(self.rules))
             for _ in range(10):
@@ -95,7 +95,7 @@ def test_it_acts_before_the_trip_point_and_gives_back() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(means=st.builds(Means, st.booleans(), st.booleans()),
+@given(means=st.builds(Means, st.booleans(), st.booleans(), st.booleans()),
        full=st.floats(5.0, 50.0), tau=st.floats(20.0, 120.0), quantum=st.sampled_from([0.1, 0.5, 1.0]),
        points=st.lists(st.floats(-10.0, 84.0), min_size=3, max_size=8), every=st.integers(60, 240))
 def test_over_any_ambient_it_stays_under_the_trip_point_where_the_lowest_rung_can_hold_it(
@@ -180,17 +180,19 @@ def test_ladders_end_at_the_least_rate() -> None:
     assert caps(Governor(least_fps=10.0), {"fast": 30.0, "slow": 12.0}, 3) == {"fast": 10.5, "slow": 10.0, "": 10.5}
 
 
-@given(eco=st.booleans(), tiled=st.booleans(), whole=st.booleans(), least=st.floats(0.1, 40.0), rate=st.floats(1.0, 60.0))
-def test_each_rung_is_less_work_and_the_order_is_frugal_frames_whole(
-        eco: bool, tiled: bool, whole: bool, least: float, rate: float) -> None:
-    rule, means, rates = Governor(least_fps=least, whole=whole), Means(eco, tiled), {"cam": rate}
+@given(eco=st.booleans(), lean=st.booleans(), tiled=st.booleans(), whole=st.booleans(),
+       least=st.floats(0.1, 40.0), rate=st.floats(1.0, 60.0))
+def test_each_rung_is_less_work_and_the_order_is_frugal_cheaper_frames_whole(
+        eco: bool, lean: bool, tiled: bool, whole: bool, least: float, rate: float) -> None:
+    rule, means, rates = Governor(least_fps=least, whole=whole), Means(eco, tiled, lean), {"cam": rate}
     ladder = [standing(rule, Rung(rung, rates=rates, means=means)) for rung in range(lowest(rule, rates, means) + 1)]
     assert (ladder[0].fps, ladder[0].eco, ladder[0].whole, ladder[0].hot) == ({}, False, False, False)
-    gives = [(at.eco, -at.fps.get("cam", 1e9), at.whole) for at in ladder]
+    gives = [(at.eco, at.lean, -at.fps.get("cam", 1e9), at.whole) for at in ladder]
     assert all(before < after for before, after in pairwise(gives)), "each gives more than the one before"
-    if eco:
-        assert all(at.eco for at in ladder[1:])
-        assert ladder[1].fps == {}
+    frugal = int(eco) + int(lean)
+    assert [at.eco for at in ladder] == [eco and rung >= 1 for rung in range(len(ladder))]
+    assert [at.lean for at in ladder] == [lean and rung >= frugal for rung in range(len(ladder))]
+    assert [at.fps == {} for at in ladder] == [rung <= frugal for rung in range(len(ladder))] or rate <= least
     assert [at.whole for at in ladder] == [False] * (len(ladder) - 1) + [tiled and whole] if len(ladder) > 1 else not ladder[0].whole
 
 

@@ -47,7 +47,7 @@ from jetfleet_agent.pipeline.cascade import CascadeStep
 from jetfleet_agent.pipeline.decoding import Swapped
 from jetfleet_agent.pipeline.drift import DriftWatch
 from jetfleet_agent.pipeline.feed import FeedReceiver, socket_path
-from jetfleet_agent.pipeline.fitting import Refitted, load_fitting, refit
+from jetfleet_agent.pipeline.fitting import Refitted, frugality, load_fitting, refit
 from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.kpis import KpiStep
 from jetfleet_agent.pipeline.loaded import LoadedModel
@@ -251,10 +251,10 @@ class Controller:
         champion, run = stages.champion, self._run
         if run is None or self._fitting:
             return
-        eco = self._pace.eco and champion.model.eco is not None
-        if (run.config.batching.most, eco) != (champion.batching.most, champion.eco):
+        eco, lean = frugality(champion.model, self._pace)
+        if (run.config.batching.most, eco, lean) != (champion.batching.most, champion.eco, champion.lean):
             self._fitting = True
-            refit(champion, self._paced(run.config), self._inbox.put, eco=eco)
+            refit(champion, self._paced(run.config), self._inbox.put, eco=eco, lean=lean)
 
     def _refitted(self, note: Refitted) -> None:
         stages, run = self._stages, self._run
@@ -268,7 +268,7 @@ class Controller:
             self._fitting = False
             self._refuse(note.error)
             self._run = msgspec.structs.replace(run, config=msgspec.structs.replace(run.config, batching=note.old.batching))
-            self._pace = msgspec.structs.replace(self._pace, eco=note.old.eco)
+            self._pace = msgspec.structs.replace(self._pace, eco=note.old.eco, lean=note.old.lean)
         elif note.model is not None:
             note.model.reconfigure(self._paced(run.config))  # what was told while it was loaded
             self._replaced.append(note.old)
@@ -430,7 +430,7 @@ class Controller:
             for alarm in self._ages.window(series, self._stages.rhythms, now - began):
                 self._send(alarm)
             gauges |= {**self._stages.gauges(), "age_high": float(self._ages.standing), "eco": float(champion.eco),
-                       "tiles": float(champion.tile is not None)}
+                       "lean": float(champion.lean), "tiles": float(champion.tile is not None)}
             if work_p99_ms := self._stages.work_p99_ms:
                 gauges["work_p99_ms"] = work_p99_ms
         self._send(Window(wall, now - began, series, gauges))

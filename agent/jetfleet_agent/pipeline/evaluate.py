@@ -74,7 +74,7 @@ def _run(job: EvaluationJob) -> EvaluationResult:
     try:
         engine = backend.export(Path(job.export)) if job.export else None
         frames, predictions, raw = _predict(job, task, backend)
-        times = _times(job, task, backend)
+        times, cpu_ms = _times(job, task, backend)
         if job.raw_output:
             _write_raw(Path(job.raw_output), raw)
         return EvaluationResult(
@@ -82,7 +82,8 @@ def _run(job: EvaluationJob) -> EvaluationResult:
             versions={**backend.versions, "numpy": np.__version__, "python": sys.version.split()[0]},
             activate_ms=activate_ms, latency=sketch_of(list(times.session_ms)), latency_ms=times.session_ms,
             predictions=tuple(predictions), frames=tuple(frames), peak_rss_mb=_peak_rss_mb(), empty_rss_mb=empty_mb, layers=backend.layers,
-            stage_ms=times.stages, tuned=measure_settings(job, task, _first_image(job, task)), engine=engine)
+            stage_ms=times.stages, tuned=measure_settings(job, task, _first_image(job, task)), engine=engine,
+            cpu_ms=cpu_ms)
     finally:
         backend.deactivate()
 
@@ -103,24 +104,26 @@ def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[
     return frames, predictions, raw
 
 
-def _times(job: EvaluationJob, task: Task, backend: Backend) -> FrameTimes:
+def _times(job: EvaluationJob, task: Task, backend: Backend) -> tuple[FrameTimes, float]:
     if job.source:
-        return time_frames(job.source, task, backend, warmup=job.warmup, frames=job.latency_runs)
-    return FrameTimes(tuple(_time_session(job, task, backend)), {})
+        return time_frames(job.source, task, backend, warmup=job.warmup, frames=job.latency_runs), 0.0
+    latencies, cpu_ms = _time_session(job, task, backend)
+    return FrameTimes(tuple(latencies), {}), cpu_ms
 
 
-def _time_session(job: EvaluationJob, task: Task, backend: Backend) -> list[float]:
-    """Milliseconds of the session alone, on the first image's tensor (a gray one without images)."""
+def _time_session(job: EvaluationJob, task: Task, backend: Backend) -> tuple[list[float], float]:
+    """Milliseconds of the session alone, on the first image's tensor (a gray one without images), and the mean CPU time of one."""
     lane = backend.lanes[0]
     task.prepare(_first_image(job, task), lane.tensor)
     for _ in range(job.warmup):
         backend.infer(lane)
     latencies = []
+    cpu = time.process_time()
     for _ in range(job.latency_runs):
         began = time.perf_counter()
         backend.infer(lane)
         latencies.append((time.perf_counter() - began) * 1e3)
-    return latencies
+    return latencies, (time.process_time() - cpu) * 1e3 / max(len(latencies), 1)
 
 
 def _first_image(job: EvaluationJob, task: Task) -> Image:

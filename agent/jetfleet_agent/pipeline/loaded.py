@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from jetfleet_agent.ipc import Model
+from jetfleet_agent.ipc import Model, Way
 from jetfleet_agent.pipeline.backends import Backend, Lane, Outputs, open_backend
 from jetfleet_agent.pipeline.floor import measure_floor
 from jetfleet_agent.pipeline.preprocess import Geometry, Image, Preprocessor
@@ -37,7 +37,7 @@ BATCH_RUNS = 3
 class LoadedModel:
     """One activated model. `key` (bundle, version, candidate) names its telemetry; `overhead` is kept by the window it is told in.
 
-    `eco`: its runtime is set up as `Model.eco` says, where that is known.
+    `eco`: its runtime is set up as `Model.eco` says, where that is known; `lean`: it runs as `Model.lean` says, in the same sense.
     `tile` and `batching` are what it was configured with; `fewest` is how many pictures are worth a run of the batch's session, which takes
     as long for few as for many: measured at activation. A full batch always is. `refusal`: why the model's engine was not used.
 
@@ -45,19 +45,21 @@ class LoadedModel:
         InputError: `task.option`, `tile.task`.
     """
 
-    def __init__(self, model: Model, config: AppConfig, *, eco: bool = False) -> None:
+    def __init__(self, model: Model, config: AppConfig, *, eco: bool = False, lean: bool = False) -> None:
         self.model = model
-        self.eco = eco and model.eco is not None
-        self.tuning = model.eco if eco and model.eco is not None else model.tuning
+        self.lean = lean and model.lean is not None
+        self._way = model.lean if lean and model.lean is not None else Way(model.candidate, model.path, model.tuning, model.eco)
+        self.eco = eco and self._way.eco is not None
+        self.tuning = self._way.eco if eco and self._way.eco is not None else self._way.tuning
         self.task: Task = load_task(_with_options(model.spec.task, config))
         check_tile(self.task, config)
         self.tile = config.tile
         self.batching = config.batching
         self.fewest = self.batching.most
-        self.backend = self._open(1, AHEAD + INLINE, model.engine if self.tuning == model.tuning else None)
+        self.backend = self._open(1, AHEAD + INLINE, model.engine if self.tuning == model.tuning and not self.lean else None)
         self.refusal: JetfleetError | None = None
         self._wide = self._open(self.batching.most, WIDE) if self.batching.most > 1 else None
-        self.key = (model.bundle, model.version, model.candidate.name)
+        self.key = (model.bundle, model.version, self._way.candidate.name)
         self.overhead = Overhead()
         self._ahead: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         self._inline: queue.SimpleQueue[Lane] = queue.SimpleQueue()
@@ -65,9 +67,9 @@ class LoadedModel:
         self._scratch = threading.local()
 
     def _open(self, batch: int, lanes: int, engine: EngineFile | None = None) -> Backend:
-        model = self.model
+        model, way = self.model, self._way
         return open_backend(
-            model.candidate.backend, Path(model.path), precision=model.candidate.precision, threads=model.threads,
+            way.candidate.backend, Path(way.path), precision=way.candidate.precision, threads=model.threads,
             input_shape=(batch, *self.task.input_shape[1:]), lanes=lanes, tuning=self.tuning, spec=model.spec.task.input,
             engine=engine)
 

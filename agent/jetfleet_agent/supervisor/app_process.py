@@ -38,6 +38,7 @@ class AppProcess:
         self.detail = ""
         self.pace = ipc.Pace()
         self.work_p99_ms = 0.0
+        self.crashed_ways: list[ipc.Way] = []
 
     def new_process(self, process: subprocess.Popen[bytes], now: float, start_s: float) -> None:
         """Nothing is known yet of this one, which has to run within `start_s`."""

@@ -33,6 +33,7 @@ from jetfleet_contract.policy import (
     candidates,
     choose,
     contenders,
+    leaner,
     slower_at_builder,
     slower_before,
     worth_measuring,
@@ -161,6 +162,11 @@ class Chooser:
         """The conditions under which this board chose how to run that model last; None when it is not known."""
         record = self._store.choice(name, version)
         return record.conditions if record is not None else None
+
+    def lean(self, spec: ModelSpec, candidate: Candidate) -> Candidate | None:
+        """The candidate to run instead of that one while the board is hot, by the last choice for this model; None when none is cheaper."""
+        record = self._store.choice(spec.name, spec.version)
+        return leaner(record.choice, record.measured) if record is not None and record.choice.chosen == candidate else None
 
     def stop(self) -> None:
         """Kill the measurement in hand; callbacks that have not come will not come."""
@@ -371,4 +377,4 @@ def _measurement(result: EvaluationResult) -> Measurement:
         return Measurement(error="the measurement holds no latency [evaluate.result]")
     ordered = sorted(result.latency_ms)
     return Measurement(p50_ms=statistics.median(ordered), p99_ms=ordered[int(0.99 * (len(ordered) - 1))], peak_rss_mb=result.peak_rss_mb,
-                       best_ms=ordered[0], empty_rss_mb=result.empty_rss_mb)
+                       best_ms=ordered[0], empty_rss_mb=result.empty_rss_mb, cpu_ms=result.cpu_ms)

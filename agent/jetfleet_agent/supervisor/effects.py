@@ -6,6 +6,7 @@ champion whose files are damaged is fetched again and then started.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -73,6 +74,7 @@ class Choosing(Protocol):
     def tuning(self, spec: ModelSpec, candidate: Candidate) -> Tuning: ...
     def eco(self, spec: ModelSpec, candidate: Candidate) -> Tuning | None: ...
     def chosen_under(self, name: str, version: str) -> Conditions | None: ...
+    def lean(self, spec: ModelSpec, candidate: Candidate) -> Candidate | None: ...
 
 
 class Running(Protocol):
@@ -312,7 +314,18 @@ class EffectRunner:
         path = str(self._store.verified(slot.weights))
         tuning = self._chooser.tuning(spec, slot.candidate)
         eco = self._chooser.eco(spec, slot.candidate)
-        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning, eco)
+        lean = self._lean(slot, spec, slot.candidate)
+        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning, eco, lean=lean)
+
+    def _lean(self, slot: Slot, spec: ModelSpec, chosen: Candidate) -> ipc.Way | None:
+        """The cheaper way, when its weights are sound and this slot keeps them."""
+        lean = self._chooser.lean(spec, chosen)
+        blob = blob_of_digest(spec.variant(lean.variant).digest) if lean is not None else ""
+        if lean is None or blob not in (slot.weights, *slot.blobs) or not self._store.has(blob):
+            return None
+        with contextlib.suppress(StorageError, MalformedError):  # what serves a hot day must not keep the app from running today
+            return ipc.Way(lean, str(self._store.verified(blob)), self._chooser.tuning(spec, lean), self._chooser.eco(spec, lean))
+        return None
 
     def _run_of(self, app: str, slot: Slot) -> ipc.Run:
         setup = slot.setup

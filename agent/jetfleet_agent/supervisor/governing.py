@@ -28,7 +28,7 @@ class Pacing(Protocol):
     """What is used of Pipelines here."""
 
     def configs(self) -> dict[str, AppConfig]: ...
-    def has_eco(self, name: str) -> bool: ...
+    def means(self, name: str) -> Means: ...
     def pace(self, name: str, pace: ipc.Pace) -> None: ...
 
 
@@ -79,9 +79,8 @@ class Governing:
             return IDLE_S
         self._due = now + POLL_S
         self._heat = self._read()
-        configs = self._pipelines.configs()
-        loads = tuple(Load(app, rule, self._rates.get(app, {}), self._busy.get(app, 0.0),
-                           Means(self._pipelines.has_eco(app), configs[app].tile is not None)) for app, rule in rules.items())
+        loads = tuple(Load(app, rule, self._rates.get(app, {}), self._busy.get(app, 0.0), self._pipelines.means(app))
+                      for app, rule in rules.items())
         self._state, effects = step(self._state, self._heat, loads, now)
         for paced in effects:
             self._obey(paced)
@@ -89,8 +88,8 @@ class Governing:
         return POLL_S
 
     def gauges(self) -> dict[str, float]:
-        """`governor.foreseen_c`, and `APP.governor_rung`, `APP.governor_share` (of the ladder, 0..1), `APP.governor_eco` and
-        `APP.governor_whole` (0 or 1) of each governed app."""
+        """`governor.foreseen_c`, and `APP.governor_rung`, `APP.governor_share` (of the ladder, 0..1), `APP.governor_eco`,
+        `APP.governor_lean` and `APP.governor_whole` (0 or 1) of each governed app."""
         rules = self._rules()
         gauges: dict[str, float] = {}
         foreseen = foreseen_c(self._state)
@@ -101,7 +100,8 @@ class Governing:
                 gauges[f"{app}.governor_rung"] = float(rung.rung)
                 now = standing(rules[app], rung)
                 gauges[f"{app}.governor_share"] = rung.rung / max(now.of, 1)
-                gauges[f"{app}.governor_eco"], gauges[f"{app}.governor_whole"] = float(now.eco), float(now.whole)
+                gauges |= {f"{app}.governor_eco": float(now.eco), f"{app}.governor_lean": float(now.lean),
+                           f"{app}.governor_whole": float(now.whole)}
         return gauges
 
     def reasons(self) -> dict[str, Reason]:
@@ -126,7 +126,7 @@ class Governing:
         zone = f"{self._heat.zone} {self._heat.temperature_c:.0f} C" if self._heat.temperature_c is not None else "the board"
         log.warning("%s: rung %d of %d%s at %s %s", paced.app, paced.rung, paced.of, _given_up(paced), zone,
                     f"[{paced.reason}]" if paced.reason else "(free again)")
-        self._pipelines.pace(paced.app, ipc.Pace(dict(paced.fps), paced.hot, paced.reason, paced.eco, paced.whole))
+        self._pipelines.pace(paced.app, ipc.Pace(dict(paced.fps), paced.hot, paced.reason, paced.eco, paced.whole, paced.lean))
 
     def _stand(self, rules: Mapping[str, Governor]) -> None:
         for app, rung in self._state.apps.items():
@@ -147,7 +147,7 @@ class Governing:
 
 def _given_up(paced: Paced) -> str:
     """In words, with a comma before each part; empty when nothing is."""
-    parts = ["frugal settings"] if paced.eco else []
+    parts = [*(["frugal settings"] if paced.eco else []), *(["a cheaper candidate"] if paced.lean else [])]
     if paced.fps:
         parts.append(f"at most {max(paced.fps.values()):.3g} frames a second")
     return "".join(f", {part}" for part in (*parts, *(("no tiles",) if paced.whole else ())))

@@ -18,6 +18,7 @@ import msgspec
 
 from jetfleet_agent import ipc
 from jetfleet_agent.child_processes import death_signal, wait_or_kill
+from jetfleet_contract.governor import Means
 from jetfleet_contract.messages import AppConfig, TrialPolicy
 from jetfleet_contract.policy import backoff
 from jetfleet_contract.slot_records import Crashed, Setup
@@ -83,10 +84,13 @@ class Pipelines:
         """The settings of each app that should run."""
         return {name: app.run.config for name, app in self._apps.items() if not app.gone}
 
-    def has_eco(self, name: str) -> bool:
-        """Whether the app's model has a frugal setting of its runtime here."""
+    def means(self, name: str) -> Means:
+        """What the app can give up besides frames. A cheaper candidate with which its process crashed is none any more."""
         app = self._apps.get(name)
-        return app is not None and app.run.model.eco is not None
+        if app is None:
+            return Means()
+        model = app.run.model
+        return Means(model.eco is not None, app.run.config.tile is not None, model.lean is not None and model.lean not in app.crashed_ways)
 
     def pids(self) -> dict[str, int]:
         """Process id by app, of those that run."""
@@ -215,6 +219,8 @@ class Pipelines:
     def pace(self, name: str, pace: ipc.Pace) -> None:
         """The app obeys these caps, also after a restart."""
         app = self._apps.get(name)
+        if app is not None and app.run.model.lean in app.crashed_ways:
+            pace = msgspec.structs.replace(pace, lean=False)
         if app is None or app.pace == pace:
             return
         app.pace = pace
@@ -299,6 +305,9 @@ class Pipelines:
             return None
         app.failures = 1 if now - app.began > HEALTHY_S else app.failures + 1
         app.crashes += 1
+        if app.pace.lean and app.run.model.lean is not None:  # whatever it was, the next process begins with the model that was chosen
+            app.crashed_ways.append(app.run.model.lean)
+            app.pace = msgspec.structs.replace(app.pace, lean=False)
         app.not_before = now + backoff(app.failures - 1, self._unit(), base_s=RESTART_BASE_S, cap_s=RESTART_CAP_S)
         return app.crash(item)
 
