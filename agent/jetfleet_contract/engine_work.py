@@ -26,9 +26,10 @@ GRACE_S = 10.0
 """A builder that is offline has so long to come back: a broker that restarts kills nobody."""
 BARRED_S = 900.0
 AGAIN_S = 15.0
-OVERTAKEN = ("trust.fork", "trust.rollback")
-"""Another builder's metadata came first: the same board signs its engine again on top of that, soon."""
-MAX_TRIES = 6
+SOON = frozenset({"trust.fork", "trust.rollback", "trust.delegation-missing", "trust.no-delegation", "trust.unknown-engine",
+                  "engine.not-builder", "engine.busy", "device.offline", "broker.down"})
+"""What passes by itself: the newest metadata is on its way to the board, or another builder's came first, or it is at work."""
+MAX_TRIES = 12
 CERTIFY_S = 180.0
 MAX_WANTED = 256
 
@@ -37,8 +38,8 @@ STATES: tuple[State, ...] = ("wanted", "building", "uncertified", "certifying", 
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A board of the class as the host sees it now. `builder`: its key is among those that vouch for the class; `busy`: another engine of the
-    class is being built, and builders sign one after the other, each on top of the other's version."""
+    """A board of the class as the host sees it now. `builder`: its key is among those that vouch for the class; `busy`: another engine of
+    the class is being built, and builders sign one after the other, each on top of the other's version."""
 
     device: str
     online: bool
@@ -255,8 +256,9 @@ def _watch(work: Work, worker: str, patience_s: float, boards: Sequence[Seen], n
 
 def _bar(work: Work, device: str, code: str, detail: str, now: float) -> Work:
     others = tuple(one for one in work.barred if one.device != device and one.until > now)
-    until = now + (AGAIN_S if code in OVERTAKEN else BARRED_S)
-    return msgspec.structs.replace(work, barred=(*others, Barred(device, until, code)), code=code, detail=f"{device}: {detail}"[:300])
+    until = now + (AGAIN_S if code in SOON else BARRED_S)
+    barred = (*others, Barred(device, until, code))
+    return msgspec.structs.replace(work, barred=barred, code=code, detail=f"{device}: {detail}"[:300])
 
 
 def _free(work: Work, boards: Iterable[Seen], now: float) -> list[Seen]:
@@ -270,7 +272,8 @@ def _elect(work: Work, boards: Sequence[Seen], now: float) -> Step:
         what = f"{work.tries} builds came to nothing; the last: {work.detail}"[:300]
         return msgspec.structs.replace(work, state="given-up", by="", since=now, detail=what), ()
     named = [board for board in boards if board.builder]
-    able = sorted((board for board in _free(work, named, now) if not board.busy), key=lambda board: (board.device not in work.wanted_by, board.device))
+    able = sorted((board for board in _free(work, named, now) if not board.busy),
+                  key=lambda board: (board.device not in work.wanted_by, board.device))
     if able:
         begun = msgspec.structs.replace(work, state="building", by=able[0].device, since=now, heard=now, offline=0.0, percent=0.0,
                                         tries=work.tries + 1)

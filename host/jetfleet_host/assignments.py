@@ -13,6 +13,7 @@ from sqlalchemy import select
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, chunk_count, lower_pages, page_digests
 
 from .store.database import Database
+from .store.engines import class_of
 from .store.journal import deployment_of
 from .store.models import Issued
 
@@ -39,14 +40,17 @@ class Assignments:
         self._database = database
         self._blobs: dict[str, dict[str, int]] = {}
         self._common: dict[str, int] = {}
+        self._engines: dict[str, dict[str, int]] = {}
         self._chunk_sizes: dict[str, int] = {}
         self._bundles: dict[str, frozenset[str]] = {}
 
-    def offer(self, blobs: dict[str, dict[str, int]], common: dict[str, int] | None = None) -> None:
-        """What is published now: the blobs of each bundle and the size of their chunks, by the bundle's manifest; and those that any board
-        may want, because the metadata itself continues in them."""
-        self._blobs, self._common = blobs, common or {}
-        self._chunk_sizes = {blob: size for bundle in (*blobs.values(), self._common) for blob, size in bundle.items()}
+    def offer(self, blobs: dict[str, dict[str, int]], common: dict[str, int] | None = None,
+              engines: dict[str, dict[str, int]] | None = None) -> None:
+        """What is published now: the blobs of each bundle and the size of their chunks, by the bundle's manifest; those that any board
+        may want, because the metadata itself continues in them; and those that boards of a class may want, by class."""
+        self._blobs, self._common, self._engines = blobs, common or {}, engines or {}
+        every = (*blobs.values(), self._common, *self._engines.values())
+        self._chunk_sizes = {blob: size for bundle in every for blob, size in bundle.items()}
 
     def chunk_size(self, blob: str) -> int:
         """How the blob is cut, as its signed target says."""
@@ -64,6 +68,9 @@ class Assignments:
         """Whether the board may want the blob. Raises StorageError when the database cannot be read."""
         if blob in self._common:
             return True
+        if any(blob in engines for engines in self._engines.values()):
+            with self._database.reading() as session:
+                return blob in self._engines.get(class_of(session, device), ())
         if device not in self._bundles:
             self._bundles[device] = self._named_to(device)
         return any(blob in self._blobs.get(bundle, ()) for bundle in self._bundles[device])

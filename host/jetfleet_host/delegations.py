@@ -20,6 +20,7 @@ from jetfleet_contract.delegations import (
     MAX_DELEGATED_BYTES,
     MAX_ENGINES,
     DelegationBlob,
+    EngineTarget,
     class_of_role,
     delegation_field,
     engine_paths,
@@ -126,8 +127,11 @@ def key_of_device(project: Project, device: str) -> str:
     return key
 
 
-def accept(project: Project, device_class: str, data: bytes) -> int:
+def accept(project: Project, device_class: str, data: bytes, uncertified: Iterable[str] = ()) -> int:
     """Take over what a builder signed: check it, publish its blob, and name it in the next snapshot. Gives its version; again is fine.
+
+    Args:
+        uncertified: names of engines that nobody but their builder has tried; boards do not run them.
 
     Raises:
         UntrustedError: `trust.no-delegation`, `trust.signature`, `trust.rollback`, `trust.expired`, `trust.fork`.
@@ -141,8 +145,45 @@ def accept(project: Project, device_class: str, data: bytes) -> int:
         if entry is not None and entry.version >= found.signed.version:
             same = (entry.hashes or {}).get("sha256") == hashlib.sha256(data).hexdigest()
             return _same_again(device_class, found.signed.version, entry.version, same)
-        project.repository.accept_delegated(role_of_class(device_class), data, delegation_field(info))
+        project.repository.accept_delegated(role_of_class(device_class), data, delegation_field(info, uncertified))
     return int(found.signed.version)
+
+
+def certify(project: Project, device_class: str, uncertified: Iterable[str]) -> bool:
+    """Say anew in the snapshot which engines of the class nobody but their builder has tried. False when it says so already.
+
+    Raises:
+        StorageError, InputError: as `Repository` when the snapshot cannot be signed here.
+    """
+    role = role_of_class(device_class)
+    with project.repository.locked():
+        entry = project.repository.load().snapshot.signed.meta.get(f"{role}.json")
+        if entry is None:
+            return False
+        have = read_delegation(device_class, entry.version, entry.length, (entry.hashes or {}).get("sha256"),
+                               entry.unrecognized_fields.get(FIELD))
+        wanted = frozenset(uncertified)
+        if have.uncertified == wanted:
+            return False
+        data = project.blobs.read(have.blob, 0, MAX_DELEGATED_BYTES)
+        project.repository.accept_delegated(role, data, delegation_field(have.info, wanted))
+    return True
+
+
+def engines_of(project: Project) -> Iterator[tuple[str, EngineTarget]]:
+    """Every engine that the accepted metadata of some class names, with its class."""
+    for one in blobs_of_classes(project.repository.load().snapshot.signed):
+        data = project.blobs.read(one.blob, 0, MAX_DELEGATED_BYTES)
+        for path, file in read_delegated(one.device_class, data).signed.targets.items():
+            yield one.device_class, read_engine(one.device_class, path, file.hashes.get("sha256", ""), file.custom)
+
+
+def engine_blobs(project: Project) -> dict[str, dict[str, BlobInfo]]:
+    """The engines of each class, which its boards may ask for."""
+    found: dict[str, dict[str, BlobInfo]] = {}
+    for device_class, target in engines_of(project):
+        found.setdefault(device_class, {})[target.blob] = target.info
+    return found
 
 
 def blobs_of_classes(snapshot: Snapshot) -> Iterator[DelegationBlob]:

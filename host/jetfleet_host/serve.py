@@ -33,9 +33,10 @@ from .collector import Collector, Incoming, Ingested
 from .command_driver import CommandDriver
 from .crop_keys import CropKeys
 from .crops import CropBounds, Crops
-from .delegations import blobs_of_classes
+from .delegations import blobs_of_classes, engine_blobs
 from .delivery import DeliverySettings, Distributor
 from .delivery_control import DeliveryControl, HostBudget
+from .engine_driver import EngineDriver
 from .experiments import ExperimentDriver
 from .project import Project
 from .publish import published, served_blobs
@@ -55,7 +56,7 @@ STALL_S = 5.0
 RETRY_S = 1.0
 REFRESH_S = 600.0
 DEVICE_TOPICS = (topics.ALL_BIRTHS, topics.ALL_STATES, topics.ALL_REPORTS, topics.ALL_TELEMETRY, topics.ALL_WANTS,
-                 topics.ALL_OFFERS, topics.ALL_RESPONSES, topics.ALL_CROPS)
+                 topics.ALL_OFFERS, topics.ALL_RESPONSES, topics.ALL_CROPS, topics.ALL_ENGINE_WORDS)
 STANDBY_S = 0.5
 COUNT_S = 5.0
 
@@ -135,6 +136,7 @@ class Server:
                                 lambda v: signing.sign_verdict(project, v), project.settings.uploads.bounds)
         self._crops = Crops(project, self._writer, self._link, signing.verify_device, lambda a: signing.sign_answer(project, a),
                             _crop_bounds(project), self._wake)
+        self._engines = EngineDriver(project, self._writer, UploadFiles(project.dir / "uploads"), signing.verify_device)
         self._published = PublishedBytes(self._writer)
         self._delivery = DeliveryControl(self._writer, self._distributor, _host_budget(project), self._assignments.blobs_of,
                                          lambda blob: self._names.get(blob, ""))
@@ -268,6 +270,8 @@ class Server:
             self._guarded(lambda now: self._uploads.on_offer(message, now), self._clock())
         elif said == "crop":
             self._guarded(lambda now: self._crops.on_crop(message, now), self._clock())
+        elif said == "engine":
+            self._guarded(lambda now: self._engines.on_word(message, now), self._clock())
         elif said == "rsp":
             self._guarded(lambda _now: self._commands.on_response(message), self._clock())
         else:
@@ -358,6 +362,7 @@ class Server:
         self._driver.poll_requests(now)
         self._driver.tick(now)
         self._experiments.tick(now)
+        self._engines.poll(now)
         self._commands.poll(now)
         self._delivery.poll(now)
         if now.mono >= self._count_at:
@@ -390,7 +395,8 @@ class Server:
         self._cuts = frozenset(min(info.size, info.chunk_size) for every in served.values() for info in every.values())
         classes = {one.blob: one.info for one in blobs_of_classes(self._project.repository.load().snapshot.signed)}
         self._assignments.offer({manifest: with_pages(every, self._small_blob) for manifest, every in served.items()},
-                                with_pages(classes, self._small_blob))
+                                with_pages(classes, self._small_blob),
+                                {name: with_pages(every, self._small_blob) for name, every in engine_blobs(self._project).items()})
         self._retained.put_first(topics.META, package)  # boards need it before any deployment
         keys = self._project.repository.load().keys.deployment
         if self._signers not in ((), keys):

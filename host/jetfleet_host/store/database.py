@@ -24,7 +24,7 @@ from jetfleet_contract.errors import InputError, StorageError
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration: a database that is there already is opened without loading Alembic, which takes half a second."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_MS = 15_000

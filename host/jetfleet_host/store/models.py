@@ -394,6 +394,21 @@ class ModelEvent(Base):
     at: Mapped[float] = mapped_column(Float)
 
 
+class EngineRow(Base):
+    """One engine key of a class: `work` is the JSON of an `engine_work.Work`, `request` the command row that its builder or second board
+    was sent last (0: none)."""
+
+    __tablename__ = "engines"
+
+    device_class: Mapped[str] = mapped_column(String(63), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    state: Mapped[str] = mapped_column(String(20), index=True)
+    subject: Mapped[str] = mapped_column(String(64))
+    work: Mapped[str] = mapped_column(Text)
+    request: Mapped[int] = mapped_column(BigInteger)
+    changed: Mapped[float] = mapped_column(Float)
+
+
 class HardExample(Base):
     """A crop that a board was not sure of, kept for the next training. `crop` is the board's number, `digest` the picture's file, `edge`
     and `said` are JSON of detections in pixels of the canvas (`canvas_w` x `canvas_h`), of which the picture shows `x0`..`x1`, `y0`..`y1`.

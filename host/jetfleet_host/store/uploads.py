@@ -15,6 +15,8 @@ OPEN = "receiving"
 STORED = "stored"
 REFUSED = "refused"
 KEEP_REFUSED = 200
+UPLOADS_OF = {"engine-build": 2}
+"""How many uploads answer a command, where it is not one: an engine, and the metadata that names it."""
 
 
 def key_of(session: Session, device: str) -> str:
@@ -29,13 +31,15 @@ def find(session: Session, offer: Offer) -> UploadRow | None:
 
 
 def asked_op(session: Session, offer: Offer) -> str:
-    """The op of the command that the offer names; empty when there is none, or when another upload has answered it."""
+    """The op of the command that the offer names; empty when there is none, or when other uploads have answered it."""
     if not offer.command:
         return ""
     row = session.scalar(select(CommandRow).where(CommandRow.device == offer.device, CommandRow.seq == offer.command))
-    taken = session.scalar(select(UploadRow.id).where(UploadRow.device == offer.device, UploadRow.command == offer.command,
-                                                      UploadRow.state != REFUSED))
-    return row.op if row is not None and taken is None else ""
+    if row is None:
+        return ""
+    taken = session.scalar(select(func.count(UploadRow.id)).where(UploadRow.device == offer.device, UploadRow.command == offer.command,
+                                                                  UploadRow.state != REFUSED))
+    return row.op if int(taken or 0) < UPLOADS_OF.get(row.op, 1) else ""
 
 
 def used_bytes(session: Session, device: str, wall: float) -> int:

@@ -1,0 +1,278 @@
+"""Turns what boards say about engines into elections, certificates and signed metadata. Used by serve's control thread.
+
+Each word is signed by its board; each state of a key is in the database before a command goes out; commands travel as all others do. What a
+builder gives counts only as metadata that its class's delegation covers, over bytes that have the signed digest. Builders of one class
+work one after the other, because each signs on top of the other's version.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from sqlalchemy.orm import Session
+
+from jetfleet_contract import engine_work as machine
+from jetfleet_contract import topics
+from jetfleet_contract.bundle import PROBE_INDEX, ProbeSet, decode_manifest
+from jetfleet_contract.chunks import table_of
+from jetfleet_contract.delegations import MAX_DELEGATED_BYTES, EngineTarget, class_of_role, engine_path, read_engine
+from jetfleet_contract.engines import MAX_WORD_BYTES, EngineWord, Passport, check_passport, engine_name, key_of
+from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
+from jetfleet_contract.messages import Instant, decode, encode
+
+from . import intake
+from .collector import Incoming
+from .delegations import accept, certify, delegations_of, engines_of, read_delegated
+from .durable import write_file
+from .intake import VerifyDevice
+from .project import Project
+from .publish import read_small
+from .store import commands, fleet, uploads
+from .store import engines as rows
+from .store.database import Transactions
+from .store.models import UploadRow
+from .upload_files import UploadFiles
+
+POLL_S = 1.0
+COMMAND_WAIT_S = 60.0
+MAX_PROBE_BYTES = 1 << 20
+
+_log = logging.getLogger(__name__)
+
+
+class EngineDriver:
+    """See the module.
+
+    Args:
+        verify: opens what a board signed with its pinned key. wall: seconds since 1970.
+    """
+
+    def __init__(self, project: Project, database: Transactions, files: UploadFiles, verify: VerifyDevice) -> None:
+        self._project = project
+        self._database = database
+        self._files = files
+        self._verify = verify
+        self._taken = 0
+        self._due = 0.0
+        self._sign: set[str] = set()
+
+    # --- what boards say --------------------------------------------------------------------------------------
+
+    def on_word(self, message: Incoming, now: Instant) -> None:
+        """Take a word. What is forged, malformed or of another class is counted and kept in part.
+
+        Raises:
+            StorageError: `store.database`: a board that needs an engine asks again.
+        """
+        try:
+            self._heard(message, now)
+        except (MalformedError, UntrustedError) as error:
+            with self._database.session() as session:
+                fleet.save_rejected(session, message.topic, message.payload, error.code, intake.clean(error.what, 500), message.at)
+
+    def _heard(self, message: Incoming, now: Instant) -> None:
+        device = topics.device_of(message.topic)
+        if len(message.payload) > 2 * MAX_WORD_BYTES:
+            raise MalformedError("message.large", f"a word of {len(message.payload)} bytes is over the limit", where=message.topic)
+        with self._database.session() as session:
+            word = checked(self._verify(message.payload, uploads.key_of(session, device), "engine", EngineWord), device)
+            device_class = rows.class_of(session, device)
+            work = rows.find(session, device_class, word.key)
+            if work is None:
+                if word.what != "need":
+                    return
+                if rows.count(session, device_class) >= rows.MAX_KEYS_A_CLASS:
+                    raise MalformedError("engine.full", f"class {device_class} has {rows.MAX_KEYS_A_CLASS} engines: withdraw some")
+                work = machine.Work(device_class, word.key, word.passport)
+            self._step(session, work, self._event(word), now)
+        self._publish()
+
+    def _event(self, word: EngineWord) -> machine.Event:
+        if word.what == "need":
+            return machine.Needed(word.device)
+        if word.what == "failed":
+            return machine.Failed(word.device, word.code or "engine.failed", intake.clean(word.detail, 300))
+        if word.what == "unfit":
+            made = machine.Failed if word.code.startswith(("store.", "device.")) else machine.Unfit
+            return made(word.device, word.code or "engine.unfit", intake.clean(word.detail, 300))
+        if word.what == "fit":
+            return self._fitting(word)
+        return machine.Heard(word.device, word.percent)  # "built" too: its metadata, which comes beside it, is what counts
+
+    def _fitting(self, word: EngineWord) -> machine.Event:
+        """The board says that it fits; whether it agrees enough with the reference's answers is for the bundle to say."""
+        try:
+            manifest = decode_manifest(read_small(self._project.blobs, word.passport.subject))
+            probe = decode(read_small(self._project.blobs, manifest.only(PROBE_INDEX).blob), ProbeSet, limit=MAX_PROBE_BYTES)
+        except (JetfleetError, OSError) as error:
+            return machine.Failed(word.device, "engine.no-bundle", f"its bundle cannot be read here: {error}")
+        if word.agreement < probe.min_agreement:
+            return machine.Unfit(word.device, "engine.disagrees", f"agreement {word.agreement:.3f}, the bound is {probe.min_agreement:.3f}")
+        return machine.Fit(word.device, word.agreement, word.p50_ms)
+
+    # --- what time, commands and uploads bring ----------------------------------------------------------------
+
+    def poll(self, now: Instant) -> None:
+        """Take what builders gave, hear what became of commands, let time pass. Raises StorageError `store.database`."""
+        if now.mono < self._due:
+            return
+        self._due = now.mono + POLL_S
+        self._take_uploads(now)
+        with self._database.reading() as session:
+            idle = not rows.open_works(session)
+        if not idle:
+            with self._database.session() as session:
+                for work in rows.open_works(session):
+                    self._step(session, work, self._outcome(session, work) or machine.Tick(), now)
+        self._publish()
+
+    def _outcome(self, session: Session, work: machine.Work) -> machine.Event | None:
+        """The board that was asked would not, or could not be asked."""
+        request = rows.request_of(session, work)
+        if request is None or request.state not in commands.ENDED or not request.code:
+            return None
+        worker = work.by if work.state == "building" else work.second if work.state == "certifying" else ""
+        return machine.Failed(worker, request.code, intake.clean(request.detail, 300)) if request.device == worker else None
+
+    def _step(self, session: Session, work: machine.Work, event: machine.Event, now: Instant) -> None:
+        others = (other for other in rows.open_works(session) if other.device_class == work.device_class and other.key != work.key)
+        busy = any(other.state == "building" for other in others)
+        boards = rows.boards(session, work.device_class, self._builders().get(work.device_class, frozenset()), busy=busy)
+        after, effects = machine.step(work, event, boards, now.wall)
+        if after != work or rows.find(session, work.device_class, work.key) is None:
+            rows.save(session, after, now.wall)
+        if after.state != work.state:
+            _log.info("engine %s of %s (%s): %s%s", work.key[:12], work.device_class, work.passport.variant, after.state,
+                      f": {after.detail}" if after.detail else "")
+        for effect in effects:
+            match effect:
+                case machine.AskToBuild():
+                    self._ask(session, after, effect.device, "engine-build", now)
+                case machine.AskToTry():
+                    self._ask(session, after, effect.device, "engine-certify", now)
+                case machine.Certify() | machine.Withdraw():
+                    self._sign.add(work.device_class)
+
+    def _ask(self, session: Session, work: machine.Work, device: str, op: str, now: Instant) -> None:
+        args = {"key": work.key, "passport": encode(work.passport).decode()}
+        rows.asked(session, work, commands.ask(session, device, op, args, COMMAND_WAIT_S, now.wall))
+
+    def _builders(self) -> Mapping[str, frozenset[str]]:
+        return {one.device_class: frozenset(one.keys) for one in delegations_of(self._project)}
+
+    def _publish(self) -> None:
+        """Say in the snapshot which engines are tried; after the database has it, and again at the next poll when it fails."""
+        for device_class in sorted(self._sign):
+            certify(self._project, device_class, self._untried(device_class))
+            self._sign.discard(device_class)
+
+    def _untried(self, device_class: str) -> frozenset[str]:
+        with self._database.reading() as session:
+            works = rows.every(session, device_class)
+        return frozenset(engine_name(work.key) for work in works if work.blob and work.state != "certified")
+
+    # --- what builders give -----------------------------------------------------------------------------------
+
+    def _take_uploads(self, now: Instant) -> None:
+        with self._database.reading() as session:
+            given = rows.uploads_after(session, self._taken)
+        for row in given:
+            if class_of_name(row.name) is not None:
+                self._take(row, now)
+            self._taken = row.id
+
+    def _take(self, row: UploadRow, now: Instant) -> None:
+        try:
+            built = self._accepted(row)
+        except StorageError:
+            raise
+        except JetfleetError as error:
+            _log.warning("%s: what it signed for engines is not taken: %s [%s]", row.device, error.what, error.code)
+            self._refused(row.device, error, now)
+            return
+        with self._database.session() as session:
+            for device_class, blob, passport in built:
+                key = key_of(passport)
+                work = rows.find(session, device_class, key) or machine.Work(device_class, key, passport)
+                self._step(session, work, machine.Built(row.device, blob, passport), now)
+
+    def _refused(self, device: str, error: JetfleetError, now: Instant) -> None:
+        with self._database.session() as session:
+            for work in rows.open_works(session):
+                if work.state == "building" and work.by == device:
+                    self._step(session, work, machine.Failed(device, error.code, error.what), now)
+
+    def _accepted(self, row: UploadRow) -> list[tuple[str, str, Passport]]:
+        """Check and publish metadata that a builder gave, and the engines that are new in it: class, blob and passport of each."""
+        device_class = class_of_name(row.name) or ""
+        with self._database.reading() as session:
+            of_board = rows.class_of(session, row.device)
+        if of_board != device_class:
+            raise UntrustedError("engine.foreign-class", f"a board of class {of_board} gave engines of class {device_class}")
+        data = self._read(row, MAX_DELEGATED_BYTES)
+        known = {target.path: target.blob for owner, target in engines_of(self._project) if owner == device_class}
+        targets = [read_engine(device_class, path, file.hashes.get("sha256", ""), file.custom)
+                   for path, file in read_delegated(device_class, data).signed.targets.items()]
+        dropped = sorted(set(known) - {target.path for target in targets})
+        if dropped:
+            raise UntrustedError("engine.dropped", f"the metadata leaves out {len(dropped)} engines of before, such as {dropped[0]}")
+        fresh = [target for target in targets if known.get(target.path) != target.blob]
+        passports = [_checked_passport(device_class, target, row.device) for target in fresh]
+        for target in fresh:
+            self._store(target, row.device)
+        names = self._untried(device_class) | {target.path.rpartition("/")[2] for target in fresh}
+        accept(self._project, device_class, data, names)
+        return [(device_class, target.blob, passport) for target, passport in zip(fresh, passports, strict=True)]
+
+    def _store(self, target: EngineTarget, device: str) -> None:
+        """The engine among the published blobs: whole, with the signed digest, size and chunk table."""
+        with self._database.reading() as session:
+            row = rows.uploaded(session, device, target.blob)
+        if row is None:
+            raise UntrustedError("engine.missing", f"the bytes of {target.path} were not given")
+        data = self._read(row, self._project.settings.uploads.bounds.most["engine"])
+        cut = target.info.chunk_size
+        tabled = table_of((data[at:at + cut] for at in range(0, len(data), cut)), cut)
+        if tabled.blob != target.blob or tabled.info != target.info:
+            raise UntrustedError("engine.flipped", f"the bytes of {target.path} are not what was signed")
+        for blob, page in (*tabled.pages, (tabled.blob, data)):
+            if self._project.blobs.size(blob) != len(page):
+                write_file(self._project.blobs.path(blob), page)
+
+    def _read(self, row: UploadRow, limit: int) -> bytes:
+        try:
+            with self._files.path(row.device, row.blob).open("rb") as stream:
+                data = stream.read(limit + 1)
+        except OSError as error:
+            raise InputError("engine.unreadable", f"the upload {row.name} of {row.device} cannot be read: {error.strerror}") from None
+        if len(data) > limit:
+            raise MalformedError("message.large", f"{row.name} of {row.device} is over the limit of {limit} bytes")
+        return data
+
+
+def checked(word: EngineWord, device: str) -> EngineWord:
+    """A word of that board, within bounds. MalformedError `message.device`, `engine.key`, and as `check_passport`."""
+    if word.device != device:
+        raise MalformedError("message.device", f"a word of {word.device[:80]!r} came on the topic of {device}")
+    check_passport(word.passport)
+    if key_of(word.passport) != word.key:
+        raise MalformedError("engine.key", "the key is not that of the passport")
+    numbers = (word.percent, word.agreement, word.p50_ms, word.at)
+    if not all(0.0 <= number < 1e12 for number in numbers) or word.agreement > 1.0 or len(word.code) > 63 or not word.code.isprintable():
+        raise MalformedError("message.bounds", "a number or a code of an engine's word is out of bounds")
+    return word
+
+
+def _checked_passport(device_class: str, target: EngineTarget, device: str) -> Passport:
+    passport = target.passport
+    if passport is None:
+        raise UntrustedError("engine.no-passport", f"{target.path} has no passport")
+    if passport.builder != device or target.path != engine_path(device_class, engine_name(key_of(passport))):
+        raise UntrustedError("engine.passport", f"the passport of {target.path} is of another engine, or of another builder")
+    return passport
+
+
+def class_of_name(name: str) -> str | None:
+    """The class whose metadata an upload of that name is, None when it is an engine."""
+    return class_of_role(name.removesuffix(".json")) if name.endswith(".json") else None

@@ -1,0 +1,86 @@
+"""Rows of engines: the state of each key of a class, and the boards that could build or try it. Inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jetfleet_contract.engine_work import Seen, Work
+from jetfleet_contract.messages import decode, encode
+
+from .models import CommandRow, Device, EngineRow, UploadRow
+from .uploads import STORED
+
+MAX_WORK_BYTES = 256 * 1024
+OPEN = ("wanted", "building", "uncertified", "certifying")
+MAX_KEYS_A_CLASS = 2000
+
+
+def find(session: Session, device_class: str, key: str) -> Work | None:
+    row = session.get(EngineRow, (device_class, key))
+    return work_of(row) if row is not None else None
+
+
+def work_of(row: EngineRow) -> Work:
+    return decode(row.work.encode(), Work, limit=MAX_WORK_BYTES)
+
+
+def save(session: Session, work: Work, now: float) -> None:
+    """Keep the state; the request of an earlier state stays until `asked` names another."""
+    row = session.get(EngineRow, (work.device_class, work.key))
+    if row is None:
+        row = EngineRow(device_class=work.device_class, key=work.key, request=0)
+        session.add(row)
+    row.state, row.subject, row.work, row.changed = work.state, work.passport.subject, encode(work).decode(), now
+    session.flush()
+
+
+def asked(session: Session, work: Work, request: int) -> None:
+    """The command row by which the work was given away."""
+    session.get_one(EngineRow, (work.device_class, work.key)).request = request
+
+
+def request_of(session: Session, work: Work) -> CommandRow | None:
+    row = session.get(EngineRow, (work.device_class, work.key))
+    return session.get(CommandRow, row.request) if row is not None and row.request else None
+
+
+def every(session: Session, device_class: str = "") -> list[Work]:
+    """All keys, of one class when it is named; the latest changed first."""
+    query = select(EngineRow).order_by(EngineRow.changed.desc(), EngineRow.key)
+    return [work_of(row) for row in session.scalars(query.where(EngineRow.device_class == device_class) if device_class else query)]
+
+
+def open_works(session: Session) -> list[Work]:
+    """Those that time and boards can change, the oldest first."""
+    query = select(EngineRow).where(EngineRow.state.in_(OPEN)).order_by(EngineRow.changed, EngineRow.key)
+    return [work_of(row) for row in session.scalars(query)]
+
+
+def count(session: Session, device_class: str) -> int:
+    return len(session.scalars(select(EngineRow.key).where(EngineRow.device_class == device_class)).all())
+
+
+def boards(session: Session, device_class: str, builders: Collection[str], *, busy: bool) -> list[Seen]:
+    """The boards of a class. `builders`: public keys (hex) that vouch for it. `busy`: another engine of the class is being built."""
+    query = select(Device.device, Device.online, Device.key).where(Device.device_class == device_class).order_by(Device.device)
+    rows = session.execute(query)
+    return [Seen(device, bool(online), key in builders, busy) for device, online, key in rows]
+
+
+def class_of(session: Session, device: str) -> str:
+    """The class that the board's birth named, empty when it has not introduced itself."""
+    return session.scalar(select(Device.device_class).where(Device.device == device)) or ""
+
+
+def uploads_after(session: Session, upload: int) -> list[UploadRow]:
+    """Engines and metadata that boards gave, whole, in their order, above that number."""
+    query = select(UploadRow).where(UploadRow.kind == "engine", UploadRow.state == STORED, UploadRow.id > upload)
+    return list(session.scalars(query.order_by(UploadRow.id)))
+
+
+def uploaded(session: Session, device: str, blob: str) -> UploadRow | None:
+    return session.scalar(select(UploadRow).where(UploadRow.device == device, UploadRow.blob == blob, UploadRow.state == STORED)
+                          .order_by(UploadRow.id.desc()).limit(1))
