@@ -53,6 +53,7 @@ class FakeLink:
         self.connected = False
         self.limits = BrokerLimits()
         self.refused: dict[str, int] = {}
+        self.gauges = {"link_hangs": 0.0}
         self.backlog = 0
         self.limits = BrokerLimits()
         self.subscribed: dict[str, int] = {}
@@ -60,6 +61,9 @@ class FakeLink:
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
+
+    def tick(self) -> float:
+        return 5.0
 
     def subscribe(self, topic: str, qos: int) -> None:
         self.subscribed[topic] = qos

@@ -64,6 +64,7 @@ from .supervisor.store import BlobStore
 from .supervisor.trust import TrustStore
 from .supervisor.upload_store import UploadStore
 from .supervisor.uploads import Uploads
+from .supervisor.watched_link import WatchedLink
 from .supervisor.web import WebFolder, WebSettings
 from .systemd_notify import Heartbeat, ServiceManager
 from .tables import audit_text, bench_text, capability_text, checks_text, choice_text, status_text
@@ -178,8 +179,8 @@ def run_agent(config: AgentConfig, path: Path, capability: Capability, recent: R
     identity = Identity.load_or_create(state / "identity")
     store = BlobStore(state)
     session = begin_session(journal, clock())
-    link = MqttLink(_broker_settings(config), config.device, inbox.message, inbox.link_up, inbox.link_down,
-                    will=will(config.device, session))
+    link = WatchedLink(lambda: MqttLink(_broker_settings(config), config.device, inbox.message, inbox.link_up, inbox.link_down,
+                                        will=will(config.device, session)), inbox.link_down, time.monotonic)
     fetcher = DeltaFetcher(store, lambda done, failed: Fetcher(store, link, config.device, clock, done, failed, _mirror(config)),
                            PatchProcess(), inbox.blob_done, inbox.blob_failed)
     waiting = UploadStore(state, config.device, config.upload.pending, config.upload.pending_mb << 20)

@@ -7,7 +7,8 @@ Wiring (the composition root does this, in this order)::
 
     inbox, journal = Inbox(), Journal(state / "journal")
     session = begin_session(journal, clock())
-    link = MqttLink(broker, device, inbox.message, inbox.link_up, inbox.link_down, will=will(device, session))
+    link = WatchedLink(lambda: MqttLink(broker, device, inbox.message, inbox.link_up, inbox.link_down, will=will(device, session)),
+                       inbox.link_down, time.monotonic)
     fetcher = DeltaFetcher(store, lambda done, failed: Fetcher(store, link, device, clock, done, failed), PatchProcess(), inbox.blob_done,
                            inbox.blob_failed)
     pipelines = Pipelines(PipelineLink(run_folder(state) / "supervisor.sock", inbox.put), time.monotonic, random.random)
@@ -155,8 +156,8 @@ class Supervisor:
         self._governing = Governing(pipelines, config.governor.rule, self._alarms.note, lambda: clock().mono, sysfs)
         again = Rechoice(conditions, chooser.chosen_under, lambda: self._updater.states, self._runner, lambda: clock().mono,
                          config.measure.settle_s)
-        self._ticking: tuple[Ticking, ...] = (fetcher, self._updater, pipelines, uploads, self._crops, self._class_metadata, self._results,
-                                              self._governing, self._heat, again)
+        self._ticking: tuple[Ticking, ...] = (link, fetcher, self._updater, pipelines, uploads, self._crops, self._class_metadata,
+                                              self._results, self._governing, self._heat, again)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -351,8 +352,8 @@ class Supervisor:
         crashes = {f"{app}.crashes": float(count) for app, count in self._pipelines.crashes().items()}
         refused = {f"refused.{code}": float(count) for code, count in {**self._link.refused, **self._refused}.items()}
         own = {name: float(value) for name, value in counters.items()}
-        return {**self._gauges.read(), **self._governing.gauges(), **own, **self._fetcher.gauges, **self._crops.gauges, **crashes,
-                **refused, **self._results.gauges}
+        return {**self._gauges.read(), **self._governing.gauges(), **own, **self._link.gauges, **self._fetcher.gauges,
+                **self._crops.gauges, **crashes, **refused, **self._results.gauges}
 
     def _send_birth(self) -> None:
         if not self._link.connected:
