@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from brokers import embedded, free_port, until
 from bundle_maker import make_bundle
+from interrupts import interruptible
 
 from jetfleet_agent import state_lock
 from jetfleet_agent.bench import BenchRow
@@ -156,8 +157,8 @@ def test_the_agent_says_ready_and_ends_clean_on_a_signal(config: Path, notify: s
         if with_broker:
             with_port(config, broker.port)
         environment = {**os.environ, "NOTIFY_SOCKET": notify.getsockname(), "WATCHDOG_USEC": "60000000"}
-        process = subprocess.Popen([sys.executable, "-m", "jetfleet_agent.daemon", "run", "--config", str(config)], env=environment,
-                                   stderr=subprocess.PIPE, text=True)
+        process = interruptible([sys.executable, "-m", "jetfleet_agent.daemon", "run", "--config", str(config)], env=environment,
+                                stderr=subprocess.PIPE, text=True)
         assert notify.recv(512).startswith(b"READY=1\nSTATUS=gate-7")
         assert notify.recv(512) == b"WATCHDOG=1"
         assert state_lock.is_held(config.parent / "state")
@@ -302,8 +303,7 @@ def test_bench_names_a_source_without_frames(bundle: Path, tmp_path: Path) -> No
 
 def test_ctrl_c_ends_a_bench_at_once_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jetfleet_agent.daemon", "bench", "--bundle", str(bundle), "--runs", "100000", "--tune", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "TMPDIR": str(tmp_path)})
+    process = interruptible(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert process.stderr is not None
     while "round 1" not in process.stderr.readline():
         pass

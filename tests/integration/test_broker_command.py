@@ -9,21 +9,17 @@ import sys
 
 import pytest
 from brokers import LOOPBACK, embedded, until
+from interrupts import interruptible
 
 from jetfleet_host.brokers import accepts
 
 RUN = "import sys; from jetfleet_host.cli import main; sys.argv[0] = 'jetfleet'; main()"
 
 
-def _heed_interrupts() -> None:
-    """A suite that was started in the background has SIGINT ignored, and its children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_the_broker_runs_until_it_is_told_to_stop(how: signal.Signals) -> None:
     command = [sys.executable, "-c", RUN, "broker", "--port", "0", "--json"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts)  # noqa: PLW1509
+    child = interruptible(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
     place = json.loads(child.stdout.readline())
     assert place["host"] == LOOPBACK

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from interrupts import interruptible
 
 JETFLEET = [sys.executable, "-c", "from jetfleet_host.cli import main; main()"]
 DEVICES = {"yard-orin", "dock-x86", "gate-arm"}
@@ -61,7 +62,7 @@ def test_the_whole_loop(tmp_path: Path) -> None:
 def test_stopped_half_way_it_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"
     log = (tmp_path / "log").open("wb")
-    with subprocess.Popen([*JETFLEET, "demo", "--seconds", "60", "--headless", "--out", str(out)], stdout=log, stderr=log) as demo:
+    with interruptible([*JETFLEET, "demo", "--seconds", "60", "--headless", "--out", str(out)], stdout=log, stderr=log) as demo:
         deadline = time.monotonic() + 800
         while len(list(out.glob("fleet/*/state"))) < len(DEVICES):  # all agents have begun
             assert demo.poll() is None, (tmp_path / "log").read_text()[-4000:]

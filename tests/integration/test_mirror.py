@@ -21,6 +21,7 @@ import pytest
 from brokers import LOOPBACK, Mosquitto, mosquitto, until
 from delivery_rig import Board, Host, MemoryBlobs, content, holds
 from fleet_rig import AgentProcess, HostRig, app_spec
+from interrupts import interruptible
 from web_mirrors import BadServer, nginx, tls_files
 
 from jetfleet_agent.supervisor import web
@@ -386,7 +387,7 @@ def test_the_command_serves_a_project_and_ends_cleanly(tmp_path: Path) -> None:
     blob = hashlib.sha256(data).hexdigest()
     project.blobs.path(blob).write_bytes(data)
     command = [sys.executable, "-m", "jetfleet_host", "mirror", "--dir", str(project.dir), "--json", "--bind"]
-    child = subprocess.Popen([*command, "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    child = interruptible([*command, "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
         url = json.loads(child.stdout.readline())["url"]

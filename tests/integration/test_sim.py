@@ -15,6 +15,7 @@ import psutil
 import pytest
 from brokers import mosquitto, until
 from bundle_maker import make_bundle
+from interrupts import interruptible
 
 FAULTS = """
 [chunks]
@@ -109,8 +110,8 @@ def test_a_broker_in_use_is_left_alone() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal_it_leaves_no_process_and_no_folder(number: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        child = subprocess.Popen([sys.executable, "-m", "jetfleet_host", "sim", "--devices", "10"], stdout=subprocess.DEVNULL,
-                                 stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": scratch}, start_new_session=True)
+        child = interruptible([sys.executable, "-m", "jetfleet_host", "sim", "--devices", "10"], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": scratch}, start_new_session=True)
         me = psutil.Process(child.pid)
         until(lambda: len(me.children()) >= 2 or child.poll() is not None, "broker and host", 60)
         family = me.children(recursive=True)

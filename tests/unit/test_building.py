@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import pytest
 import tiny_models
+from interrupts import interruptible
 from onnx import numpy_helper
 
 from jetfleet_contract.bundle import TaskSpec
@@ -259,7 +260,7 @@ def test_a_killed_build_leaves_no_bundle_no_child_and_resumes(tmp_path: Path) ->
     command = [sys.executable, "-c", "from jetfleet_host.cli import main; main()", "build", str(job.model), "--data", str(job.data),
                "--name", "colours", "--version", "1.0.0", "--target", "cpu-x86", "--out", str(job.out), "--cache", str(job.cache),
                "--task", "classify", "--shape", "1x3x16x16", "--mean", "0", "--std", "1", "--latency-rounds", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = interruptible(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60
     while not any(job.cache.glob("*.onnx")) if job.cache.exists() else True:
         assert time.monotonic() < deadline
