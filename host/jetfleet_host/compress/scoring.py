@@ -10,7 +10,7 @@ import msgspec
 from jetfleet_contract.bundle import EvaluationRow, TaskSpec, Variant
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
 from jetfleet_contract.policy import PRECISIONS_OF
-from jetfleet_contract.predictions import MatchCount, Prediction, agreement, match_frame
+from jetfleet_contract.predictions import MIN_IOU, MatchCount, Prediction, agreement, match_frame
 
 from .checkpoints import Checkpoints
 from .dataset import DataSet
@@ -49,10 +49,8 @@ class Scorer:
 
     @property
     def metric(self) -> str:
-        """Name of the metric: agreement with the reference without labels; F1, which is accuracy for whole-frame labels."""
-        if self._data.truth is None:
-            return "agreement"
-        return "accuracy" if all(item.box is None for answer in self._data.truth for item in answer) else "f1@iou0.5"
+        """Name of the metric: agreement with the reference without labels, else what `metric_of` says."""
+        return "agreement" if self._data.truth is None else metric_of(self._data.truth)
 
     def answer(self, model: ModelHandle, backend: str, precision: str) -> Answer:
         """The candidate's predictions on all images, from a process of its own.
@@ -101,8 +99,19 @@ def judge(drop: float, max_drop: float) -> tuple[str, str]:
     return "accepted", f"drop of {drop:.2f} points is within {max_drop:.2f}"
 
 
+def metric_of(truth: Sequence[Prediction]) -> str:
+    """What `score` is against these labels: F1 over things that are alike by what the labels hold of them (OKS of key points, IoU of masks,
+    IoU of boxes, each from 0.5 on), accuracy for whole-frame labels. A name is only told, never compared: bundles keep theirs."""
+    things = [item for answer in truth for item in answer if item.box is not None]
+    if not things:
+        return "accuracy"
+    if any(item.points for item in things):
+        return f"f1@oks{MIN_IOU}"
+    return f"f1@mask-iou{MIN_IOU}" if any(item.outline for item in things) else f"f1@iou{MIN_IOU}"
+
+
 def score(truth: Sequence[Prediction], found: Sequence[Prediction]) -> float:
-    """F1 at IoU 0.5 over all frames; for one label a frame that is the share of right answers."""
+    """F1 from a likeness of 0.5 on over all frames; for one label a frame that is the share of right answers."""
     total = MatchCount()
     for expected, actual in zip(truth, found, strict=True):
         total = total.plus(match_frame(expected, actual))
