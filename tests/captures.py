@@ -1,12 +1,15 @@
-"""What receives the frames of a capture under test."""
+"""What receives the frames of a capture under test, and what ends the capture."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import pytest
 
 from jetfleet_agent.ipc import SourceEvent
+from jetfleet_agent.pipeline.capture import Capture
 from jetfleet_agent.pipeline.frames import Frame
 
 
@@ -63,3 +66,17 @@ class Taken:
 
     def until_code(self, code: str) -> None:
         self.until(lambda: code in self.codes())
+
+
+@pytest.fixture
+def taken() -> Taken:
+    return Taken()
+
+
+@pytest.fixture
+def captures() -> Iterator[list[Capture]]:
+    """Those to be stopped with the test."""
+    running: list[Capture] = []
+    yield running
+    for capture in running:
+        capture.stop()

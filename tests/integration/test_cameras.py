@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from cameras import RtspCamera, camera, certificate
-from captures import Taken
+from captures import Taken, captures, taken
 
 from jetfleet_agent.pipeline.capture import Capture
 from jetfleet_agent.pipeline.preprocess import Image
@@ -22,20 +22,7 @@ from jetfleet_contract.errors import SourceError
 from jetfleet_contract.messages import Source
 
 Cameras = Callable[..., RtspCamera]
-__all__ = ["camera"]  # a fixture
-
-
-@pytest.fixture
-def taken() -> Taken:
-    return Taken()
-
-
-@pytest.fixture
-def captures() -> Iterator[list[Capture]]:
-    running: list[Capture] = []
-    yield running
-    for capture in running:
-        capture.stop()
+__all__ = ["camera", "captures", "taken"]  # fixtures
 
 
 @pytest.fixture

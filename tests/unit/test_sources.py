@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import pytest
-from captures import Taken
+from captures import Taken, captures, taken
 from pipelines import bar_image, save_video
 
 from jetfleet_agent.pipeline.capture import GOOD_FRAMES, Capture, Pace
@@ -17,18 +16,7 @@ from jetfleet_agent.pipeline.sources import FrameSource, Shot, network, open_sou
 from jetfleet_contract.errors import InputError, SourceError
 from jetfleet_contract.messages import Source
 
-
-@pytest.fixture
-def taken() -> Taken:
-    return Taken()
-
-
-@pytest.fixture
-def captures() -> Iterator[list[Capture]]:
-    running: list[Capture] = []
-    yield running
-    for capture in running:
-        capture.stop()
+__all__ = ["captures", "taken"]  # fixtures
 
 
 def run(source: Source, taken: Taken, captures: list[Capture]) -> Capture:
