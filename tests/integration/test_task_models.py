@@ -1,4 +1,4 @@
-"""Each task with a model of its kind, ONNX Runtime, real frames and the real pipeline process; chains and tracks on top."""
+"""Each task with a model of its kind, both CPU runtimes, real frames and the real pipeline process; chains and tracks on top."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ LABELS = ("dark", "bright")
 CONFIG = AppConfig()
 
 
-def model(folder: Path, made: str, *, digit: str = "a", version: str = "1", **options: float | str | bool) -> Model:
+def model(folder: Path, made: str, *, digit: str = "a", version: str = "1", runtime: str = "onnxruntime",
+          **options: float | str | bool) -> Model:
     kind = KINDS[made]
     given: dict[str, float | str | bool] = {} if kind == "raw" else {"threshold": 0.6}
     if made in ("v8-rows", "end2end"):
@@ -42,7 +43,8 @@ def model(folder: Path, made: str, *, digit: str = "a", version: str = "1", **op
         given["background"] = 0
     labels = () if kind == "raw" else LABELS[::-1] if made == "regions" else LABELS
     path = save_task_model(folder / f"{made}-{digit}.onnx", made, width=WIDTH, height=HEIGHT)
-    return model_of(path, TaskSpec(kind, InputSpec("x", WIDTH, HEIGHT), labels, {**given, **options}), digit=digit, version=version)
+    return model_of(path, TaskSpec(kind, InputSpec("x", WIDTH, HEIGHT), labels, {**given, **options}), digit=digit, version=version,
+                    backend=runtime)
 
 
 def bar(result: Result) -> tuple[float, float]:
@@ -57,10 +59,12 @@ def over_the_bar(result: Result, detection: Detection) -> bool:
     return left - 12 <= (detection.box[0] + detection.box[2]) / 2 <= right + 12
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("layout", sorted(KINDS))
-def test_a_task_sees_the_bar_in_every_frame(start: Callable[..., PipelineProcess], tmp_path: Path, layout: str) -> None:
+def test_a_task_sees_the_bar_in_every_frame(start: Callable[..., PipelineProcess], tmp_path: Path, layout: str, runtime: str) -> None:
+    pytest.importorskip(runtime)
     pipeline = start()
-    pipeline.send(Run(model(tmp_path, layout), CONFIG, (Source("front", str(save_video(tmp_path / "v.avi", 20))),)))
+    pipeline.send(Run(model(tmp_path, layout, runtime=runtime), CONFIG, (Source("front", str(save_video(tmp_path / "v.avi", 20))),)))
     pipeline.until(lambda: any(e.code == "source.ended" for e in pipeline.of(SourceEvent)) and len(pipeline.results) >= 20)
     assert not pipeline.of(Failed)
     for result in pipeline.results:
