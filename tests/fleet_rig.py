@@ -31,6 +31,7 @@ from jetfleet_contract.bundle import (
     Variant,
     digest_of,
 )
+from jetfleet_contract.engines import EngineWord
 from jetfleet_contract.messages import (
     Ack,
     AppConfig,
@@ -88,16 +89,16 @@ def make_detector_bundle(out: Path, version: str) -> str:
 
 
 def write_model_bundle(out: Path, name: str, version: str, model: Path, task: TaskSpec,
-                       answers: tuple[tuple[int, tuple[Detection, ...]], ...]) -> str:
-    """`answers` are probe images of one grey level each, and what the reference says of them."""
+                       answers: tuple[tuple[int, tuple[Detection, ...]], ...], backend: str = "onnxruntime") -> str:
+    """`answers` are probe images of one grey level each, and what the reference says of them; `backend` is the one that was evaluated."""
     import cv2
     import numpy as np
 
     data = model.read_bytes()
     variant = Variant("fp32", digest_of(data), len(data), "fp32")
     spec = ModelSpec(name, version, task, (variant,), ("cpu-x86", "cpu-arm64"))
-    row = EvaluationRow("fp32", "onnxruntime", "fp32", "top1", 1.0, 0.0, 1.0, 2, 1.0, 1.0, len(data), "accepted", "")
-    evaluation = Evaluation("top1", "fp32@onnxruntime:fp32", 0.5, "a test", (row,))
+    row = EvaluationRow("fp32", backend, "fp32", "top1", 1.0, 0.0, 1.0, 2, 1.0, 1.0, len(data), "accepted", "")
+    evaluation = Evaluation("top1", f"fp32@{backend}:fp32", 0.5, "a test", (row,))
     files: dict[str, bytes | Path] = {}
     items = []
     for level, expected in answers:
@@ -142,6 +143,7 @@ class HostRig:
         self.telemetry: list[Telemetry] = []
         self.results: list[Result] = []
         self.responses: list[Response] = []
+        self.engine_words: list[EngineWord] = []
         self.faults: list[BaseException] = []
         self.mute = False
         self.seq = 0
@@ -151,7 +153,7 @@ class HostRig:
         self._distributor = Distributor(self._link, self.project.blobs)
         self._thread = threading.Thread(target=self._run, name="host-rig", daemon=True)
         for topic in (topics.ALL_WANTS, topics.ALL_BIRTHS, topics.ALL_STATES, topics.ALL_REPORTS, topics.ALL_TELEMETRY,
-                      topics.ALL_RESULTS, f"{topics.PREFIX}/d/+/rsp/+"):
+                      topics.ALL_RESULTS, topics.ALL_ENGINE_WORDS, f"{topics.PREFIX}/d/+/rsp/+"):
             self._link.subscribe(topic, 1)
         self._thread.start()
         self._link.start()
@@ -221,6 +223,8 @@ class HostRig:
             self.telemetry.append(verify_device(payload, self.births[device].key, "telemetry", Telemetry))
         elif leaf == "result":
             self.results.append(decode(payload, Result))
+        elif leaf == "engine":
+            self.engine_words.append(verify_device(payload, self.births[device].key, "engine", EngineWord))
         elif leaf == "birth":
             key = decode(payload, Envelope).signatures[0].keyid
             self.births[device] = verify_device(payload, key, "birth", Birth)

@@ -37,6 +37,7 @@ from .bundle_folder import BundleFolder, read_bundle
 from .capability import Machine, probe, probe_machine
 from .clocks import BoardClock
 from .config import EXAMPLE, AgentConfig, MeasureConfig, load
+from .footings import footing_of
 from .power import read_conditions
 from .recent_log import FORMAT, RecentLines
 from .status import CHOOSER, JOURNAL, model_of, read_status
@@ -45,6 +46,9 @@ from .supervisor.chooser import Chooser
 from .supervisor.core import Supervisor, begin_session, will
 from .supervisor.crops import Crops
 from .supervisor.deltas import DeltaFetcher
+from .supervisor.engine_record import EngineMemory
+from .supervisor.engine_work import EngineWork
+from .supervisor.engines import Engines
 from .supervisor.evaluation_process import EvaluationProcess
 from .supervisor.fetch import Fetcher
 from .supervisor.identity import Identity
@@ -193,13 +197,16 @@ def run_agent(config: AgentConfig, path: Path, capability: Capability, recent: R
     memory = BoardMemory()
     chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure,
                       free_mb=memory.free_mb, conditions=read_conditions)
+    work = EngineWork(state / "engines", threads=config.threads, nice=config.measure.nice, free_mb=memory.free_mb)
+    engines = Engines(config.device, capability.device_class, functools.partial(footing_of, capability), trust, store, fetcher, uploads,
+                      identity, link, work, EngineMemory(state / "engines"), clock, random.random)
     manager = ServiceManager(os.environ, os.getpid())
     heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
     metrics = Metrics()
     supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines,
                             clock, log_lines=recent.last, beat=heart.beat,
                             secret_store=SecretStore(state / "identity", config.device), crops=crops,
-                            free_mb=memory.free_mb, metrics=metrics, conditions=read_conditions)
+                            free_mb=memory.free_mb, metrics=metrics, conditions=read_conditions, engines=engines)
     server = MetricsServer(config.metrics.address, config.metrics.port, metrics.text) if config.metrics.port else None
     _stop_on_signals(inbox.stop)
     log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)

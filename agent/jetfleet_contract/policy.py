@@ -89,10 +89,12 @@ class Choice(Message, frozen=True):
 
 
 class Explanation(Message, frozen=True):
-    """The answer to the command `explain`: per app what it runs, and the table behind the last choice made since the agent's start."""
+    """The answer to the command `explain`: per app what it runs, the table behind the last choice made since the agent's start, and in
+    `engines` how it gets its compiled engine, or why it has none."""
 
     apps: dict[str, AppState]
     choices: dict[str, Choice]
+    engines: dict[str, str] = {}
 
 
 def candidates(spec: ModelSpec) -> tuple[Candidate, ...]:

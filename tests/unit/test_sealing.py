@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from jetfleet_agent.supervisor.commands import Commands
 from jetfleet_agent.supervisor.effects import EffectRunner, RunSettings
+from jetfleet_agent.supervisor.engine_ports import NoEngines
 from jetfleet_agent.supervisor.sealed_secrets import MAX_SECRETS, NoSecrets, SecretStore
 from jetfleet_contract.app_config import AppConfig, PreviewSink, WebhookSink
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError
@@ -178,7 +179,7 @@ def test_the_command_sets_lists_and_forgets_without_a_word_of_the_value(store: S
 
     port: Any = Port()
     commands = Commands("dock-1", port, port, port, port, port, lambda _: [], tuple, dict, lambda: Instant(0, "", 0, True), store,
-                        lambda: changes.append(1))
+                        lambda: changes.append(1), NoEngines())
     box = boxed(store)
     for args in ({"name": "front", "version": "1", "box": box}, {"name": "front", "version": "1", "box": box}, {},
                  {"name": "front", "version": "x"}, {"name": "front", "version": "2"}):

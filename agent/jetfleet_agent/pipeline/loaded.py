@@ -24,7 +24,7 @@ from jetfleet_agent.pipeline.preprocess import Geometry, Image, Preprocessor
 from jetfleet_agent.pipeline.tasks import Task, load_task
 from jetfleet_contract.bundle import TaskSpec
 from jetfleet_contract.engines import EngineFile
-from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError
+from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError, RuntimeFailure
 from jetfleet_contract.floor import Overhead
 from jetfleet_contract.messages import AppConfig
 
@@ -105,7 +105,7 @@ class LoadedModel:
         except JetfleetError as error:
             if self.backend.engine is None or not error.code.startswith(("engine.", "backend.fallback")):
                 raise
-            self.refusal = error
+            self.refusal = error if error.code.startswith("engine.") else RuntimeFailure("engine.load", f"its engine: {error.what}")
             self.backend = self._open(1, AHEAD + INLINE)
             self.backend.activate()
 

@@ -62,6 +62,13 @@ class Keeping(Protocol):
     def versions(self) -> dict[str, int]: ...
 
 
+class Engineering(Protocol):
+    """What is used of Engines."""
+
+    def obey(self, op: str, command: int, args: Mapping[str, str]) -> tuple[str, str, str]: ...
+    def explained(self) -> dict[str, str]: ...
+
+
 class Commands:
     """Opens commands, carries them out and answers. Used by the control thread only.
 
@@ -73,7 +80,8 @@ class Commands:
     def __init__(self, device: str, link: Publishing, trust: Opening, identity: Signer, pipelines: Restarting,
                  uploads: Giving, log_lines: Callable[[int], list[str]], states: Callable[[], tuple[AppState, ...]],
                  choices: Callable[[], Mapping[str, Choice]], clock: Callable[[], Instant], secrets: Keeping,
-                 changed: Callable[[], None]) -> None:
+                 changed: Callable[[], None], engines: Engineering) -> None:
+        self._engines = engines
         self._device = device
         self._link = link
         self._trust = trust
@@ -110,6 +118,8 @@ class Commands:
             return self._logs(command.args.get("lines", ""), command.seq)
         if command.op == "secret":
             return self._secret(command.args)
+        if command.op in ("engine-build", "engine-certify"):
+            return self._engines.obey(command.op, command.seq, command.args)
         return "command.unsupported", f"{command.op} is not supported yet by agent {__version__}", ""
 
     def _secret(self, args: Mapping[str, str]) -> tuple[str, str, str]:
@@ -131,7 +141,8 @@ class Commands:
         return "app.unknown", f"no pipeline of {app[:63]!r} runs here", ""
 
     def _explain(self) -> str:
-        return encode(Explanation({state.app: state for state in self._states()}, dict(self._choices()))).decode()
+        return encode(Explanation({state.app: state for state in self._states()}, dict(self._choices()),
+                                  self._engines.explained())).decode()
 
     def _logs(self, wanted: str, seq: int) -> tuple[str, str, str]:
         """Offer the last lines, compressed; the body names the blob and counts the lines."""

@@ -52,6 +52,7 @@ from .crops import NoCrops
 from .delegated import ClassMetadata
 from .desired import Desired
 from .effects import EffectRunner, RunSettings
+from .engine_ports import EngineCache, NoEngines
 from .governing import Governing
 from .heat import HeatWatch
 from .inbox import AppEvent, Arrived, BlobDone, BlobFailed, Inbox, Item, LinkDown, LinkUp, PipelineEnded, PipelineSaid, StopAll
@@ -102,7 +103,7 @@ class Supervisor:
         free_mb: memory that new work may take now, MB; 0: nobody knows.
         metrics: is told what there is to scrape.
         secret_store: what was sealed to this board; without one it takes no secrets.
-        conditions: the board's power mode and clocks now.
+        conditions: the board's power mode and clocks now. engines: what its class shares; without it models are compiled here.
         crops: the way out for what pipelines are not sure of; without one no picture leaves.
     """
 
@@ -111,7 +112,8 @@ class Supervisor:
                  clock: Callable[[], Instant], *, log_lines: Callable[[int], list[str]] = lambda _count: [],
                  beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys"),
                  secret_store: Secrets | None = None, crops: Leaving | None = None, free_mb: Callable[[], float] = lambda: 0.0,
-                 metrics: Metrics | None = None, conditions: Callable[[], Conditions] = Conditions) -> None:
+                 metrics: Metrics | None = None, conditions: Callable[[], Conditions] = Conditions,
+                 engines: EngineCache | None = None) -> None:
         self._device = config.device
         self._session = session
         self._instance = secrets.token_hex(8)
@@ -135,12 +137,13 @@ class Supervisor:
         self._secrets: Secrets = secret_store or NoSecrets()
         self._results = ResultDelivery(config.device, link, pipelines.config, self._secrets, places.webhook_ca,
                                        lambda: clock().mono, random.random)
+        self._engines: EngineCache = engines or NoEngines()
         self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings,
-                                    self._secrets, free_mb)
+                                    self._secrets, free_mb, self._engines)
         self._updater = Updater(journal, self._runner, self._outbox, clock, config.external)
         self._commands = Commands(config.device, link, trust, identity, pipelines, uploads, log_lines,
                                   self._updater.app_states, lambda: self._runner.choices, clock, self._secrets,
-                                  self._updater.sources_changed)
+                                  self._updater.sources_changed, self._engines)
         self._class_metadata = ClassMetadata(chooser.capability.device_class, trust, store, fetcher, clock)
         self._desired = Desired(config.device, msgspec.structs.replace(journal.board(), session=session), trust, journal.save_board,
                                 self._metadata_renewed, self._deploy, self._count, clock)
@@ -157,7 +160,7 @@ class Supervisor:
         again = Rechoice(conditions, chooser.chosen_under, lambda: self._updater.states, self._runner, lambda: clock().mono,
                          config.measure.settle_s)
         self._ticking: tuple[Ticking, ...] = (link, fetcher, self._updater, pipelines, uploads, self._crops, self._class_metadata,
-                                              self._results, self._governing, self._heat, again)
+                                              self._results, self._governing, self._heat, again, self._engines)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -213,6 +216,7 @@ class Supervisor:
         self._pipelines.finish()
         self._results.close()
         self._chooser.stop()
+        self._engines.close()
         self._fetcher.close()
         self._uploads.close()
         self._link.publish(*will(self._device, self._session), qos=1, retain=True)
@@ -248,9 +252,11 @@ class Supervisor:
             case BlobDone():
                 self._runner.blob_done(item.blob)
                 self._class_metadata.blob_done(item.blob)
+                self._engines.blob_done(item.blob)
             case BlobFailed():
                 self._runner.blob_failed(item.blob, item.error)
                 self._class_metadata.blob_failed(item.blob, item.error)
+                self._engines.blob_failed(item.blob, item.error)
             case AppEvent():
                 self._updater.answered(item)
             case PipelineSaid():
@@ -261,6 +267,8 @@ class Supervisor:
                 if crash is not None:
                     log.warning("%s: pipeline ended: %s %s", item.app, crash.code, crash.detail)
                     self._updater.event(item.app, crash)
+                    if self._engines.failed(item.app, crash.code):
+                        self._runner.without_engine(item.app, self._updater.states.get(item.app))
             case StopAll():
                 self._running = False
 
@@ -286,6 +294,7 @@ class Supervisor:
         self._outbox.hurry()
         self._runner.try_again()
         self._class_metadata.follow()
+        self._engines.follow()
         self._fetcher.on_link_up()
         self._uploads.on_link_up()
         self._crops.on_link_up()
@@ -309,6 +318,8 @@ class Supervisor:
                 self._crops.ready(app, event)
             case ipc.SourceEvent() | ipc.Raised() | ipc.Stuck():
                 self._alarms.hear(app, event)
+                if isinstance(event, ipc.Raised) and event.up and event.code.startswith("engine."):
+                    self._engines.failed(app, event.code)
             case ipc.Failed():
                 log.warning("%s: %s %s", app, event.code, event.detail)
             case ipc.Hello():
@@ -322,6 +333,7 @@ class Supervisor:
     def _metadata_renewed(self) -> None:
         self._runner.try_again()
         self._class_metadata.follow()
+        self._engines.follow()
 
     # --- what goes out ------------------------------------------------------------------------------------
 

@@ -90,11 +90,14 @@ class Downloads:
         repaired: starts a committed model whose files are whole again.
         post: takes `AppEvent`s, from any thread.
         clock: for the time of reports.
+        engines: what was compiled of these bundles, and stays with them.
     """
 
     def __init__(self, bundles: Bundles, store: Blobs, fetcher: Fetching, reports: Reports,
                  wanted: Callable[[ModelSpec, Evaluation], tuple[Candidate, ...]], repaired: Callable[[str, Slot], None],
-                 post: Callable[[AppEvent], None], clock: Callable[[], Instant]) -> None:
+                 post: Callable[[AppEvent], None], clock: Callable[[], Instant],
+                 engines: Callable[[set[str]], set[str]] = lambda _bundles: set()) -> None:
+        self._engines = engines
         self._bundles = bundles
         self._store = store
         self._reader = BundleReader(store)
@@ -394,7 +397,7 @@ class Downloads:
         """Remove what no slot of any app holds, and what no download needs or will need. Whether anything went."""
         under_way = {blob for download in self._downloads.values() for blob in download.missing}
         held = {blob for state in self._states() for blob in blobs_in_use(state)}
-        gone = self._store.remove_except({*held, *under_way, *wanted, *self._fetcher.held})
+        gone = self._store.remove_except({*held, *self._engines(held), *under_way, *wanted, *self._fetcher.held})
         if gone:
             log.info("%d unused blobs removed", len(gone))
         return bool(gone)

@@ -18,6 +18,7 @@ from jetfleet_agent import ipc
 from jetfleet_contract.app_config import PreviewSink, SinkSpec
 from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
 from jetfleet_contract.conditions import Conditions
+from jetfleet_contract.engines import EngineFile
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
 from jetfleet_contract.messages import AppConfig, Instant, Source, TrialPolicy
@@ -48,12 +49,14 @@ from jetfleet_contract.slot_records import (
     Try,
     Watch,
 )
+from jetfleet_contract.slots import live_slot
 from jetfleet_contract.topics import check_name
 from jetfleet_contract.trials import Need, Room, predict_memory
 from jetfleet_contract.tuning import Tuning
 
 from .bundle_reader import Blobs, BundleReader, Contents, blob_of_digest
 from .downloads import Bundles, Downloads, Fetching, Reports
+from .engine_ports import NoEngines
 from .footing import Footing
 from .inbox import AppEvent
 from .sealed_secrets import NoSecrets
@@ -99,6 +102,13 @@ class Revealing(Protocol):
     def reveal(self, name: str) -> str: ...
 
 
+class Compiling(Protocol):
+    """What is used of Engines here."""
+
+    def engine(self, app: str, slot: Slot, spec: ModelSpec, candidate: Candidate, tuning: Tuning, threads: int) -> EngineFile | None: ...
+    def held(self, bundles: set[str]) -> set[str]: ...
+
+
 class RunSettings(msgspec.Struct, frozen=True):
     """What the board's own config adds to every pipeline. `local_sources` maps the NAME of ``local:NAME`` to an address, which may be a
     ``secret:NAME`` in turn. `files` is the folder of all result files, `sockets` that of result sockets."""
@@ -129,7 +139,9 @@ class EffectRunner:
 
     def __init__(self, bundles: Bundles, store: Blobs, fetcher: Fetching, chooser: Choosing, pipelines: Running, reports: Reports,
                  post: Callable[[AppEvent], None], clock: Callable[[], Instant], settings: RunSettings,
-                 secrets: Revealing | None = None, free_mb: Callable[[], float] = lambda: 0.0) -> None:
+                 secrets: Revealing | None = None, free_mb: Callable[[], float] = lambda: 0.0,
+                 engines: Compiling | None = None) -> None:
+        self._engines: Compiling = engines or NoEngines()
         self._free_mb = free_mb
         self._store = store
         self._reader = BundleReader(store)
@@ -142,7 +154,8 @@ class EffectRunner:
         self._secrets = secrets or NoSecrets()
         self._turns: dict[str, int] = {}
         self._bundles = bundles
-        self._downloads = Downloads(bundles, store, fetcher, reports, chooser.wanted, self._start, post, clock)
+        self._downloads = Downloads(bundles, store, fetcher, reports, chooser.wanted, self._start, post, clock,
+                                    self._engines.held)
         self.choices: dict[str, Choice] = {}
 
     def know(self, states: Callable[[], Iterable[AppSlots]]) -> None:
@@ -174,7 +187,7 @@ class EffectRunner:
             case Configure():
                 self._pipelines.configure(app, effect.setup, self._configure_of(effect.setup))
             case Try():
-                self._pipelines.try_beside(app, self._model(effect.slot), effect.policy)
+                self._pipelines.try_beside(app, self._model(app, effect.slot), effect.policy)
             case Switch():
                 self._pipelines.switch(app, effect.bundle, effect.keep_s)
             case Watch():
@@ -307,7 +320,13 @@ class EffectRunner:
     def _start(self, app: str, slot: Slot) -> None:
         self._pipelines.start(app, self._run_of(app, slot))
 
-    def _model(self, slot: Slot) -> ipc.Model:
+    def without_engine(self, app: str, state: AppSlots | None) -> None:
+        """The app's process ended with an engine: its next start is told what to run anew."""
+        live = live_slot(state) if state is not None else None
+        if live is not None:
+            self._start(app, live)
+
+    def _model(self, app: str, slot: Slot) -> ipc.Model:
         if slot.candidate is None:
             raise StorageError("slots.candidate", f"no candidate is stored for {slot.name} {slot.version}")
         spec = self._reader.spec(slot.bundle)
@@ -315,7 +334,8 @@ class EffectRunner:
         tuning = self._chooser.tuning(spec, slot.candidate)
         eco = self._chooser.eco(spec, slot.candidate)
         lean = self._lean(slot, spec, slot.candidate)
-        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning, eco, lean=lean)
+        engine = self._engines.engine(app, slot, spec, slot.candidate, tuning, self._settings.threads)
+        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning, eco, engine, lean)
 
     def _lean(self, slot: Slot, spec: ModelSpec, chosen: Candidate) -> ipc.Way | None:
         """The cheaper way, when its weights are sound and this slot keeps them."""
@@ -329,9 +349,9 @@ class EffectRunner:
 
     def _run_of(self, app: str, slot: Slot) -> ipc.Run:
         setup = slot.setup
-        return ipc.Run(self._model(slot), self._opened_config(setup.config), self.resolve(setup.sources), setup.input_from, setup.feed_to,
-                       str(self._pipelines.feed_folder), self._settings.window_s, self._settings.places(app), self._settings.stuck_s,
-                       setup.runner)
+        return ipc.Run(self._model(app, slot), self._opened_config(setup.config), self.resolve(setup.sources), setup.input_from,
+                       setup.feed_to, str(self._pipelines.feed_folder), self._settings.window_s, self._settings.places(app),
+                       self._settings.stuck_s, setup.runner)
 
     def _configure_of(self, setup: Setup) -> ipc.Configure:
         return ipc.Configure(self._opened_config(setup.config), self.resolve(setup.sources), setup.feed_to)

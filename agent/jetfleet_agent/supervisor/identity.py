@@ -57,6 +57,10 @@ class Identity:
         """The envelope (JSON) of `message`, signed as `kind` (`birth`, `report` ...)."""
         return seal(kind, message, self.public_hex, self._key.sign)
 
+    def sign_bytes(self, data: bytes) -> bytes:
+        """The Ed25519 signature (64 bytes) of TUF metadata that this board vouches for."""
+        return self._key.sign(data)
+
 
 def write_key(path: Path, key: Ed25519PrivateKey | X25519PrivateKey) -> None:
     """Keep a private key, readable for its owner only and durable. Raises StorageError `store.write`."""

@@ -191,6 +191,21 @@ class TrustStore:
                                  remedy="wait until one has built it, or build it on this board")
         return engines[path]
 
+    def builders(self, device_class: str) -> dict[str, str]:
+        """Who may vouch for engines of that class: key ids by public key (hex)."""
+        return self._state.builders.get(device_class, {}) if self._state is not None else {}
+
+    def uncertified(self, device_class: str) -> frozenset[str]:
+        """Names of the class's engines that only their builders have tried."""
+        known = self._state.delegations.get(device_class) if self._state is not None else None
+        return known.uncertified if known is not None else frozenset()
+
+    def vouched(self, device_class: str) -> bytes | None:
+        """The newest metadata of the class's builders, verified; None when it is not here."""
+        if self._state is None or self._engines_of(device_class) is None:
+            return None
+        return (self._folder / f"{role_of_class(device_class)}.json").read_bytes()
+
     def _engines_of(self, device_class: str) -> dict[str, EngineTarget] | None:
         """What is here of the class and still counts, verified once after each start or new metadata."""
         if device_class not in self._engines:

@@ -43,6 +43,7 @@ class TrustState(msgspec.Struct, frozen=True):
     bundles: dict[str, BundleTarget]
     deltas: dict[tuple[str, str], DeltaTarget]
     delegations: dict[str, DelegationBlob]
+    builders: dict[str, dict[str, str]]
 
 
 class _RootBody(msgspec.Struct, frozen=True):
@@ -97,7 +98,19 @@ def read_state(trusted: TrustedMetadataSet, package: MetaPackage) -> TrustState:
                 for role, signed in (("root", root), ("timestamp", timestamp), ("snapshot", trusted.snapshot), ("targets", targets))}
     return TrustState(package, versions, _keyids(root), timestamp.expires.timestamp(), field.signed,
                   read_keys(targets.unrecognized_fields.get(FIELD)), {found.manifest: found for found in bundles},
-                  {(found.name, found.version): found for found in deltas}, _delegations(trusted))
+                  {(found.name, found.version): found for found in deltas}, _delegations(trusted), _builders(trusted))
+
+
+def _builders(trusted: TrustedMetadataSet) -> dict[str, dict[str, str]]:
+    """By class, the ids of its builders' keys by the keys themselves (hex)."""
+    delegations = trusted.targets.delegations
+    found = {}
+    for role, one in ((delegations.roles or {}) if delegations is not None else {}).items():
+        device_class = class_of_role(role)
+        if device_class is not None and delegations is not None:
+            keys = {keyid: delegations.keys[keyid] for keyid in one.keyids if keyid in delegations.keys}
+            found[device_class] = {str(key.keyval.get("public", "")): keyid for keyid, key in keys.items()}
+    return found
 
 
 def _delegations(trusted: TrustedMetadataSet) -> dict[str, DelegationBlob]:

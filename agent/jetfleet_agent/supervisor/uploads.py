@@ -124,6 +124,10 @@ class Uploads:
         """Offers that the host has not judged yet."""
         return len(self._due) + len(self._copying)
 
+    def is_waiting(self, blob: str) -> bool:
+        """Whether an offer of that blob has no verdict yet."""
+        return any(kept.offer.blob == blob for kept in self._store.pending.values())
+
     # --- called by the supervisor -----------------------------------------------------------------------------
 
     def begin(self) -> None:

@@ -1,0 +1,82 @@
+"""What a board remembers of engines over restarts: which it built, which failed here, which its models use, and a build under way."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from jetfleet_agent.durable import need_folder, write_file
+from jetfleet_contract.engines import Passport
+from jetfleet_contract.errors import MalformedError
+from jetfleet_contract.messages import Message, decode, encode
+
+log = logging.getLogger(__name__)
+
+MAX_RECORD_BYTES = 1 << 20
+MAX_ENTRIES = 256
+
+
+class BuildUnderWay(Message, frozen=True):
+    """A command to build that was obeyed and has no outcome yet."""
+
+    command: int
+    passport: Passport
+
+
+class EngineRecord(Message, frozen=True):
+    """`own`: blob by key of what this board built. `bad`: code by blob. `used`: manifest of the bundle by blob: it goes when that goes."""
+
+    own: dict[str, str] = {}
+    bad: dict[str, str] = {}
+    used: dict[str, str] = {}
+    building: BuildUnderWay | None = None
+
+
+class EngineMemory:
+    """The record and its file. Raises StorageError `store.write` where it says so; a file that cannot be read counts as none."""
+
+    def __init__(self, folder: Path) -> None:
+        need_folder(folder)
+        self._path = folder / "record.json"
+        self.now = self._load()
+
+    def _load(self) -> EngineRecord:
+        try:
+            return decode(self._path.read_bytes(), EngineRecord, limit=MAX_RECORD_BYTES)
+        except FileNotFoundError:
+            return EngineRecord()
+        except (OSError, MalformedError) as error:
+            log.warning("what was known of engines cannot be read: %s", error)
+            return EngineRecord()
+
+    def built(self, key: str, blob: str, bundle: str) -> None:
+        """This board built it for that bundle. StorageError."""
+        now = self.now
+        self._save(msgspec.structs.replace(now, own=_bounded(now.own, key, blob), used=_bounded(now.used, blob, bundle)))
+
+    def uses(self, blob: str, bundle: str) -> None:
+        """A model of that bundle uses it, or will once it is here. StorageError."""
+        if self.now.used.get(blob) != bundle:
+            self._save(msgspec.structs.replace(self.now, used=_bounded(self.now.used, blob, bundle)))
+
+    def failed(self, blob: str, code: str) -> None:
+        """It is not used here any more. StorageError."""
+        self._save(msgspec.structs.replace(self.now, bad=_bounded(self.now.bad, blob, code)))
+
+    def building(self, under_way: BuildUnderWay | None) -> None:
+        """A build began, or it has come to its end, one or the other. StorageError."""
+        if self.now.building != under_way:
+            self._save(msgspec.structs.replace(self.now, building=under_way))
+
+    def _save(self, record: EngineRecord) -> None:
+        write_file(self._path, encode(record))
+        self.now = record
+
+
+def _bounded(entries: dict[str, str], key: str, value: str) -> dict[str, str]:
+    """With that entry as the newest, and the oldest gone past the bound."""
+    kept = {name: one for name, one in entries.items() if name != key}
+    kept[key] = value
+    return dict(list(kept.items())[-MAX_ENTRIES:])
