@@ -52,7 +52,8 @@ class Footing(Message, frozen=True):
 
 class Recipe(Message, frozen=True):
     """What an engine is made from, and how. `weights` is the SHA-256 (hex) of the ONNX file, `shape` of its input (N, C, H, W); `folded`
-    takes uint8 frames, so that the input's normalisation is part of it and `input` the digest of its spec; `dla` runs on a DLA core."""
+    takes uint8 frames, so that the input's normalisation is part of it and `input` the digest of its spec; `dla` runs on a DLA core.
+    `batches` are the smallest, usual and largest batch of an engine with a free batch axis; () where it is fixed."""
 
     weights: str
     precision: str
@@ -61,6 +62,7 @@ class Recipe(Message, frozen=True):
     folded: bool = False
     input: str = ""
     dla: bool = False
+    batches: tuple[int, ...] = ()
 
 
 class Passport(Message, frozen=True):
@@ -125,9 +127,10 @@ def check_passport(passport: Passport) -> Passport:
     check_name("builder", passport.builder)
     words = (passport.footing.version, passport.footing.platform, passport.footing.device, passport.footing.system,
              passport.recipe.precision, *passport.footing.features)
-    numbers = (passport.footing.sm, passport.footing.sm_count, passport.footing.cores, passport.recipe.threads, *passport.recipe.shape)
-    if (len(passport.footing.features) > 64 or len(passport.recipe.shape) != 4 or any(len(word) > _MAX_TEXT for word in words)
-            or not all(0 <= number < 1 << 31 for number in numbers)):
+    numbers = (passport.footing.sm, passport.footing.sm_count, passport.footing.cores, passport.recipe.threads,
+               *passport.recipe.shape, *passport.recipe.batches)
+    if (len(passport.footing.features) > 64 or len(passport.recipe.shape) != 4 or len(passport.recipe.batches) not in (0, 3)
+            or any(len(word) > _MAX_TEXT for word in words) or not all(0 <= number < 1 << 31 for number in numbers)):
         raise MalformedError("engine.bounds", "a passport with words or numbers out of bounds")
     return passport
 

@@ -17,7 +17,7 @@ from jetfleet_contract.errors import JetfleetError
 
 COMMAND_MODULES = (
     "project", "keys", "build", "boards", "broker", "serve", "mirror", "fleet", "kpis", "rollout", "delivery", "models", "kernels",
-    "harvest", "experiment", "demo", "sim",
+    "engines", "harvest", "experiment", "demo", "sim",
 )
 
 app = typer.Typer(
