@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import os
 import shutil
 import socket
@@ -21,13 +22,17 @@ from jetfleet_contract.messages import Capability
 from jetfleet_contract.sink_rules import LOOPBACK
 
 from . import state_lock
+from .boards import load_board
+from .capability import l4t_release
 from .checks import Check
 from .clocks import kernel_is_synchronized
 from .config import AgentConfig, ResultsConfig, load
 from .doctor_board import board_checks
 from .doctor_cameras import camera_checks
 from .doctor_models import models, needed_mb
+from .doctor_software import crashes, disk_usage, system_journal, tensorrt
 from .status import CHOOSER, JOURNAL
+from .supervisor.crash_log import CRASHES, read_crashes
 from .supervisor.journal import Journal
 from .supervisor.measurements import MeasurementStore
 
@@ -69,18 +74,21 @@ class BrokerProbe:
 
 
 def examine(path: Path, capability_of: Callable[[AgentConfig], Capability],
-            try_broker: Callable[[AgentConfig], Tried], root: Path = Path("/")) -> tuple[Check, ...]:
+            try_broker: Callable[[AgentConfig], Tried], root: Path = Path("/"),
+            journal_usage: Callable[[], str] = disk_usage) -> tuple[Check, ...]:
     """All checks, in the order in which to mend things.
 
     Args:
         capability_of: probes the board.
         try_broker: connects once; gives the reason when that fails, and the broker's limits.
         root: where the kernel's ``sys`` and ``proc`` are.
+        journal_usage: what ``journalctl --disk-usage`` says.
     """
     try:
         config = load(path)
     except JetfleetError as error:
         return (Check("config", "failed", error.what, error.remedy or f"correct {path}"),)
+    capable = functools.cache(lambda: capability_of(config))
     with ThreadPoolExecutor(2) as beside:  # the two that wait for others: the longer one's wait is all there is
         cameras = beside.submit(camera_checks, config.local_sources, running=state_lock.is_held(config.state_dir))
         broker = beside.submit(_broker, config, try_broker)
@@ -91,8 +99,11 @@ def examine(path: Path, capability_of: Callable[[AgentConfig], Capability],
             _results(config.results),
             _clock(time.time()),
             _root(config.root, time.time()),
-            _backends(lambda: capability_of(config)),
+            _backends(capable),
+            *_tensorrt(capable, root),
             *_board_and_models(config, root),
+            system_journal(journal_usage(), root),
+            crashes(read_crashes(config.state_dir / CRASHES), time.time()),
             *cameras.result(),
             broker.result(),
         )
@@ -108,6 +119,15 @@ def _board_and_models(config: AgentConfig, root: Path) -> tuple[Check, ...]:
     states = [journal.app(name) for name in journal.apps()]
     needed = needed_mb(states, MeasurementStore(config.state_dir / CHOOSER).choices())
     return (*board_checks(root, needed), models(states, config.state_dir / "blobs"))
+
+
+def _tensorrt(capability: Callable[[], Capability], root: Path) -> tuple[Check, ...]:
+    try:
+        found = capability()
+        check = tensorrt(found, load_board(found.board), l4t_release(root))
+    except JetfleetError:  # the check of the backends says it
+        return ()
+    return () if check is None else (check,)
 
 
 def _state_folder(folder: Path) -> Check:

@@ -148,7 +148,8 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def examine(path: Path, *, capability: Capability | None = None, broker: str = "") -> dict[str, Check]:
-    checks = doctor.examine(path, lambda _config: capability or capability_of(), lambda _config: doctor.Tried(broker), path.parent)
+    checks = doctor.examine(path, lambda _config: capability or capability_of(), lambda _config: doctor.Tried(broker), path.parent,
+                            lambda: "")
     assert all(check.remedy for check in checks if check.verdict != "ok")
     return {check.name: check for check in checks}
 
@@ -157,7 +158,7 @@ def test_a_healthy_board(config_file: Path) -> None:
     checks = examine(config_file)
     assert {name: check.verdict for name, check in checks.items() if name not in ("clock", "disk", "memory")} == dict.fromkeys((
         "config", "state folder", "results", "root metadata", "backends", "heat", "throttling", "power mode", "over-current", "flash wear",
-        "last shutdown", "models", "broker"), "ok")
+        "last shutdown", "models", "system journal", "crashes", "broker"), "ok")
 
 
 @pytest.mark.parametrize(("section", "verdict", "word"), [

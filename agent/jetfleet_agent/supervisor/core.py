@@ -48,6 +48,7 @@ from jetfleet_contract.messages import (
 from .alarms import StandingAlarms
 from .bundle_reader import Blobs
 from .commands import Commands, Signer
+from .crash_log import CRASHES, CrashLog
 from .crops import NoCrops
 from .delegated import ClassMetadata
 from .desired import Desired
@@ -130,6 +131,7 @@ class Supervisor:
         self._clock = clock
         self._beat = beat
         self._metrics = metrics or Metrics()
+        self._crash_log = CrashLog(config.state_dir / CRASHES)
         self._outbox = Outbox(config.state_dir / "reports", config.device, session, self._signed_report, random.random)
         places = config.results
         settings = RunSettings(config.local_sources, config.threads, config.window_s, places.folder or str(config.state_dir / "results"),
@@ -213,6 +215,7 @@ class Supervisor:
 
     def _end(self) -> None:
         self._inbox.close()
+        self._crash_log.close()
         self._pipelines.finish()
         self._results.close()
         self._chooser.stop()
@@ -266,6 +269,8 @@ class Supervisor:
                 crash = self._pipelines.ended(item)
                 if crash is not None:
                     log.warning("%s: pipeline ended: %s %s", item.app, crash.code, crash.detail)
+                    now = self._clock()
+                    self._crash_log.note(item.app, crash.code, crash.detail, now.wall, now.mono)
                     self._updater.event(item.app, crash)
                     if self._engines.failed(item.app, crash.code):
                         self._runner.without_engine(item.app, self._updater.states.get(item.app))
