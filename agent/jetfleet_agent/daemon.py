@@ -27,7 +27,7 @@ import msgspec
 from jetfleet_contract.boards import BoardFile
 from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError
 from jetfleet_contract.messages import Capability
-from jetfleet_contract.policy import Choice, Measurement
+from jetfleet_contract.policy import Choice, Measurement, leaner
 
 from . import doctor, state_lock
 from .arguments import parser
@@ -122,8 +122,8 @@ def _explain(parsed: argparse.Namespace) -> int:
                                                           conditions=read_conditions()),)
     else:
         records = _kept_choices(load(parsed.config), parsed.app)
-    text = "\n\n".join(choice_text(f"{r.name} {r.version} on {r.capability.board}", r.choice, r.conditions.text if r.conditions else "")
-                       for r in records)
+    text = "\n\n".join(choice_text(f"{r.name} {r.version} on {r.capability.board}", r.choice, r.conditions.text if r.conditions else "",
+                                  leaner(r.choice, r.measured)) for r in records)
     _show(parsed, records, text)
     return 0 if all(record.choice.chosen for record in records) else IncompatibleError.exit_code
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from jetfleet_contract.messages import Capability
-from jetfleet_contract.policy import Choice, ChoiceRow
+from jetfleet_contract.policy import Candidate, Choice, ChoiceRow
 
 from .bench import BenchRow
 from .checks import Check
@@ -41,8 +41,9 @@ def capability_text(capability: Capability) -> str:
     ])
 
 
-def choice_text(title: str, choice: Choice, under: str = "") -> str:
-    """The choice table: one row a candidate, best first, each with its reason. `under`: what it was measured under, in words."""
+def choice_text(title: str, choice: Choice, under: str = "", lean: Candidate | None = None) -> str:
+    """The choice table: one row a candidate, best first, each with its reason. `under`: what it was measured under, in words; `lean`: what
+    runs instead while the board is hot."""
     rows = [(("-> " if row.verdict == "chosen" else "   ") + row.candidate.name, row.verdict, _ms(row), _points(row), row.reason)
             for row in choice.rows]
     verdict = f"chosen: {choice.chosen.name}" if choice.chosen else "nothing can run here; the reasons are in the table"
@@ -51,7 +52,8 @@ def choice_text(title: str, choice: Choice, under: str = "") -> str:
     table = [columns(("settings", "ms a round", "CPU ms a round", "why not"), measured, indent="   ")] if measured else []
     conditions = [f"measured under: {under}"] if under else []
     candidates = columns(("   candidate", "verdict", "p50 ms", "drop", "reason"), rows)
-    return "\n".join([title, *conditions, candidates, verdict, *settings, *table])
+    cheaper = [f"while the board is hot: {lean.name}, which takes clearly less CPU time (only with a governor)"] if lean is not None else []
+    return "\n".join([title, *conditions, candidates, verdict, *cheaper, *settings, *table])
 
 
 def bench_text(title: str, rows: Sequence[BenchRow]) -> str:
