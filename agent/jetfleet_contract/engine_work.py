@@ -319,3 +319,9 @@ def wanted_anew(work: Work) -> Work:
         return work
     state: State = "uncertified" if work.state == "uncertified" else "wanted"
     return msgspec.structs.replace(work, state=state, tries=0, barred=(), code="", detail="")
+
+
+def withdrawn(work: Work, now: float) -> Work:
+    """An operator takes it back: nobody but its builder runs it; `wanted_anew` has it built again."""
+    return msgspec.structs.replace(work, state="given-up", second="", since=now, offline=0.0, code="engine.withdrawn",
+                                   detail="withdrawn by an operator")

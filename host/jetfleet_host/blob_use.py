@@ -5,7 +5,7 @@ from __future__ import annotations
 from jetfleet_contract.chunks import MAX_CHUNK_BYTES
 
 from .assignments import with_pages
-from .delegations import blobs_of_classes
+from .delegations import blobs_of_classes, engine_blobs
 from .project import Project
 from .publish import served_blobs
 
@@ -18,6 +18,6 @@ def referenced_blobs(project: Project) -> frozenset[str]:
 
     classes = {one.blob: one.info for one in blobs_of_classes(project.repository.load().snapshot.signed)}
     kept = set(with_pages(classes, read))
-    for every in served_blobs(project).values():
+    for every in (*served_blobs(project).values(), *engine_blobs(project).values()):
         kept.update(with_pages(every, read))
     return frozenset(kept)

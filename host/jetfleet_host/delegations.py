@@ -170,6 +170,12 @@ def certify(project: Project, device_class: str, uncertified: Iterable[str]) -> 
     return True
 
 
+def uncertified_of(project: Project, device_class: str) -> frozenset[str]:
+    """Names of the class's engines that the snapshot in force says nobody but their builder has tried."""
+    found = (one.uncertified for one in blobs_of_classes(project.repository.load().snapshot.signed) if one.device_class == device_class)
+    return next(found, frozenset())
+
+
 def engines_of(project: Project) -> Iterator[tuple[str, EngineTarget]]:
     """Every engine that the accepted metadata of some class names, with its class."""
     for one in blobs_of_classes(project.repository.load().snapshot.signed):
@@ -179,9 +185,11 @@ def engines_of(project: Project) -> Iterator[tuple[str, EngineTarget]]:
 
 
 def engine_blobs(project: Project) -> dict[str, dict[str, BlobInfo]]:
-    """The engines of each class, which its boards may ask for."""
+    """The engines of each class, which its boards may ask for: those whose bytes are here."""
     found: dict[str, dict[str, BlobInfo]] = {}
     for device_class, target in engines_of(project):
+        if project.blobs.size(target.blob) != target.info.size:
+            continue  # metadata that was added by hand may name more
         found.setdefault(device_class, {})[target.blob] = target.info
     return found
 

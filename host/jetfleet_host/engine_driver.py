@@ -23,7 +23,7 @@ from jetfleet_contract.messages import Instant, decode, encode
 
 from . import intake
 from .collector import Incoming
-from .delegations import accept, certify, delegations_of, engines_of, read_delegated
+from .delegations import accept, certify, delegations_of, engines_of, read_delegated, uncertified_of
 from .durable import write_file
 from .intake import VerifyDevice
 from .project import Project
@@ -169,8 +169,7 @@ class EngineDriver:
 
     def _untried(self, device_class: str) -> frozenset[str]:
         with self._database.reading() as session:
-            works = rows.every(session, device_class)
-        return frozenset(engine_name(work.key) for work in works if work.blob and work.state != "certified")
+            return rows.untried(session, device_class, uncertified_of(self._project, device_class))
 
     # --- what builders give -----------------------------------------------------------------------------------
 
@@ -207,7 +206,7 @@ class EngineDriver:
         """Check and publish metadata that a builder gave, and the engines that are new in it: class, blob and passport of each."""
         device_class = class_of_name(row.name) or ""
         with self._database.reading() as session:
-            of_board = rows.class_of(session, row.device)
+            of_board, again = rows.class_of(session, row.device), rows.in_hand(session, device_class, row.device)
         if of_board != device_class:
             raise UntrustedError("engine.foreign-class", f"a board of class {of_board} gave engines of class {device_class}")
         data = self._read(row, MAX_DELEGATED_BYTES)
@@ -217,7 +216,7 @@ class EngineDriver:
         dropped = sorted(set(known) - {target.path for target in targets})
         if dropped:
             raise UntrustedError("engine.dropped", f"the metadata leaves out {len(dropped)} engines of before, such as {dropped[0]}")
-        fresh = [target for target in targets if known.get(target.path) != target.blob]
+        fresh = [target for target in targets if known.get(target.path) != target.blob or target.path.rpartition("/")[2] in again]
         passports = [_checked_passport(device_class, target, row.device) for target in fresh]
         for target in fresh:
             self._store(target, row.device)

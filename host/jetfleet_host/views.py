@@ -13,12 +13,13 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from jetfleet_contract.engine_work import Work
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.kpis import Figure, names_in
 from jetfleet_contract.rollout_records import Rollout, Verdict
 from jetfleet_contract.sketch import Sketch
 
-from .store import accounting, journal, tags
+from .store import accounting, engines, journal, tags
 from .store.accounting import BoardBytes
 from .store.fleet import names_of, unpack_figure, unpack_stage
 from .store.models import Alarm, AppRow, Counter, Desired, Device, Rejected, ReportRow, RolloutRow, SeriesRow, WindowRow
@@ -115,7 +116,7 @@ class EventRow(msgspec.Struct, frozen=True):
     """Something that happened, newest last."""
 
     at: float
-    kind: Literal["report", "alarm", "rollout", "rejected"]
+    kind: Literal["report", "alarm", "rollout", "engine", "rejected"]
     device: str
     what: str
     code: str
@@ -256,7 +257,7 @@ def stages(session: Session, since: float) -> list[str]:
 
 
 def events(session: Session, since: float, limit: int = 200, device: str = "") -> list[EventRow]:
-    """Reports, alarms, rollouts and refused messages since then, oldest first, at most the newest `limit`."""
+    """Reports, alarms, rollouts, engines and refused messages since then, oldest first, at most the newest `limit`."""
     reports = select(ReportRow).where(ReportRow.received > since).order_by(ReportRow.id.desc()).limit(limit)
     alarms = select(Alarm).where(Alarm.last > since).order_by(Alarm.id.desc()).limit(limit)
     if device:
@@ -268,6 +269,7 @@ def events(session: Session, since: float, limit: int = 200, device: str = "") -
         changed = select(RolloutRow).where(RolloutRow.changed > since).order_by(RolloutRow.changed.desc()).limit(limit)
         found += [EventRow(row.at, "rejected", "", f"{row.topic}: {row.reason}", row.code) for row in session.scalars(refused)]
         found += [_rollout_event(row) for row in session.scalars(changed)]
+        found += [_engine_event(at, work) for at, work in engines.changed(session, since, limit)]
     return sorted(found, key=lambda event: event.at)[-limit:]
 
 
@@ -279,6 +281,13 @@ def _report_event(row: ReportRow) -> EventRow:
 def _rollout_event(row: RolloutRow) -> EventRow:
     state = msgspec.json.decode(row.head, type=Rollout)
     return EventRow(row.changed, "rollout", "", f"{row.id} {row.phase} {state.reason}".rstrip(), state.code)
+
+
+def _engine_event(at: float, work: Work) -> EventRow:
+    """The board is the one that works on it, or did last."""
+    footing = work.passport.footing
+    what = f"engine {work.key[:12]} of {work.device_class}, {work.passport.variant} for {footing.backend} {footing.version[:40]}"
+    return EventRow(at, "engine", work.second or work.by, f"{what}: {work.state} {work.detail}".rstrip(), work.code)
 
 
 def counters(session: Session) -> dict[str, int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from . import engine_building
+from . import class_engines, engine_building
 
 
 def register(app: typer.Typer) -> None:
     """Add the group `engines`."""
-    group = typer.Typer(name="engines", help="Engines for boards: models screened, engines built where that can be done.",
-                        no_args_is_help=True)
+    group = typer.Typer(name="engines", no_args_is_help=True,
+                        help="Engines for boards: what a class shares; models screened; engines built where a host can.")
     engine_building.add_commands(group)
+    class_engines.add_commands(group)
     app.add_typer(group)

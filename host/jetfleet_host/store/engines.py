@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jetfleet_contract.engine_work import Seen, Work
+from jetfleet_contract.engines import engine_name
 from jetfleet_contract.messages import decode, encode
 
 from .models import CommandRow, Device, EngineRow, UploadRow
@@ -84,3 +85,26 @@ def uploads_after(session: Session, upload: int) -> list[UploadRow]:
 def uploaded(session: Session, device: str, blob: str) -> UploadRow | None:
     return session.scalar(select(UploadRow).where(UploadRow.device == device, UploadRow.blob == blob, UploadRow.state == STORED)
                           .order_by(UploadRow.id.desc()).limit(1))
+
+
+def untried(session: Session, device_class: str, before: Collection[str]) -> frozenset[str]:
+    """Names of the class's engines that only their builders may run: no second board has tried them, or they were taken back.
+
+    Args:
+        before: what the snapshot says so far. A name there that this database knows nothing of stays: a lost database certifies nothing.
+    """
+    works = every(session, device_class)
+    held = {engine_name(work.key) for work in works if work.blob and work.state != "certified"}
+    return frozenset(before) - {engine_name(work.key) for work in works if work.state == "certified"} | held
+
+
+def changed(session: Session, since: float, limit: int) -> list[tuple[float, Work]]:
+    """What changed since then, and when, the latest first."""
+    query = select(EngineRow).where(EngineRow.changed > since).order_by(EngineRow.changed.desc(), EngineRow.key).limit(limit)
+    return [(row.changed, work_of(row)) for row in session.scalars(query)]
+
+
+def in_hand(session: Session, device_class: str, device: str) -> frozenset[str]:
+    """Names of the engines that this board was elected to build and has not given yet."""
+    return frozenset(engine_name(work.key) for work in open_works(session)
+                     if (work.device_class, work.by, work.state) == (device_class, device, "building"))

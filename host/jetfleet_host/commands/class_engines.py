@@ -1,0 +1,142 @@
+"""Commands of the group engines about what boards of a class share, who built it and who tried it: list, show, request, withdraw."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from jetfleet_host.engine_catalogue import EngineView
+    from jetfleet_host.project import Project
+
+_DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
+_JSON = typer.Option(False, "--json", help="Print JSON.")
+_CLASS = typer.Option("", "--class", help="Only of this device class.")
+_KEY = typer.Argument(..., metavar="KEY", help="The engine's key, or its first digits (at least 6).")
+
+
+def add_commands(engines: typer.Typer) -> None:
+    """Add these to the group `engines`."""
+    for name, command in (("list", list_engines), ("show", show), ("request", request), ("withdraw", withdraw)):
+        engines.command(name)(command)
+
+
+def list_engines(device_class: str = _CLASS, folder: Path = _DIR, as_json: bool = _JSON) -> None:
+    """List every engine that boards have asked for: its state, who built it, who tried it, and what it waits for.
+
+    Example: jetfleet engines list --class orin-nano --dir fleet
+    """
+    from jetfleet_host import engine_catalogue
+
+    with _opened(folder) as (project, session):
+        found = engine_catalogue.catalogue(project, session, device_class)
+    head = (f"{'key':<12} {'class':<16} {'runtime':<24} {'variant':<12} {'state':<12} {'built by':<14} {'tried by':<14} "
+            f"{'MB':>7} {'asked':>5}")
+    lines = [head, *(line for view in found for line in _row(view))]
+    _print(as_json, [engine_catalogue.as_json(view) for view in found], lines if found else ["No board has asked for an engine yet."])
+
+
+def show(key: str = _KEY, folder: Path = _DIR, as_json: bool = _JSON) -> None:
+    """Show one engine: what it is bound to, what the second board saw, and who could not build or try it.
+
+    Example: jetfleet engines show 3fa9c07b21d4 --dir fleet
+    """
+    from jetfleet_host import engine_catalogue
+
+    with _opened(folder) as (project, session):
+        work = engine_catalogue.find(session, key)
+        view = next(one for one in engine_catalogue.catalogue(project, session, work.device_class) if one.key == work.key)
+    _print(as_json, engine_catalogue.as_json(view), _lines(view))
+
+
+def request(key: str = _KEY, folder: Path = _DIR, as_json: bool = _JSON) -> None:
+    """Have an engine built by a board of the class now: earlier failures are forgotten, and `jetfleet serve` elects the builder.
+
+    Example: jetfleet engines request 3fa9c07b21d4 --dir fleet
+    """
+    from jetfleet_host import engine_catalogue
+
+    with _opened(folder) as (_project, session):
+        work = engine_catalogue.request(session, key, time.time())
+    _print(as_json, {"key": work.key, "device_class": work.device_class, "state": work.state},
+           [f"Engine {work.key[:12]} of {work.device_class} is {work.state}; jetfleet serve takes it from here."])
+
+
+def withdraw(key: str = _KEY, folder: Path = _DIR, as_json: bool = _JSON) -> None:
+    """Take an engine back: boards compile the model themselves from their next start on; its builder keeps its own. Needs the snapshot key.
+
+    Example: jetfleet engines withdraw 3fa9c07b21d4 --dir fleet
+    """
+    from jetfleet_host import engine_catalogue
+
+    with _opened(folder) as (project, session):
+        work = engine_catalogue.withdraw(project, session, key, time.time())
+    _print(as_json, {"key": work.key, "device_class": work.device_class, "state": work.state},
+           [f"Engine {work.key[:12]} of {work.device_class} is withdrawn.",
+            f"To have it built again: jetfleet engines request {work.key[:12]}"])
+
+
+def _row(view: EngineView) -> Iterator[str]:
+    from jetfleet_host.intake import clean
+
+    state = f"{view.state} {view.percent:.0f}%" if view.state == "building" else view.state
+    size = f"{view.size / 1e6:.2f}" if view.size else "-"
+    yield clean(f"{view.key[:12]} {view.device_class:<16} {_runtime(view):<24} {view.variant:<12} {state:<12} {view.built_by or '-':<14} "
+                f"{view.tried_by or '-':<14} {size:>7} {view.asked:>5}")
+    if view.detail:
+        yield clean(f"             {view.detail} [{view.code}]")
+
+
+def _lines(view: EngineView) -> list[str]:
+    from jetfleet_host.intake import clean
+
+    footing, recipe = view.passport.footing, view.passport.recipe
+    gpu = f", sm_{footing.sm} with {footing.sm_count} SMs" if footing.sm else ""
+    bound = f"{footing.platform}, {footing.device}{gpu}{f', L4T {footing.system}' if footing.system else ''}"
+    tried = f"{view.tried_by}: agreement {view.agreement:.4f}, p50 {view.p50_ms:.2f} ms" if view.state == "certified" else view.tried_by
+    made = (f"{view.variant} {recipe.precision}, weights {recipe.weights[:12]}, input {'x'.join(map(str, recipe.shape))}, "
+            f"bundle {view.passport.subject[:12]}")
+    percent = f" {view.percent:.0f} %" if view.state == "building" else ""
+    lines = [f"engine {view.key}", f"  class     {view.device_class}, {view.asked} boards asked, {view.boards} run its bundle",
+             f"  state     {view.state}{percent}, {view.tries} builds were asked for",
+             f"  made for  {_runtime(view)} on {bound}", f"  made from {made}",
+             f"  built by  {view.built_by or 'nobody yet'}", f"  tried by  {tried or 'nobody yet'}",
+             f"  blob      {f'{view.blob[:16]}, {view.size} bytes' if view.blob else '-'}"]
+    lines += [f"  waits     {view.detail} [{view.code}]"] if view.detail else []
+    lines += [f"  refused   {one.device}: {one.code}, not asked before {_when(one.until)}" for one in view.refusals]
+    return [clean(line) for line in lines]
+
+
+def _runtime(view: EngineView) -> str:
+    return f"{view.backend} {view.version}"[:40]
+
+
+def _when(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[tuple[Project, Session]]:
+    """The project and one transaction of its database."""
+    from jetfleet_host.project import Project
+    from jetfleet_host.store.database import Database
+
+    project = Project.load(folder)
+    database = Database.open(project.database_url)
+    try:
+        with database.session() as session:
+            yield project, session
+    finally:
+        database.close()
+
+
+def _print(as_json: bool, value: Any, lines: list[str]) -> None:
+    typer.echo(json.dumps(value, indent=2) if as_json else "\n".join(lines))
