@@ -1,7 +1,8 @@
 """A stand-in for the evaluate program, for tests at the process port: ``python evaluate_stand_in.py JOB RESULT``.
 
 The "weights" file is JSON: what to do by `backend:precision`, else by `*`. `ms` answers with that latency (a list: by the
-number of the run), `best` is one better run, `answers` gives predictions; `do` is crash, hang, garbage, silent, exit or error.
+number of the run), `best` is one better run, `cpu` its CPU time, `answers` gives predictions; `do` is crash, hang,
+garbage, silent, exit or error.
 `tuned` answers a job with settings: milliseconds by setting's text, 10 for others; without it such a job gives none; `tune` is crash.
 Each run appends a line to the weights file's ``.log`` (``.settings`` for a job with settings) and leaves its priority in ``.nice``.
 """
@@ -69,7 +70,7 @@ def main(job_path: Path, result_path: Path) -> int:
     latencies = (orders.get("best", ms), *[ms] * (job.latency_runs - 1))
     result_path.write_bytes(encode(EvaluationResult(
         job.backend, precision=job.precision, latency=sketch_of(list(latencies)), latency_ms=latencies, predictions=predictions,
-        peak_rss_mb=orders.get("mb", 50.0))))
+        peak_rss_mb=orders.get("mb", 50.0), cpu_ms=orders.get("cpu", 0.0))))
     return 0
 
 

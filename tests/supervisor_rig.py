@@ -165,6 +165,7 @@ class FakeChooser:
     def __init__(self) -> None:
         self.winners = [CANDIDATE]
         self.under: Conditions | None = None
+        self.cheaper: Candidate | None = None
         self.agreement = 0.99
 
     def wanted(self, spec: Any, evaluation: Any) -> Any:
@@ -188,7 +189,7 @@ class FakeChooser:
         return self.under
 
     def lean(self, spec: Any, candidate: Any) -> Candidate | None:
-        return None
+        return self.cheaper
 
     def stop(self) -> None: ...
 

@@ -462,3 +462,13 @@ def test_another_power_mode_is_measured_anew_and_the_way_back_costs_nothing(benc
     now = Conditions(mode="MAXN")
     bench.choose(paths, chooser=chooser)
     assert len(bench.runs("fp32")) == twice
+
+
+def test_the_cheaper_candidate_is_the_last_choices_over_restarts(bench: Bench) -> None:
+    plans = {"fp32": {FP32: {"ms": 12.0, "cpu": 9.0}, BF16: {"ms": 10.0, "cpu": 20.0}}, "int8": {INT8: {"ms": 30.0, "cpu": 5.0}}}
+    chosen = bench.choose(bench.weights(**plans)).chosen
+    assert chosen == Candidate("fp32", "openvino", "bf16")
+    again = bench.chooser()
+    assert again.lean(SPEC, chosen) == Candidate("fp32", "openvino", "fp32"), "int8 takes less, but three times as long"
+    assert again.lean(SPEC, Candidate("int8", "openvino", "int8")) is None, "of another candidate than the one that runs nothing is known"
+    assert again.lean(msgspec.structs.replace(SPEC, version="9"), chosen) is None

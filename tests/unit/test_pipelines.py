@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from brokers import until
@@ -21,6 +22,7 @@ from jetfleet_agent.supervisor.inbox import PipelineEnded, PipelineSaid
 from jetfleet_agent.supervisor.pipeline_link import PipelineLink, run_folder
 from jetfleet_agent.supervisor.pipelines import Pipelines
 from jetfleet_contract.errors import StorageError
+from jetfleet_contract.governor import Means
 from jetfleet_contract.messages import AppConfig, TrialPolicy
 from jetfleet_contract.policy import Candidate
 from jetfleet_contract.slot_records import Setup
@@ -227,3 +229,26 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
     with pytest.raises(StorageError) as caught:
         PipelineLink(tmp_path / "none" / "s", lambda _item: None)
     assert caught.value.code == "run.socket"
+
+
+def test_a_cheaper_candidate_whose_process_ended_is_left_out_from_then_on(bench: Bench) -> None:
+    run = bench.run("a")
+    lean = ipc.Way(Candidate("small", "onnxruntime", "fp32"), run.model.path)
+    run = msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, lean=lean))
+    bench.pipelines.start("gate", run)
+    bench.running("a")
+    assert bench.pipelines.means("gate") == Means(lean=True)
+    assert bench.pipelines.means("nobody") == Means()
+    hot = ipc.Pace(hot=True, lean=True, reason="governor.heat")
+    bench.pipelines.pace("gate", hot)
+    os.kill(bench.pipelines.pids()["gate"], signal.SIGKILL)
+    bench.until(lambda: bench.crashes, "the end")
+    assert bench.pipelines.means("gate") == Means()
+    bench.pipelines.pace("gate", hot)
+    bench.running("a", 2)
+    count = len(bench.crashes)
+    os.kill(bench.pipelines.pids()["gate"], signal.SIGKILL)
+    bench.until(lambda: len(bench.crashes) > count, "another end, of the model that was chosen")
+    other = msgspec.structs.replace(lean, candidate=Candidate("other", "onnxruntime", "fp32"))
+    bench.pipelines.start("gate", msgspec.structs.replace(run, model=msgspec.structs.replace(run.model, lean=other)))
+    assert bench.pipelines.means("gate") == Means(lean=True), "another one may be tried"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ from web_mirrors import Shop
 from jetfleet_agent import ipc
 from jetfleet_agent.supervisor import desired
 from jetfleet_agent.supervisor.core import begin_session, will
+from jetfleet_agent.supervisor.crash_log import CRASHES, read_crashes
 from jetfleet_agent.supervisor.inbox import Arrived, Inbox, PipelineSaid
 from jetfleet_contract import topics
 from jetfleet_contract.app_config import JsonlSink, WebhookSink
@@ -245,5 +248,24 @@ def test_another_power_mode_changes_how_a_model_runs_if_the_probe_set_agrees(tmp
         champion = rig.journal.app(APP).champion
         assert champion is not None
         assert champion.candidate == runs
+    finally:
+        rig.stop()
+
+
+def test_the_cheaper_candidate_goes_to_the_pipeline_and_what_ends_it_is_remembered(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf", ("1",), {"1": "{}"}, keep_s=0.1)
+    rig = Rig(tmp_path / "board", shelf)
+    try:
+        rig.chooser.cheaper = OTHER
+        rig.up()
+        rig.inbox.message(topics.META, b"package")
+        rig.inbox.message(topics.desired(DEVICE), encode(shelf.deployment(1, "1")))
+        until(lambda: any(r.outcome == "committed" for r in rig.reports()), "the install")
+        assert rig.pipelines.means(APP).lean
+        until(lambda: rig.pipelines.pids().get(APP), "the process")
+        os.kill(rig.pipelines.pids()[APP], signal.SIGKILL)
+        until(lambda: APP in read_crashes(tmp_path / "board" / CRASHES), "the end to be remembered")
+        (crash,) = read_crashes(tmp_path / "board" / CRASHES)[APP]
+        assert crash.code == "pipeline.killed"
     finally:
         rig.stop()
