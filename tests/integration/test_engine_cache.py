@@ -90,7 +90,7 @@ class Board:
     """The engines' part of one board, over real parts."""
 
     def __init__(self, fleet: Fleet, folder: Path, *, program: Sequence[str] = PROGRAM, own_after_s: float = 3600.0,
-                 build: str = openvino.__version__) -> None:
+                 build: str = openvino.__version__, clock: Callable[[], Instant] = now) -> None:
         self.fleet, self.device = fleet, folder.name
         self.identity = Identity.load_or_create(folder / "identity")
         self.trust = TrustStore(folder / "trust", fleet.project.root_file.read_bytes())
@@ -106,7 +106,7 @@ class Board:
         here = Capability("test", CLASS, machine.arch, machine.cpu, machine.isa, machine.cores, backends=(info,))
         self.work = EngineWork(folder / "engines", threads=1, program=program)
         self.engines = Engines(self.device, CLASS, partial(footing_of, here), self.trust, self.store, self, self, self.identity, self.link,
-                               self.work, EngineMemory(folder / "engines"), now, random.random, own_after_s=own_after_s)
+                               self.work, EngineMemory(folder / "engines"), clock, random.random, own_after_s=own_after_s)
         spec = BundleReader(self.store).contents(fleet.bundle).spec
         self.slot = Slot(fleet.bundle, "toy", "1", candidate=CANDIDATE, weights=blob_of_digest(spec.variants[0].digest))
         self.spec = spec
@@ -286,6 +286,15 @@ def test_a_build_that_is_killed_leaves_nothing_and_begins_again(fleet: Fleet, bo
     word = again.said("built")
     assert (word.blob in fleet.given, fleet.offers[0][2]) == (True, 7), "for the command that was under way"
     assert not list((tmp_path / "one" / "engines").glob("*.engine"))
+
+
+def test_a_builder_whose_clock_nobody_has_set_signs_from_the_newest_signed_time_on(fleet: Fleet, board: Callable[..., Board]) -> None:
+    lost, other = board("one", clock=lambda: Instant(time.monotonic(), "boot", 12.0, False)), board("two")
+    blob = built(fleet, lost).blob
+    fleet.accept(fleet.metadata())
+    other.follow()
+    assert other.engine() is None
+    assert other.wanted == [blob], "it has not expired in 1970"
 
 
 def test_a_build_that_fails_is_told_with_its_code(fleet: Fleet, board: Callable[..., Board]) -> None:

@@ -272,10 +272,15 @@ class Supervisor:
                     now = self._clock()
                     self._crash_log.note(item.app, crash.code, crash.detail, now.wall, now.mono)
                     self._updater.event(item.app, crash)
-                    if self._engines.failed(item.app, crash.code):
-                        self._runner.without_engine(item.app, self._updater.states.get(item.app))
+                self._load_anew(item.app, crash.code if crash is not None else "")
             case StopAll():
                 self._running = False
+
+    def _load_anew(self, app: str, crash: str) -> None:
+        """The next start of an app whose process ended is told what to load: an engine that came meanwhile, or none after it crashed."""
+        failed = bool(crash) and self._engines.failed(app, crash)
+        if (failed or self._engines.is_news(app)) and app in self._pipelines.configs() and app not in self._pipelines.pids():
+            self._runner.load_anew(app, self._updater.states.get(app))
 
     def _message(self, topic: str, payload: bytes) -> None:
         if self._fetcher.on_message(topic, payload) or self._uploads.on_message(topic, payload) or (

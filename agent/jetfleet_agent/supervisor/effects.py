@@ -320,8 +320,8 @@ class EffectRunner:
     def _start(self, app: str, slot: Slot) -> None:
         self._pipelines.start(app, self._run_of(app, slot))
 
-    def without_engine(self, app: str, state: AppSlots | None) -> None:
-        """The app's process ended with an engine: its next start is told what to run anew."""
+    def load_anew(self, app: str, state: AppSlots | None) -> None:
+        """The app's process has ended: its next start loads what is to be loaded now, which may be another engine or none."""
         live = live_slot(state) if state is not None else None
         if live is not None:
             self._start(app, live)

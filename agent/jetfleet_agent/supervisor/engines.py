@@ -176,6 +176,11 @@ class Engines:
                                                      f"[{need.verdict.code}]" if need.verdict.code else "") if part)
                 for need in self._needs.values()}
 
+    def is_news(self, app: str) -> bool:
+        """Whether an engine has come that the app was not started with."""
+        return any(need.app == app and need.verdict.act == "run" and need.verdict.blob not in self._loaded.get(app, ())
+                   for need in self._needs.values())
+
     def failed(self, app: str, code: str) -> bool:
         """The app's process refused its engine, or ended by itself while it had one: it is not loaded again. False when it had none."""
         blobs = self._loaded.pop(app, set())
@@ -293,9 +298,12 @@ class Engines:
                                  remedy="name it on the host: jetfleet keys delegate CLASS --device NAME")
         if self._trust.delegation(self._class) is not None:
             raise UntrustedError("trust.delegation-missing", f"the newest metadata of class {self._class} is not here yet")
-        if not self._clock().wall_trusted:
-            raise UntrustedError("trust.clock", "no time service has set this board's clock: what it signs would not say when")
         return keyid
+
+    def _signing_time(self) -> float:
+        """Seconds since 1970 that what is signed now counts from: a clock that nobody has set is not asked, the newest signed time is."""
+        now = self._clock()
+        return now.wall if now.wall_trusted else self._trust.clock_floor
 
     def _begin(self, passport: Passport, command: int) -> None:
         try:
@@ -381,7 +389,7 @@ class Engines:
         try:
             path = engine_path(self._class, engine_name(key_of(order.passport)))
             signed = vouch(self._trust.vouched(self._class), path, blob, info, order.passport, keyid=self._check_builder(),
-                           sign=self._identity.sign_bytes, now=self._clock().wall)
+                           sign=self._identity.sign_bytes, now=self._signing_time())
             self._uploads.offer_bytes(signed, "engine", f"{role_of_class(self._class)}.json", command=order.command)
         except JetfleetError as error:
             self._gave_up(order, error)
