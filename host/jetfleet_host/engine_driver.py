@@ -54,6 +54,7 @@ class EngineDriver:
         self._files = files
         self._verify = verify
         self._taken = 0
+        self._done: set[int] = set()
         self._due = 0.0
         self._sign: set[str] = set()
 
@@ -174,12 +175,20 @@ class EngineDriver:
     # --- what builders give -----------------------------------------------------------------------------------
 
     def _take_uploads(self, now: Instant) -> None:
+        """Metadata is small and may be whole before its engine is: it waits for what else is under way for the same command."""
         with self._database.reading() as session:
-            given = rows.uploads_after(session, self._taken)
+            given, under_way = rows.uploads_after(session, self._taken), rows.under_way(session)
+        waits = False
         for row in given:
-            if class_of_name(row.name) is not None:
+            if (row.device, row.command) in under_way:
+                waits = True
+                continue
+            if row.id not in self._done and class_of_name(row.name) is not None:
                 self._take(row, now)
-            self._taken = row.id
+            self._done.add(row.id)
+            if not waits:
+                self._taken = row.id
+                self._done.clear()
 
     def _take(self, row: UploadRow, now: Instant) -> None:
         try:
@@ -188,7 +197,7 @@ class EngineDriver:
             raise
         except JetfleetError as error:
             _log.warning("%s: what it signed for engines is not taken: %s [%s]", row.device, error.what, error.code)
-            self._refused(row.device, error, now)
+            self._refused(row, error, now)
             return
         with self._database.session() as session:
             for device_class, blob, passport in built:
@@ -196,11 +205,13 @@ class EngineDriver:
                 work = rows.find(session, device_class, key) or machine.Work(device_class, key, passport)
                 self._step(session, work, machine.Built(row.device, blob, passport), now)
 
-    def _refused(self, device: str, error: JetfleetError, now: Instant) -> None:
+    def _refused(self, row: UploadRow, error: JetfleetError, now: Instant) -> None:
+        """The build that it answers has failed. What answers an earlier command, or is looked at again after a restart, fails nothing."""
         with self._database.session() as session:
             for work in rows.open_works(session):
-                if work.state == "building" and work.by == device:
-                    self._step(session, work, machine.Failed(device, error.code, error.what), now)
+                request = rows.request_of(session, work)
+                if work.state == "building" and request is not None and (request.device, request.seq) == (row.device, row.command):
+                    self._step(session, work, machine.Failed(row.device, error.code, error.what), now)
 
     def _accepted(self, row: UploadRow) -> list[tuple[str, str, Passport]]:
         """Check and publish metadata that a builder gave, and the engines that are new in it: class, blob and passport of each."""

@@ -12,6 +12,7 @@ from jetfleet_contract.engines import engine_name
 from jetfleet_contract.messages import decode, encode
 
 from .models import CommandRow, Device, EngineRow, UploadRow
+from .uploads import OPEN as RECEIVING
 from .uploads import STORED
 
 MAX_WORK_BYTES = 256 * 1024
@@ -80,6 +81,12 @@ def uploads_after(session: Session, upload: int) -> list[UploadRow]:
     """Engines and metadata that boards gave, whole, in their order, above that number."""
     query = select(UploadRow).where(UploadRow.kind == "engine", UploadRow.state == STORED, UploadRow.id > upload)
     return list(session.scalars(query.order_by(UploadRow.id)))
+
+
+def under_way(session: Session) -> set[tuple[str, int]]:
+    """Boards and the numbers of commands that they are still giving an engine or its metadata for."""
+    query = select(UploadRow.device, UploadRow.command).where(UploadRow.kind == "engine", UploadRow.state == RECEIVING)
+    return {(device, command) for device, command in session.execute(query)}
 
 
 def uploaded(session: Session, device: str, blob: str) -> UploadRow | None:
