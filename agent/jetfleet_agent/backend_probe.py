@@ -27,13 +27,13 @@ class BackendFacts(msgspec.Struct, frozen=True):
 
 def facts_of(name: str) -> BackendFacts:
     """Import the runtime and ask it. Never raises: what goes wrong is the answer."""
-    asked = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _tensorrt}.get(name)
+    asked = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _tensorrt, "tensorrt-rtx": _tensorrt}.get(name)
     if asked is None:
         return BackendFacts(missing=f"this agent knows no backend {name!r}")
     try:
-        module = importlib.import_module(name)
+        module = importlib.import_module(name.replace("-", "_"))
     except ModuleNotFoundError as error:
-        if error.name == name:
+        if error.name == name.replace("-", "_"):
             return BackendFacts(missing=_how_to_install(name))
         return BackendFacts(missing=f"its import needs {error.name}, which is not installed")
     except Exception as error:  # noqa: BLE001 - a vendor's import may raise anything; the reason is the result
@@ -80,6 +80,8 @@ def _tensorrt(module: Any) -> BackendFacts:
 def _how_to_install(name: str) -> str:
     if name == "tensorrt":
         return "not installed (it comes with JetPack on a Jetson)"
+    if name == "tensorrt-rtx":
+        return "not installed (pip install tensorrt-rtx-cu12 or tensorrt-rtx-cu13)"
     return f"not installed (pip install {name})"
 
 

@@ -35,7 +35,7 @@ class BackendRule(Message, frozen=True):
     asks for at least one of the CPU flags (as /proc/cpuinfo spells them) before a precision is tried.
     """
 
-    name: Literal["tensorrt", "onnxruntime", "openvino"]
+    name: Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]
     precisions: tuple[Precision, ...]
     pays: tuple[Precision, ...] = ()
     needs_isa: dict[str, tuple[str, ...]] = {}

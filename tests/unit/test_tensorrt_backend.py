@@ -1,58 +1,101 @@
-"""The TensorRT backend over a stand-in for `tensorrt` and `cuda.bindings` at the port: memory, order of calls, errors, and cleaning up.
+"""The TensorRT backends over a stand-in for TensorRT and a GPU whose memory is the host's: memory, order of calls, errors, cleaning up.
 
-What it cannot show is that TensorRT itself behaves so; that takes a board. Device memory is host memory here, and the engine
-gives 1 - mean of the channels, so that a swapped pointer or a forgotten copy shows in the numbers.
+What it cannot show is that TensorRT itself behaves so; that takes a board. The engine gives 1 - mean of the channels, so that a swapped
+pointer or a forgotten copy shows in the numbers.
 """
 
 from __future__ import annotations
 
-import ctypes
+import enum
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import FakeCuda
 
-from jetfleet_agent.pipeline.backends import Backend, open_backend
-from jetfleet_contract.errors import IncompatibleError, RuntimeFailure
+from jetfleet_agent.pipeline import cuda as cuda_package
+from jetfleet_agent.pipeline.backends import DEFAULTS, Backend, open_backend, tensorrt
+from jetfleet_agent.pipeline.backends.tensorrt_build import build_plan
+from jetfleet_contract.errors import IncompatibleError, JetfleetError, RuntimeFailure
+from jetfleet_contract.tuning import Tuning
 
 SHAPE = (1, 3, 4, 6)
 
 
-class Device:
-    """Allocations by address, and what was done."""
+class Severity(enum.IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+
+
+class Diagnostics(enum.IntFlag):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    OLD_CUDA_DRIVER = 4
+    OLD_CUDA_RUNTIME = 8
+    INSUFFICIENT_GPU_MEMORY = 16
+    MALFORMED_ENGINE = 32
+    CUDA_ERROR = 64
+
+
+class Board:
+    """What the stand-in does next, and what was done with it."""
 
     def __init__(self) -> None:
-        self.blocks: dict[int, Any] = {}
-        self.streams = 0
-        self.room = 100
+        self.cuda = FakeCuda()
+        self.answer: tuple[int, ...] = (-1, 1, 4, 6)
+        self.input: tuple[int, ...] = (-1, 3, 4, 6)
+        self.profiles: list[tuple[tuple[int, ...], ...]] = [((1, 3, 4, 6), (1, 3, 4, 6), (1, 3, 4, 6))]
+        self.chosen: list[int] = []
+        self.activation = 1000
+        self.reason = "IRuntime::deserializeCudaEngine: Error Code 1: Internal Error"
+        self.validity = ("VALID", 0)
+        self.errors: list[Any] = []
+        self.flags: list[Any] = []
+        self.cleared: list[Any] = []
+        self.network_flags: list[int] = []
+        self.dla_cores = 0
+        self.host_code: list[bool] = []
+        self.runs = True
 
 
 class Context:
-    def __init__(self) -> None:
-        self.addresses: dict[str, int] = {}
+    def __init__(self, board: Board) -> None:
+        self.board, self.addresses = board, dict[str, int]()
+        self.shape: tuple[int, ...] = SHAPE
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.board.chosen.append(index)
+        return stream in self.board.cuda.streams
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        return (name, shape) == ("x", SHAPE)
+        self.shape = shape
+        return name == "x"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return SHAPE if name == "x" else (1, 1, 4, 6)
+        return (self.shape[0], *self.board.answer[1:])
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        x = np.frombuffer(ctypes.string_at(self.addresses["x"], 72 * 4), np.float32).reshape(SHAPE)
-        y = (1 - x.mean(axis=1, keepdims=True)).astype(np.float32)
-        ctypes.memmove(self.addresses["y"], y.ctypes.data, y.nbytes)
-        return True
+        cuda = self.board.cuda
+        source, target, shape = self.addresses["x"], self.addresses["y"], self.shape
+        cuda.queue(stream, "run", lambda: cuda.write(target, 1 - cuda.read(source, shape).mean(axis=1, keepdims=True)))
+        return self.board.runs
 
 
 class Engine:
     num_io_tensors = 2
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.device_memory_size_v2 = board.activation
+        self.num_optimization_profiles = len(board.profiles)
 
     def get_tensor_name(self, index: int) -> str:
         return ("y", "x")[index]
@@ -64,109 +107,258 @@ class Engine:
         return "float32"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, 3, 4, 6) if name == "x" else (-1, 1, 4, 6)
+        return self.board.input
 
-    def create_execution_context(self) -> Context:
-        return Context()
+    def get_tensor_profile_shape(self, name: str, index: int) -> Any:
+        return self.board.profiles[index]
+
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(create_runtime_cache=lambda: "cache", set_runtime_cache=lambda cache: self.board.chosen.append(-1))
+
+    def create_execution_context(self, config: Any = None) -> Context:
+        return Context(self.board)
 
 
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    device = Device()
+def stand_in(board: Board, name: str, version: str) -> ModuleType:  # noqa: C901  one module's classes
+    class ILogger:
+        Severity = Severity
 
-    class Logger:
-        ERROR = 1
-
-        def __init__(self, level: int) -> None:
+        def __init__(self) -> None:
             pass
 
     class Runtime:
-        def __init__(self, logger: Logger) -> None:
-            pass
+        engine_host_code_allowed = True
+
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
-            return Engine() if plan == b"plan" else None
+            board.host_code.append(self.engine_host_code_allowed)
+            if plan == b"plan":
+                return Engine(board)
+            self.logger.log(Severity.ERROR, board.reason)
+            self.logger.log(Severity.WARNING, "something of no weight")
+            return None
 
-    class TensorIOMode:
-        INPUT = "INPUT"
+    class Judge(Runtime):
+        def get_engine_validity(self, plan: bytes) -> Any:
+            return SimpleNamespace(name=board.validity[0]), board.validity[1]
 
-    class Kind:
-        cudaMemcpyHostToDevice = 1  # noqa: N815
-        cudaMemcpyDeviceToHost = 2  # noqa: N815
+    class Network:
+        num_inputs = 1
 
-    def malloc(size: int) -> tuple[int, int]:
-        if len(device.blocks) >= device.room:
-            return 2, 0  # cudaErrorMemoryAllocation
-        block = ctypes.create_string_buffer(size)
-        device.blocks[ctypes.addressof(block)] = block
-        return 0, ctypes.addressof(block)
+        def get_input(self, index: int) -> Any:
+            return SimpleNamespace(name="x", shape=board.input)
 
-    def free(pointer: int) -> tuple[int]:
-        del device.blocks[pointer]
-        return (0,)
+    class Builder:
+        def __init__(self, logger: Any) -> None:
+            self.num_DLA_cores = board.dla_cores
 
-    def copy(target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
-        assert stream == 7
-        assert (target if kind == 1 else source) in device.blocks
-        ctypes.memmove(target, source, size)
-        return (0,)
+        def create_network(self, flags: int) -> Network:
+            board.network_flags.append(flags)
+            return Network()
 
-    def stream_create() -> tuple[int, int]:
-        device.streams += 1
-        return 0, 7
+        def create_builder_config(self) -> Any:
+            return SimpleNamespace(
+                clear_flag=board.cleared.append, set_flag=board.flags.append, add_optimization_profile=lambda profile: 0,
+                create_timing_cache=lambda kept: SimpleNamespace(serialize=lambda: kept + b"+"),
+                set_timing_cache=lambda cache, ignore: not ignore and cache.serialize() != b"foreign+")
 
-    def stream_destroy(stream: int) -> tuple[int]:
-        device.streams -= 1
-        return (0,)
+        def create_optimization_profile(self) -> Any:
+            return SimpleNamespace(set_shape=lambda name, low, best, high: None)
 
-    trt, cuda, bindings = ModuleType("tensorrt"), ModuleType("cuda"), ModuleType("cuda.bindings")
-    runtime = ModuleType("cuda.bindings.runtime")
-    vars(trt).update(Logger=Logger, Runtime=Runtime, TensorIOMode=TensorIOMode, float32="float32", nptype=np.dtype, __version__="10.3.0")
-    vars(runtime).update(cudaMalloc=malloc, cudaFree=free, cudaMemcpyAsync=copy, cudaMemcpyKind=Kind, cudaStreamCreate=stream_create,
-                         cudaStreamDestroy=stream_destroy, cudaStreamSynchronize=lambda stream: (0,), cudaGetDevice=lambda: (0, 0))
-    vars(bindings)["runtime"] = runtime
-    for module in (trt, cuda, bindings, runtime):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return device
+        def build_serialized_network(self, network: Network, config: Any) -> bytes:
+            return b"plan"
+
+    class Parser:
+        def __init__(self, network: Network, logger: Any) -> None:
+            self.num_errors = len(board.errors)
+
+        def parse_from_file(self, path: str) -> bool:
+            return not board.errors
+
+        def get_error(self, index: int) -> Any:
+            return board.errors[index]
+
+    trt = ModuleType(name)
+    typed = SimpleNamespace(STRONGLY_TYPED=1) if version.startswith("10") else SimpleNamespace()
+    vars(trt).update(ILogger=ILogger, Runtime=Judge if name == "tensorrt_rtx" else Runtime, Builder=Builder, OnnxParser=Parser,
+                     TensorIOMode=SimpleNamespace(INPUT="INPUT"), NetworkDefinitionCreationFlag=typed, float32="float32",
+                     BuilderFlag=SimpleNamespace(TF32="TF32", GPU_FALLBACK="GPU_FALLBACK", EDITABLE_TIMING_CACHE="EDITABLE_TIMING_CACHE"),
+                     DeviceType=SimpleNamespace(DLA="DLA"), EngineInvalidityDiagnostics=Diagnostics,
+                     nptype=lambda kind: np.dtype(kind).type, __version__=version)
+    return trt
 
 
-def opened(folder: Path, content: bytes = b"plan", shape: tuple[int, ...] = SHAPE) -> Backend:
-    (folder / "m.plan").write_bytes(content)
-    return open_backend("tensorrt", folder / "m.plan", precision="fp16", threads=0, input_shape=shape, lanes=2)
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+    board = Board()
+    for name, version in (("tensorrt", "10.3.0"), ("tensorrt_rtx", "1.7.1")):
+        monkeypatch.setitem(sys.modules, name, stand_in(board, name, version))
+    monkeypatch.setattr(tensorrt, "check_driver", lambda: None)
+    monkeypatch.setattr(tensorrt, "open_cuda", lambda: board.cuda)
+    return board
 
 
-def test_each_lane_has_its_own_memory_and_all_is_given_back(device: Device, tmp_path: Path) -> None:
-    backend = opened(tmp_path)
+def opened(folder: Path, content: bytes = b"plan", shape: tuple[int, ...] = SHAPE, *, name: str = "tensorrt", file: str = "m.plan",
+           precision: str = "fp16", tuning: Tuning = DEFAULTS) -> Backend:
+    (folder / file).write_bytes(content)
+    return open_backend(name, folder / file, precision=precision, threads=0, input_shape=shape, lanes=2, tuning=tuning)
+
+
+def refusal(backend: Backend) -> JetfleetError:
+    with pytest.raises(JetfleetError) as caught:
+        backend.activate()
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("captures", [True, False])
+@pytest.mark.parametrize("integrated", [True, False])
+def test_each_lane_has_its_own_memory_and_all_is_given_back(board: Board, tmp_path: Path, integrated: bool, captures: bool,
+                                                            name: str) -> None:
+    board.cuda = FakeCuda(integrated=integrated, captures=captures)
+    backend = opened(tmp_path, name=name)
     with backend:
-        assert (backend.provider, backend.versions) == ("CUDA device 0", {"tensorrt": "10.3.0"})
-        assert len(device.blocks) == 4
+        assert backend.provider == "Fake GPU"
+        assert len(board.cuda.blocks) == (0 if integrated else 4)
+        board.cuda.log.clear()
         backend.lanes[0].tensor.fill(0.25)
         backend.lanes[1].tensor.fill(1.0)
         first, second = backend.infer(backend.lanes[0])[0], backend.infer(backend.lanes[1])[0]
+        plain = ["run"] if integrated else ["upload", "run", "download"]
+        assert board.cuda.log == 2 * (["graph"] if captures else plain)
         np.testing.assert_allclose(first, np.full((1, 1, 4, 6), 0.75))
         np.testing.assert_allclose(second, np.zeros((1, 1, 4, 6)))
-    assert device.blocks == {}
-    assert device.streams == 0
+        backend.lanes[0].tensor.fill(0.5)
+        assert float(backend.infer(backend.lanes[0])[0][0, 0, 0, 0]) == 0.5
+    assert (board.cuda.leaks, board.cuda.closed) == ((0, 0, 0, 0), 1)
+    np.testing.assert_allclose(second, np.zeros((1, 1, 4, 6)))  # ordinary memory: an answer that somebody keeps stays readable
+    assert board.host_code == [False]
 
 
-def test_a_plan_of_another_board_has_a_remedy(device: Device, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeFailure) as caught:
-        opened(tmp_path, b"plan of another GPU").activate()
-    assert caught.value.code == "backend.load"
-    assert "ONNX" in caught.value.remedy
+@pytest.mark.parametrize(("reason", "code"), [
+    ("The engine plan file is generated on an incompatible device, expecting compute 8.7 got compute 8.6", "engine.sm"),
+    ("Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed. Version tag does not match", "engine.version"),
+    ("Error Code 4: API Usage Error", "backend.load")])
+def test_a_foreign_plan_is_refused_by_name_with_a_remedy(board: Board, tmp_path: Path, reason: str, code: str) -> None:
+    board.reason = reason
+    error = refusal(opened(tmp_path, b"plan of another"))
+    assert (error.code, board.cuda.leaks) == (code, (0, 0, 0, 0))
+    assert reason in error.what
+    assert "ONNX" in error.remedy
 
 
-def test_a_plan_of_another_size_is_named(device: Device, tmp_path: Path) -> None:
-    with pytest.raises(IncompatibleError) as caught:
-        opened(tmp_path, shape=(1, 3, 8, 8)).activate()
-    assert caught.value.code == "backend.input"
+@pytest.mark.parametrize(("diagnostics", "code"), [(1, "engine.version"), (2, "engine.sm"), (4, "cuda.driver"), (16, "backend.memory"),
+                                                   (32, "engine.broken"), (64, "cuda.error"), (0, "backend.load")])
+def test_an_rtx_engine_is_judged_before_it_is_loaded(board: Board, tmp_path: Path, diagnostics: int, code: str) -> None:
+    board.validity = ("INVALID", diagnostics)
+    assert refusal(opened(tmp_path, name="tensorrt-rtx")).code == code
+    assert board.host_code == []
 
 
-def test_cuda_out_of_memory_is_a_typed_error_and_leaks_nothing(device: Device, tmp_path: Path) -> None:
-    backend = opened(tmp_path)
-    device.room = 3  # the second lane's output finds none
-    with pytest.raises(RuntimeFailure) as caught:
-        backend.activate()
-    assert "CUDA error 2" in caught.value.what
-    assert device.blocks == {}
-    assert device.streams == 0
+def test_the_profile_of_the_batch_is_taken(board: Board, tmp_path: Path) -> None:
+    board.profiles = [((1, 3, 4, 6), (2, 3, 4, 6), (8, 3, 4, 6)), ((4, 3, 4, 6), (4, 3, 4, 6), (4, 3, 4, 6))]
+    with opened(tmp_path, shape=(4, 3, 4, 6)) as backend:
+        assert backend.infer(backend.lanes[1])[0].shape == (4, 1, 4, 6)
+    assert board.chosen == [1, 1]
+
+
+def test_a_shape_without_a_profile_is_named_with_what_there_is(board: Board, tmp_path: Path) -> None:
+    error = refusal(opened(tmp_path, shape=(2, 3, 4, 6)))
+    assert error.code == "backend.input"
+    assert "'x' is [2, 3, 4, 6]" in error.what
+    assert "[1, 3, 4, 6] to [1, 3, 4, 6]" in error.what
+    assert "profile" in error.remedy
+
+
+def test_a_plan_of_another_size_is_named(board: Board, tmp_path: Path) -> None:
+    assert refusal(opened(tmp_path, shape=(1, 3, 8, 8))).code == "backend.input"
+
+
+def test_an_output_whose_size_depends_on_the_picture_is_named(board: Board, tmp_path: Path) -> None:
+    board.answer = (-1, -1, 6)
+    error = refusal(opened(tmp_path))
+    assert error.code == "backend.output"
+    assert "'y'" in error.what
+    assert board.cuda.leaks == (0, 0, 0, 0)
+
+
+def test_too_little_memory_is_told_before_anything_is_allocated(board: Board, tmp_path: Path) -> None:
+    board.activation = 1 << 30
+    error = refusal(opened(tmp_path))
+    assert (error.code, board.cuda.leaks) == ("backend.memory", (0, 0, 0, 0))
+    assert "2147 MB" in error.what
+
+
+def test_memory_that_runs_out_half_way_is_typed_and_leaks_nothing(board: Board, tmp_path: Path) -> None:
+    board.activation, board.cuda.room = 0, 72 * 4 + 24 * 4 + 72 * 4  # the second lane's output finds none
+    error = refusal(opened(tmp_path))
+    assert isinstance(error, RuntimeFailure)
+    assert (error.code, board.cuda.leaks) == ("cuda.memory", (0, 0, 0, 0))
+
+
+def test_an_engine_that_fails_is_typed_and_gives_all_back(board: Board, tmp_path: Path) -> None:
+    board.runs = False
+    assert refusal(opened(tmp_path)).code == "backend.run"
+    assert board.cuda.leaks == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("version", "flags"), [("10.3.0", 2), ("11.4.1", 0)])
+def test_networks_are_strongly_typed_with_10_and_with_11(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str,
+                                                         flags: int) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", stand_in(board, "tensorrt", version))
+    with opened(tmp_path, file="m.onnx", precision="fp32"):
+        assert (board.network_flags, board.cleared) == ([flags], ["TF32"])
+
+
+def test_an_operator_that_tensorrt_lacks_is_named_with_its_node(board: Board, tmp_path: Path) -> None:
+    board.errors = [SimpleNamespace(node=lambda: 4, node_name=lambda: "/head/Hardmax", node_operator=lambda: "StringSplit",
+                                    desc=lambda: "No importer registered for op")]
+    error = refusal(opened(tmp_path, file="m.onnx"))
+    assert (type(error), error.code) == (IncompatibleError, "backend.operator")
+    assert "node /head/Hardmax (StringSplit)" in error.what
+
+
+def test_dla_is_built_for_its_core_with_the_gpu_for_the_rest(board: Board, tmp_path: Path) -> None:
+    dla = Tuning(provider="DLA1")
+    assert refusal(opened(tmp_path, file="m.onnx", tuning=dla)).code == "backend.dla"
+    board.dla_cores, board.cuda = 2, FakeCuda()
+    with opened(tmp_path, file="m.onnx", tuning=dla) as backend:
+        assert (backend.provider, board.flags) == ("DLA1", ["GPU_FALLBACK"])
+
+
+def test_a_timing_cache_is_read_kept_and_replaced_when_it_is_foreign(board: Board, tmp_path: Path) -> None:
+    trt, timing = sys.modules["tensorrt"], tmp_path / "orin.timing"
+    logger = SimpleNamespace(reason="")
+    for kept in (b"", b"mine", b"foreign"):
+        if kept:
+            timing.write_bytes(kept)
+        assert build_plan(trt, logger, tmp_path / "m.onnx", SHAPE, exact=False, timing=timing) == b"plan"
+        assert timing.read_bytes() == (b"mine+" if kept == b"mine" else b"+")
+    assert list(tmp_path.iterdir()) == [timing]
+
+
+def test_without_a_driver_tensorrt_is_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lean runtime has ended processes that had no driver, so the driver is asked first, by another process."""
+    monkeypatch.setattr(cuda_package, "_ASK", "import ctypes; ctypes.CDLL('libno-such-driver.so.1')")
+    cuda_package.why_no_driver.cache_clear()
+    try:
+        for name in ("tensorrt", "tensorrt-rtx"):
+            monkeypatch.setitem(sys.modules, name.replace("-", "_"), None)  # an import would be `backend.missing`
+            assert refusal(opened(tmp_path, name=name)).code == "cuda.driver"
+    finally:
+        cuda_package.why_no_driver.cache_clear()
+
+
+@pytest.mark.parametrize(("ask", "part"), [("import os; os.kill(os.getpid(), 11)", "signal 11"), ("print('cuInit', 100)", "gives 100"),
+                                           ("print('cuInit', 0)", "")])
+def test_what_the_driver_does_to_the_process_that_asks_is_an_answer(monkeypatch: pytest.MonkeyPatch, ask: str, part: str) -> None:
+    monkeypatch.setattr(cuda_package, "_ASK", ask)
+    cuda_package.why_no_driver.cache_clear()
+    try:
+        reason = cuda_package.why_no_driver()
+    finally:
+        cuda_package.why_no_driver.cache_clear()
+    assert part in reason
+    assert bool(reason) == bool(part)

@@ -39,6 +39,7 @@ _CLASSES = {
     "onnxruntime": ("onnxruntime", "OnnxRuntime"),
     "openvino": ("openvino", "OpenVino"),
     "tensorrt": ("tensorrt", "TensorRt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "TensorRtRtx"),
 }
 
 

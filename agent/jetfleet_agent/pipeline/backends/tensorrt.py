@@ -1,130 +1,196 @@
-"""TensorRT 10 on the board's own GPU: a serialized plan, or the ONNX file built here as a strongly typed network.
+"""TensorRT 10 and 11 on the board's own GPU: a serialized plan, or the ONNX file built here (`tensorrt_build`).
 
-Strongly typed means that the file decides the precision (fp16 weights, or Q/DQ pairs for int8), so what was scored is what
-runs. Plans load with host code not allowed (TensorRT's default, kept). TensorRT comes from JetPack; memory goes through
-NVIDIA's `cuda-bindings`. Copies and the engine are queued on one stream; one wait a frame.
+TensorRT comes from JetPack; memory and streams go through the port `pipeline.cuda`. Everything a frame needs is allocated at activation.
+Upload, engine and download are captured once a lane as a CUDA graph, so that a frame is one launch and one wait; where that cannot be done
+they are queued one after the other, and the log says why. On a Jetson the GPU reads the lane's tensor where it is: nothing is copied.
 """
 
 from __future__ import annotations
 
-import math
+import importlib
+import logging
 from typing import Any
 
 import numpy as np
 
-from jetfleet_agent.pipeline.backends import Backend, Lane, Outputs, check_input_shape
-from jetfleet_contract.errors import IncompatibleError, RuntimeFailure
+from jetfleet_agent.pipeline.backends import Backend, Lane, Outputs
+from jetfleet_agent.pipeline.backends.tensorrt_build import build_plan
+from jetfleet_agent.pipeline.backends.tensorrt_plan import (
+    Port,
+    activation_bytes,
+    check_memory,
+    choose_profile,
+    new_logger,
+    open_engine,
+    outputs_of,
+    ports_of,
+)
+from jetfleet_agent.pipeline.cuda import check_driver, open_cuda
+from jetfleet_agent.pipeline.cuda.port import Cuda, page_aligned
+from jetfleet_contract.errors import IncompatibleError, JetfleetError, RuntimeFailure
 
-_REMEDY = "run on a Jetson with JetPack 6 or newer (TensorRT 10), with cuda-bindings installed in the agent's environment"
+log = logging.getLogger(__name__)
+
+DLA = "DLA"
 
 
 class _Binding:
-    """A lane's device memory and stream. `copies_out` pairs (host array, device pointer)."""
+    """A lane's context, stream and memory. `uploads` and `downloads` pair a host array with its copy on the GPU; `graph` does all of it."""
 
-    __slots__ = ("context", "copies_out", "device_input", "pointers", "stream")
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self.context: Any = None
+        self.stream = cuda.stream()
+        self.graph: Any = None
+        self.uploads: list[tuple[Any, int]] = []
+        self.downloads: list[tuple[Any, int]] = []
+        self._pinned: list[Any] = []
+        self._blocks: list[int] = []
 
-    def __init__(self, context: Any, stream: Any) -> None:
-        self.context = context
-        self.stream = stream
-        self.device_input = 0
-        self.pointers: list[int] = []
-        self.copies_out: list[tuple[Any, int]] = []
+    def memory(self, port: Port) -> tuple[Any, int]:
+        """(the host's array, the address that the GPU uses): the same memory where the GPU is integrated."""
+        array = page_aligned(port.shape, np.dtype(port.dtype))
+        mapped = self.cuda.pin(array)
+        self._pinned.append(array)
+        if self.cuda.integrated:
+            return array, mapped
+        self._blocks.append(self.cuda.allocate(port.size))
+        return array, self._blocks[-1]
+
+    def queue(self, model: str) -> None:
+        for array, address in self.uploads:
+            self.cuda.upload(address, array, self.stream)
+        if not self.context.execute_async_v3(self.stream):
+            raise RuntimeFailure("backend.run", f"TensorRT failed on {model}")
+        for array, address in self.downloads:
+            self.cuda.download(array, address, self.stream)
+
+    def capture(self, model: str) -> None:
+        """Make the graph. The context has run once before: its first run may allocate, which no graph can."""
+        self.cuda.begin_capture(self.stream)
+        try:
+            self.queue(model)
+        except BaseException:
+            self._abandon_capture()
+            raise
+        self.graph = self.cuda.end_capture(self.stream)
+
+    def _abandon_capture(self) -> None:
+        try:
+            self.cuda.end_graph(self.cuda.end_capture(self.stream))
+        except RuntimeFailure as error:
+            log.debug("the failed capture ended with: %s", error.what)
+
+    def free(self) -> None:
+        """What the GPU gave, the stream last."""
+        if self.graph is not None:
+            self.cuda.end_graph(self.graph)
+        self.graph = self.context = None
+        for block in self._blocks:
+            self.cuda.free(block)
+        for array in self._pinned:
+            self.cuda.unpin(array)
+        self._blocks, self._pinned = [], []
+        self.cuda.end_stream(self.stream)
 
 
 class TensorRt(Backend):
-    """One execution context, one stream and one set of device buffers a lane."""
+    """One execution context, one stream and one set of buffers a lane. `tuning.provider` ``DLA0`` or ``DLA1`` builds for that core."""
 
     name = "tensorrt"
     precisions = ("fp32", "fp16", "int8")
+    module = "tensorrt"
+    remedy = "run on a Jetson with JetPack 6 or newer (TensorRT 10), with cuda-bindings installed in the agent's environment"
 
     _trt: Any = None
-    _cuda: Any = None
+    _cuda: Cuda | None = None
+    _runtime: Any = None
     _engine: Any = None
     _bindings: tuple[_Binding, ...] = ()
 
     def _load(self, count: int) -> tuple[Lane, ...]:
+        check_driver()  # before the import: without a driver the runtime has ended the process
         try:
-            import tensorrt as trt
-            from cuda.bindings import runtime as cuda
+            self._trt = trt = importlib.import_module(self.module)
         except ImportError as error:
-            raise IncompatibleError("backend.missing", f"TensorRT cannot be imported: {error}", remedy=_REMEDY) from None
-        self._trt, self._cuda = trt, cuda
-        logger = trt.Logger(trt.Logger.ERROR)
-        plan = self.path.read_bytes() if self.path.suffix == ".plan" else self._build(logger)
-        self._engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise RuntimeFailure("backend.load", f"TensorRT {trt.__version__} cannot load {self.path.name}", where=str(self.path),
-                                 remedy="a plan runs only on the GPU and TensorRT build it was made for; build it here from the ONNX file")
-        self.versions = {"tensorrt": trt.__version__}
-        self.provider = f"CUDA device {self._check(cuda.cudaGetDevice())}"
-        return tuple(self._lane(index) for index in range(count))
+            raise IncompatibleError("backend.missing", f"{self.module} cannot be imported: {error}", remedy=self.remedy) from None
+        self._cuda = cuda = open_cuda()
+        logger = new_logger(trt)
+        core = self._dla_core()
+        plan = self.path.read_bytes() if self.path.suffix in (".plan", ".engine") else build_plan(
+            trt, logger, self.path, self.input_shape, exact=self.requested == "fp32", dla_core=core)
+        check_memory(cuda.free_memory(), len(plan), f"{self.path.name}, whose weights alone")
+        self._runtime = trt.Runtime(logger)
+        if self._runtime is None:
+            raise RuntimeFailure("backend.load", f"{self.module} {trt.__version__} does not start: {logger.reason}")
+        if core is not None:
+            self._runtime.DLA_core = core
+        self._engine = open_engine(trt, self._runtime, logger, plan, self.path.name)
+        self.versions = {self.module: trt.__version__}
+        self.provider = f"{DLA}{core}" if core is not None else cuda.name
+        source, outputs = ports_of(trt, self._engine, self.path.name)
+        profile = choose_profile(self._engine, source, self.input_shape, self.path.name)
+        check_memory(cuda.free_memory(), count * activation_bytes(self._engine), f"{self.path.name} with {count} frames in flight")
+        return tuple(self._lane(cuda, index, source, outputs, profile) for index in range(count))
 
-    def _build(self, logger: Any) -> bytes:
-        trt = self._trt
-        builder = trt.Builder(logger)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, logger)
-        if not parser.parse_from_file(str(self.path)):
-            reasons = "; ".join(parser.get_error(i).desc() for i in range(min(parser.num_errors, 3)))
-            raise RuntimeFailure("backend.load", f"TensorRT cannot parse {self.path.name}: {reasons[:300]}", where=str(self.path))
-        config = builder.create_builder_config()
-        if self.requested == "fp32":
-            config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps 10 bits of mantissa
-        profile = builder.create_optimization_profile()
-        profile.set_shape(network.get_input(0).name, self.input_shape, self.input_shape, self.input_shape)
-        config.add_optimization_profile(profile)
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise RuntimeFailure("backend.load", f"TensorRT {trt.__version__} cannot build {self.path.name}", where=str(self.path))
-        return bytes(plan)
+    def _dla_core(self) -> int | None:
+        wanted = self.tuning.provider
+        if not wanted.startswith(DLA):
+            return None
+        if wanted not in ("DLA0", "DLA1"):
+            raise IncompatibleError("backend.dla", f"there is no DLA core {wanted!r}", remedy="use DLA0 or DLA1")
+        return int(wanted.removeprefix(DLA))
 
-    def _lane(self, index: int) -> Lane:
-        trt, engine = self._trt, self._engine
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        if len(inputs) != 1 or engine.get_tensor_dtype(inputs[0]) != trt.float32:
-            raise IncompatibleError("backend.input", f"{self.path.name} needs exactly one float32 input")
-        check_input_shape(self.path.name, list(engine.get_tensor_shape(inputs[0])), self.input_shape)
-        binding = _Binding(engine.create_execution_context(), self._check(self._cuda.cudaStreamCreate()))
+    def _lane(self, cuda: Cuda, index: int, source: str, outputs: tuple[str, ...], profile: int) -> Lane:
+        binding = _Binding(cuda)
         self._bindings = (*self._bindings, binding)
-        binding.context.set_input_shape(inputs[0], self.input_shape)
-        tensor = np.zeros(self.input_shape, np.float32)
-        binding.device_input = self._malloc(binding, inputs[0], tensor.nbytes)
-        for name in names:
-            if name != inputs[0]:
-                host = np.zeros(tuple(binding.context.get_tensor_shape(name)), trt.nptype(engine.get_tensor_dtype(name)))
-                binding.copies_out.append((host, self._malloc(binding, name, host.nbytes)))
-        return Lane(index, tensor, binding, tuple(host for host, _ in binding.copies_out))
+        binding.context = context = self._context()
+        if context is None:
+            raise RuntimeFailure("backend.memory", f"{self.module} gives no execution context for {self.path.name}: too little GPU memory")
+        if profile and not context.set_optimization_profile_async(profile, binding.stream):
+            raise IncompatibleError("backend.input", f"{self.path.name} refuses its profile {profile}")
+        if not context.set_input_shape(source, self.input_shape):
+            raise IncompatibleError("backend.input", f"{self.path.name}'s input {source!r} refuses {list(self.input_shape)}")
+        tensor, address = binding.memory(Port(source, self.input_shape, "float32"))
+        context.set_tensor_address(source, address)
+        results = []
+        for port in outputs_of(self._trt, self._engine, context, outputs, self.path.name):
+            array, target = binding.memory(port)
+            context.set_tensor_address(port.name, target)
+            results.append(array)
+            if not cuda.integrated:
+                binding.downloads.append((array, target))
+        if not cuda.integrated:
+            binding.uploads.append((tensor, address))
+        binding.queue(self.path.name)
+        cuda.wait(binding.stream)
+        try:
+            binding.capture(self.path.name)
+        except JetfleetError as error:
+            log.warning("%s runs without a CUDA graph: %s", self.path.name, error.what)
+        return Lane(index, tensor, binding, tuple(results))
 
-    def _malloc(self, binding: _Binding, name: str, size: int) -> int:
-        pointer = int(self._check(self._cuda.cudaMalloc(math.ceil(size / 256) * 256)))
-        binding.pointers.append(pointer)
-        binding.context.set_tensor_address(name, pointer)
-        return pointer
+    def _context(self) -> Any:
+        return self._engine.create_execution_context()
 
     def _run(self, lane: Lane) -> Outputs:
-        cuda, binding = self._cuda, lane.binding
-        kinds = cuda.cudaMemcpyKind
-        self._check(cuda.cudaMemcpyAsync(binding.device_input, lane.tensor.ctypes.data, lane.tensor.nbytes,
-                                         kinds.cudaMemcpyHostToDevice, binding.stream))
-        if not binding.context.execute_async_v3(int(binding.stream)):
-            raise RuntimeFailure("backend.run", f"TensorRT failed on {self.path.name}")
-        for host, pointer in binding.copies_out:
-            self._check(cuda.cudaMemcpyAsync(host.ctypes.data, pointer, host.nbytes, kinds.cudaMemcpyDeviceToHost, binding.stream))
-        self._check(cuda.cudaStreamSynchronize(binding.stream))
+        binding: _Binding = lane.binding
+        cuda = binding.cuda
+        cuda.enter()
+        if binding.graph is not None:
+            cuda.launch_graph(binding.graph, binding.stream)
+        else:
+            binding.queue(self.path.name)
+        cuda.wait(binding.stream)
         return lane.outputs
 
-    def _check(self, answer: tuple[Any, ...]) -> Any:
-        """The value of a CUDA runtime call, whose first element is its error code."""
-        error, *values = answer
-        if int(error) != 0:
-            raise RuntimeFailure("backend.run", f"CUDA error {int(error)} ({getattr(error, 'name', '')}) on {self.path.name}")
-        return values[0] if values else None
-
     def _unload(self) -> None:
+        if self._cuda is None:
+            return
+        self._cuda.enter()
         for binding in self._bindings:
-            for pointer in binding.pointers:
-                self._cuda.cudaFree(pointer)
-            self._cuda.cudaStreamDestroy(binding.stream)
+            binding.free()
         self._bindings = ()
-        self._engine = None
+        self._engine = self._runtime = None
+        self._cuda.close()
+        self._cuda = None
