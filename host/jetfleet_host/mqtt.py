@@ -113,6 +113,7 @@ class MqttLink:
         self._topics: dict[str, int] = {}
         self._up = False
         self._stopping = threading.Event()
+        self._beat = 0.0  # when the link's thread last made progress
         self._trouble = ""
         self._lost = ""
         self._wake_r, self._wake_w = socket.socketpair()
@@ -155,8 +156,26 @@ class MqttLink:
         """Why `publish` would not send this, now or later: `broker.packet-size`, `broker.topic`; None when it would."""
         return refusal(self._limits, topic, len(payload), qos, expiry_s)
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stuck_s(self, now: float) -> float:
+        """Seconds (of the monotonic clock) since the link's thread last made progress; waits of up to `MAX_BACKOFF_S` between two tries
+        count. 0 before the start and once it was told to stop."""
+        return max(0.0, now - self._beat) if self._beat and not self._stopping.is_set() else 0.0
+
     def start(self) -> None:
+        self._beat = time.monotonic()
         self._thread.start()
+
+    def abandon(self) -> None:
+        """Leave the thread behind wherever it hangs: it tells nothing any more, and ends as soon as it can. Waits for nothing."""
+        self._on_message = lambda _topic, _payload: None
+        self._on_up = lambda: None
+        self._on_down = lambda _reason: None
+        self._stopping.set()
+        self._wake()
 
     def stop(self) -> None:
         """Send what waits (at most 2 s), say goodbye and end the thread."""
@@ -213,7 +232,7 @@ class MqttLink:
     def _run(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
-            started = time.monotonic()
+            started = self._beat = time.monotonic()
             was_up, reason = self._session()
             attempt = 0 if was_up else attempt + 1
             if not self._stopping.is_set():
@@ -248,6 +267,7 @@ class MqttLink:
             if self._stopping.is_set() and self._flushed(sock):
                 break
             self._turn(sock)
+            self._beat = time.monotonic()
             was_up = was_up or self._up
             if not was_up and time.monotonic() > deadline:
                 self._lost = "the broker does not answer"
