@@ -174,22 +174,22 @@ def _check_weights(spec: ModelSpec, weights: Sequence[tuple[Variant, Path]]) -> 
 def _fill(folder: Path, spec: ModelSpec, evaluation: Evaluation, probe: ProbeSet, files: Mapping[str, bytes | Path],
           weights: Sequence[tuple[Variant, Path]], annotations: dict[str, str]) -> str:
     images = {item.image for item in probe.items}
-    layers = [_add(folder, SPEC, encode(spec), "model-spec.json"), _add(folder, EVALUATION, encode(evaluation), "evaluation.json"),
-              _add(folder, PROBE_INDEX, encode(probe), "probe.json")]
+    layers = [add_blob(folder, SPEC, encode(spec), "model-spec.json"), add_blob(folder, EVALUATION, encode(evaluation), "evaluation.json"),
+              add_blob(folder, PROBE_INDEX, encode(probe), "probe.json")]
     for digest in sorted(files):
         media_type, name = (PROBE_IMAGE, f"probe/{digest[7:]}.png") if digest in images else (LICENCE, f"doc/{digest[7:]}")
-        layers.append(_add(folder, media_type, files[digest], name, expected=digest))
+        layers.append(add_blob(folder, media_type, files[digest], name, expected=digest))
     for variant, source in sorted(weights, key=lambda pair: pair[0].name):
-        layers.append(_add(folder, WEIGHT, source, f"weights/{variant.name}.onnx", expected=variant.digest, size=variant.size))
+        layers.append(add_blob(folder, WEIGHT, source, f"weights/{variant.name}.onnx", expected=variant.digest, size=variant.size))
     unique = tuple({layer.digest: layer for layer in reversed(layers)}.values())[::-1]
     config = _PackConfig(_ModelDescriptor(spec.name, spec.version), _ModelConfig("onnx", _precision(spec)),
                          _ModelFs("layers", tuple(layer.digest for layer in unique)))
-    config_layer = _add(folder, MODEL_CONFIG, encode(config), "")
+    config_layer = add_blob(folder, MODEL_CONFIG, encode(config), "")
     manifest = Manifest(2, OCI_MANIFEST, MODEL_ARTIFACT, config_layer, unique, annotations)
     check_contents(manifest, spec, evaluation, probe)
     data = encode(manifest)
     decode_manifest(data)
-    entry = _add(folder, OCI_MANIFEST, data, "")
+    entry = add_blob(folder, OCI_MANIFEST, data, "")
     write_file(folder / "oci-layout", LAYOUT)
     write_file(folder / "index.json", encode(_Index(2, (msgspec.structs.replace(entry, artifact_type=MODEL_ARTIFACT),))))
     return entry.digest
@@ -200,11 +200,12 @@ def _precision(spec: ModelSpec) -> str:
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
-def _add(folder: Path, media_type: str, content: bytes | Path, name: str, *, expected: str = "", size: int = -1) -> Descriptor:
+def add_blob(folder: Path, media_type: str, content: bytes | Path, name: str, *, expected: str = "", size: int = -1) -> Descriptor:
     """Copy one blob into the layout while hashing it; a digest other than the expected one is the caller's mistake."""
-    partial = folder / "blobs" / "sha256" / "incoming"
+    partial = folder / "blobs" / "sha256" / ".incoming"
     digest, length = _copy(content, partial)
     if expected not in ("", digest) or size not in (-1, length):
+        partial.unlink()
         raise InputError("bundle.digest", f"{name} has digest {digest} and {length} bytes, it was announced as {expected}",
                          where=str(content) if isinstance(content, Path) else name,
                          remedy="the file changed while the bundle was built: build again")

@@ -59,19 +59,28 @@ class _Index(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 def attach_measurements(bundle: OpenBundle, measurements: Measurements) -> str:
     """Add them to the bundle's layout as a referrer; earlier ones stay. Returns the referrer's manifest digest."""
-    index = _read_index(bundle.path)
-    subject = next(entry for entry in index.manifests if entry.digest == bundle.manifest_digest)
     body, empty = encode(measurements), b"{}"
     manifest = encode(Manifest(
         2, OCI_MANIFEST, MEASUREMENTS, Descriptor(EMPTY, digest_of(empty), len(empty)),
         (Descriptor(MEASUREMENTS, digest_of(body), len(body)),),
-        subject=Descriptor(subject.media_type, subject.digest, subject.size)))
+        subject=subject_of(bundle)))
     for data in (body, empty, manifest):
         write_file(bundle.blob_path(digest_of(data)), data)
     entry = Descriptor(OCI_MANIFEST, digest_of(manifest), len(manifest), artifact_type=MEASUREMENTS)
-    others = tuple(known for known in index.manifests if known.digest != entry.digest)
-    write_file(bundle.path / "index.json", encode(_Index(2, (*others, entry))))
+    enter_referrer(bundle, entry)
     return entry.digest
+
+
+def subject_of(bundle: OpenBundle) -> Descriptor:
+    """The bundle's own manifest, as a referrer names it."""
+    own = next(entry for entry in _read_index(bundle.path).manifests if entry.digest == bundle.manifest_digest)
+    return Descriptor(own.media_type, own.digest, own.size)
+
+
+def enter_referrer(bundle: OpenBundle, entry: Descriptor) -> None:
+    """Name a referrer's manifest, whose blobs are there, in the layout's index; again is fine."""
+    others = tuple(known for known in _read_index(bundle.path).manifests if known.digest != entry.digest)
+    write_file(bundle.path / "index.json", encode(_Index(2, (*others, entry))))
 
 
 def measurements_of(bundle: OpenBundle) -> Measurements | None:

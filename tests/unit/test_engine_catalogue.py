@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from builder_board import Builder
+from bundle_maker import make_bundle
 from tuf.api.metadata import TargetFile
 from typer.testing import CliRunner
 
@@ -21,10 +22,12 @@ from jetfleet_contract.engines import Footing, Passport, Recipe, engine_name, ke
 from jetfleet_contract.errors import InputError
 from jetfleet_host import views
 from jetfleet_host.blob_use import referenced_blobs
+from jetfleet_host.bundles import open_bundle
 from jetfleet_host.cli import app
-from jetfleet_host.delegations import accept, delegate, engine_blobs, uncertified_of
+from jetfleet_host.delegations import accept, certify, delegate, engine_blobs, uncertified_of
 from jetfleet_host.durable import write_file
 from jetfleet_host.engine_catalogue import find
+from jetfleet_host.engine_referrers import ENGINE as ENGINE_TYPE
 from jetfleet_host.project import Project
 from jetfleet_host.store import engines
 from jetfleet_host.store.database import Database
@@ -143,3 +146,28 @@ def test_a_lost_database_certifies_nothing(fleet: Fleet) -> None:
         assert engines.untried(session, CLASS, {NAME, "kother"}) == {NAME, "kother"}
         engines.save(session, BUILT, 1.0)
         assert engines.untried(session, CLASS, {NAME, "kother"}) == {"kother"}
+
+
+def test_certified_engines_go_with_their_bundle_as_referrers(fleet: Fleet, tmp_path: Path) -> None:
+    folder = tmp_path / "toy.bundle"
+    digest = make_bundle(folder, name="toy", version="1")
+    passport = msgspec.structs.replace(PASSPORT, subject=digest.removeprefix("sha256:"), builder="bench-2")
+    builder = Builder()
+    delegate(fleet.project, "orin-nx", [builder.public])
+    file = TargetFile(len(ENGINE), {"sha256": BLOB}, engine_path("orin-nx", NAME),
+                      {"custom": engine_field(BlobInfo(len(ENGINE)), passport.subject, passport)})
+    accept(fleet.project, "orin-nx", builder.sign({file.path: file}), {NAME})
+    assert fleet.say("attach", str(folder)) == [], "it is not certified yet"
+    certify(fleet.project, "orin-nx", ())
+    made = fleet.say("attach", str(folder))
+    assert fleet.say("attach", str(folder)) == made
+    index = json.loads((folder / "index.json").read_text())
+    entry = next(one for one in index["manifests"] if one.get("artifactType") == ENGINE_TYPE)
+    assert [entry["digest"]] == [row["manifest"] for row in made]
+    manifest = json.loads((folder / "blobs" / "sha256" / entry["digest"][7:]).read_text())
+    assert manifest["subject"]["digest"] == digest
+    assert [layer["digest"] for layer in manifest["layers"]] == [f"sha256:{BLOB}"]
+    assert open_bundle(folder).manifest_digest == digest, "the bundle itself is as it was"
+    fleet.project.blobs.path(BLOB).write_bytes(bytes([ENGINE[0] ^ 1]) + ENGINE[1:])
+    assert fleet.refused("attach", str(folder)).code == "bundle.digest"
+    assert open_bundle(folder).manifest_digest == digest, "what failed left nothing behind"

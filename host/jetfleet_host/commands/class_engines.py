@@ -1,4 +1,4 @@
-"""Commands of the group engines about what boards of a class share, who built it and who tried it: list, show, request, withdraw."""
+"""Commands of the group engines about what boards of a class share: list, show, request, withdraw, attach."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KEY = typer.Argument(..., metavar="KEY", help="The engine's key, or its first d
 
 def add_commands(engines: typer.Typer) -> None:
     """Add these to the group `engines`."""
-    for name, command in (("list", list_engines), ("show", show), ("request", request), ("withdraw", withdraw)):
+    for name, command in (("list", list_engines), ("show", show), ("request", request), ("withdraw", withdraw), ("attach", attach)):
         engines.command(name)(command)
 
 
@@ -82,6 +82,25 @@ def withdraw(key: str = _KEY, folder: Path = _DIR, as_json: bool = _JSON) -> Non
     _print(as_json, {"key": work.key, "device_class": work.device_class, "state": work.state},
            [f"Engine {work.key[:12]} of {work.device_class} is withdrawn.",
             f"To have it built again: jetfleet engines request {work.key[:12]}"])
+
+
+def attach(bundle: Path = typer.Argument(..., metavar="BUNDLE", help="The bundle's folder."),  # noqa: B008 - typer's way
+           folder: Path = _DIR, as_json: bool = _JSON) -> None:
+    """Add the certified engines of a bundle to its folder as OCI referrers, so that a registry carries them along with it.
+
+    Example: jetfleet engines attach text.bundle --dir fleet
+    """
+    from jetfleet_host.bundles import open_bundle
+    from jetfleet_host.engine_referrers import attach_engines, certified_engines
+    from jetfleet_host.project import Project
+
+    project, opened = Project.load(folder), open_bundle(bundle)
+    engines = certified_engines(project, opened)
+    digests = attach_engines(project, opened, engines)
+    rows = [{"class": owner, "blob": target.blob, "size": target.info.size, "manifest": digest}
+            for (owner, target), digest in zip(engines, digests, strict=True)]
+    lines = [f"{row['class']:<16} engine {str(row['blob'])[:16]}, {row['size']} bytes: {row['manifest']}" for row in rows]
+    _print(as_json, rows, lines or [f"No engine of this bundle is certified. See: jetfleet engines list --dir {folder}"])
 
 
 def _row(view: EngineView) -> Iterator[str]:
