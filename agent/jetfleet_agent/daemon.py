@@ -26,6 +26,7 @@ import msgspec
 
 from jetfleet_contract.boards import BoardFile
 from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError
+from jetfleet_contract.footings import footing_of
 from jetfleet_contract.messages import Capability
 from jetfleet_contract.policy import Choice, Measurement, leaner
 
@@ -37,7 +38,6 @@ from .bundle_folder import BundleFolder, read_bundle
 from .capability import Machine, probe, probe_machine
 from .clocks import BoardClock
 from .config import EXAMPLE, AgentConfig, MeasureConfig, load
-from .footings import footing_of
 from .power import read_conditions
 from .recent_log import FORMAT, RecentLines
 from .status import CHOOSER, JOURNAL, model_of, read_status

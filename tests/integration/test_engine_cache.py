@@ -20,7 +20,6 @@ from pipelines import classifier_task, save_brightness_model
 from supervisor_rig import FakeLink
 
 from jetfleet_agent.capability import probe_machine
-from jetfleet_agent.footings import footing_of
 from jetfleet_agent.pipeline.backends import open_backend
 from jetfleet_agent.supervisor.bundle_reader import BundleReader, blob_of_digest
 from jetfleet_agent.supervisor.engine_record import EngineMemory
@@ -34,6 +33,7 @@ from jetfleet_contract import topics
 from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.delegations import delegation_field, engine_path, role_of_class
 from jetfleet_contract.engines import EngineFile, EngineWord, Passport, engine_name, key_of
+from jetfleet_contract.footings import footing_of
 from jetfleet_contract.messages import BackendInfo, Capability, Instant, encode
 from jetfleet_contract.policy import Candidate
 from jetfleet_contract.predictions import Detection

@@ -36,10 +36,18 @@ from jetfleet_host.compress.qdq import write_qdq
 from jetfleet_host.demo.models import text_detector
 from jetfleet_host.engines import rtx_wheels
 from jetfleet_host.engines.jobs import MAGIC
-from jetfleet_host.engines.rtx_aot import Built, RtxBuilder, read_record
+from jetfleet_host.engines.records import Built, Record
+from jetfleet_host.engines.records import read_record as read_any
+from jetfleet_host.engines.rtx_aot import RtxBuilder
 from jetfleet_host.engines.sources import Weights, Wish, weights_of
 
 PLAIN = Wish()
+# A suite that was started in the background may have interrupts ignored; its children would inherit that.
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from jetfleet_host.cli import main; main()"
+
+
+def read_record(record: Path, engine: Path) -> Record | None:
+    return read_any(record, engine, MAGIC)
 
 
 def check_whole(built: Built, weights: Weights) -> None:
@@ -148,7 +156,7 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.onnx")
     libraries = rtx_libraries().parent
     out = tmp_path / "out"
-    with subprocess.Popen([sys.executable, "-m", "jetfleet_host", "engines", "build", str(path), "--with", "rtx-aot", "--out", str(out),
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTIBLE, "engines", "build", str(path), "--with", "rtx-aot", "--out", str(out),
                            "--libraries", str(libraries)], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
         gone = threading.Event()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from pipelines import detector_task, save_map_model
 
-from jetfleet_agent.footings import footing_of
 from jetfleet_agent.pipeline.backends import Backend, open_backend
 from jetfleet_agent.pipeline.evaluate import evaluate
 from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.engines import EngineFile, why_foreign
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, RuntimeFailure, UntrustedError
 from jetfleet_contract.evaluation import EvaluationJob
+from jetfleet_contract.footings import footing_of
 from jetfleet_contract.messages import BackendInfo, Capability
 from jetfleet_contract.tuning import Tuning
 

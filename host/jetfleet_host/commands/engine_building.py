@@ -14,9 +14,10 @@ import typer
 from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError
 
 if TYPE_CHECKING:
+    from jetfleet_host.engines.board_builds import Machine, Settings
     from jetfleet_host.engines.jobs import Fault
     from jetfleet_host.engines.operator_table import Release
-    from jetfleet_host.engines.rtx_aot import Built, RtxBuilder
+    from jetfleet_host.engines.records import Built
     from jetfleet_host.engines.sources import Weights, Wish
 
 _SOURCE = typer.Argument(..., metavar="BUNDLE_OR_ONNX", help="A bundle folder, or one .onnx file.")
@@ -27,19 +28,29 @@ _BATCH = typer.Option("", "--batch", metavar="MIN,USUAL,MAX", help="Batch sizes 
 _SIZE = typer.Option("", "--size", metavar="HxW", help="Input size where height and width are free (default: the bundle's).")
 _LIBRARIES = typer.Option(None, "--libraries", help="Where TensorRT for RTX is kept (default: the user's cache).")
 _OFFLINE = typer.Option(False, "--offline", help="Fetch nothing: TensorRT for RTX must be there.")
+_THREADS = typer.Option(0, "--threads", min=0, max=1024, help="Threads that the board runs the model with; local and ssh.")
+_FOLDED = typer.Option(False, "--folded", help="The engine takes uint8 frames, normalisation is part of it; local and ssh.")
+_REMOTE_PYTHON = typer.Option("python3", "--remote-python", help="The agent's Python on the board; ssh.")
+_SSH_KEY = typer.Option(None, "--ssh-key", help="Private key (default: the user's own, and the SSH agent's).")
+_KNOWN_HOSTS = typer.Option(None, "--known-hosts", help="Host keys to believe (default: ~/.ssh/known_hosts).")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 
-_BUILD = """Build engines from a bundle or an ONNX file, on this machine, without a GPU.
+_BUILD = """Build engines from a bundle or an ONNX file: here without a GPU, for this machine, or on a board on the bench.
 
 `--with rtx-aot` builds with TensorRT for RTX ahead of time: engines for GeForce and RTX PRO GPUs (sm_75 to sm_121), which their driver
 finishes on the board. It comes from PyPI (91 MB) and is kept in a cache. Jetson boards build their own engines: no host can.
-An engine that is there already, of the same inputs, is not built again.
+`--with local` lets the agent's runtimes compile for this machine, `--with ssh:USER@HOST` for a builder board of the class: its host key
+must be known, and the agent installed there. An engine that is there already, of the same inputs, is not built again.
 
 Examples:
 
     jetfleet engines build text.bundle --with rtx-aot --sm 89 --out engines
 
     jetfleet engines build yolo.onnx --with rtx-aot --sm 86 --sm 89 --batch 1,4,8 --out engines --json
+
+    jetfleet engines build text.bundle --with local --variant int8 --out engines
+
+    jetfleet engines build text.bundle --with ssh:jetson@orin-bench --remote-python /opt/jetfleet/bin/python --out engines
 """
 _CHECK = """Say what speaks against an engine of a model before a board tries: operators, restrictions, types, free axes, by node.
 
@@ -61,25 +72,31 @@ def add_commands(engines: typer.Typer) -> None:
 
 
 def build(source: Path = _SOURCE,
-          backend: str = typer.Option(..., "--with", help="What builds: rtx-aot."),
+          backend: str = typer.Option(..., "--with", help="What builds: rtx-aot, local, or ssh:USER@HOST[:PORT]."),
           out: Path = typer.Option(..., "--out", "-o", help="Folder of the engines; made when it is missing."),  # noqa: B008 - typer's way
           variant: list[str] = _VARIANTS, sm: list[int] = _SMS, batch: str = _BATCH, size: str = _SIZE,
           memory_mb: int = typer.Option(16384, "--memory-mb", min=512, help="Address space that a build may take."),
-          libraries: Path | None = _LIBRARIES, offline: bool = _OFFLINE, as_json: bool = _JSON) -> None:
+          libraries: Path | None = _LIBRARIES, offline: bool = _OFFLINE, threads: int = _THREADS, folded: bool = _FOLDED,
+          remote_python: str = _REMOTE_PYTHON, ssh_key: Path | None = _SSH_KEY, known_hosts: Path | None = _KNOWN_HOSTS,
+          as_json: bool = _JSON) -> None:
     """See `_BUILD`."""
     from jetfleet_contract.messages import encode
-    from jetfleet_host.engines import rtx_aot
+    from jetfleet_host.engines.board_builds import Settings
     from jetfleet_host.engines.sources import Wish, weights_of
 
-    if backend != "rtx-aot":
-        raise InputError("engine.backend", f"nothing here builds with {backend[:40]!r}", where="--with", remedy="use rtx-aot")
-    sms, batches, pixels = rtx_aot.checked_sms(tuple(sm)), _numbers(batch, ",", 3, "--batch"), _numbers(size, "x", 2, "--size")
+    batches, pixels = _numbers(batch, ",", 3, "--batch"), _numbers(size, "x", 2, "--size")
+    make: Callable[[Weights], list[Built]]
+    if backend == "rtx-aot":
+        wish = Wish(batches, (pixels[0], pixels[1]) if pixels else (0, 0))
+        make = _ahead_of_time(tuple(sm), wish, out, memory_mb, lambda: _libraries(libraries, offline))
+    else:
+        machine = _machine(backend, remote_python, ssh_key, known_hosts)
+        make = _on(machine, source, out, Settings(threads, folded))
     chosen = weights_of(source, tuple(variant))
-    builder = rtx_aot.RtxBuilder(_libraries(libraries, offline), memory_mb=memory_mb)
     done: list[Built] = []
     failed: list[tuple[str, JetfleetError]] = []
     for weights in chosen:
-        made = _each(builder, weights, out, sms, Wish(batches, (pixels[0], pixels[1]) if pixels else (0, 0)))
+        made = _unless_incompatible(make, weights)
         if isinstance(made, JetfleetError):
             failed.append((weights.name, made))
         else:
@@ -122,16 +139,57 @@ def check(source: Path = _SOURCE,
         raise typer.Exit(1)
 
 
-def _each(builder: RtxBuilder, weights: Weights, out: Path, sms: tuple[int, ...], wish: Wish) -> list[Built] | IncompatibleError:
-    """An engine for each SM, or why these weights get none."""
-    done = []
-    for sm in sms:
-        try:
+def _ahead_of_time(sms: tuple[int, ...], wish: Wish, out: Path, memory_mb: int,
+                   place: Callable[[], Path]) -> Callable[[Weights], list[Built]]:
+    """An engine for each SM."""
+    from jetfleet_host.engines import rtx_aot
+
+    chosen, builders = rtx_aot.checked_sms(sms), list[rtx_aot.RtxBuilder]()
+
+    def make(weights: Weights) -> list[Built]:
+        if not builders:
+            builders.append(rtx_aot.RtxBuilder(place(), memory_mb=memory_mb))
+        done = []
+        for sm in chosen:
             with _progress(f"{weights.name} for sm_{sm}") as told:
-                done.append(builder.build(weights, out, sm, wish, told=told))
-        except IncompatibleError as error:  # noqa: PERF203  a build takes seconds
-            return error
-    return done
+                done.append(builders[0].build(weights, out, sm, wish, told=told))
+        return done
+
+    return make
+
+
+def _on(machine: Machine, source: Path, out: Path, settings: Settings) -> Callable[[Weights], list[Built]]:
+    """An engine for each way that the machine runs the weights."""
+    from jetfleet_host.engines import board_builds
+
+    task = board_builds.task_of(source)
+
+    def make(weights: Weights) -> list[Built]:
+        with _progress(f"{weights.name} on {machine.name}") as told:
+            return board_builds.build(machine, weights, task, out, settings, told)
+
+    return make
+
+
+def _machine(backend: str, python: str, key: Path | None, known_hosts: Path | None) -> Machine:
+    from jetfleet_host.engines.local_machine import LocalMachine
+    from jetfleet_host.engines.ssh_machine import SshMachine, address_of
+
+    if backend == "local":
+        return LocalMachine()
+    kind, _, address = backend.partition(":")
+    if kind != "ssh" or not address:
+        raise InputError("engine.backend", f"nothing here builds with {backend[:40]!r}", where="--with",
+                         remedy="use rtx-aot, local, or ssh:USER@HOST")
+    return SshMachine(address_of(address), python=python, key=key, known_hosts=known_hosts)
+
+
+def _unless_incompatible(make: Callable[[Weights], list[Built]], weights: Weights) -> list[Built] | IncompatibleError:
+    """What was made, or why these weights get no engine; anything else ends the command."""
+    try:
+        return make(weights)
+    except IncompatibleError as error:
+        return error
 
 
 def _faults(weights: Weights, release: Release, profiled: bool, libraries: Path | None,
@@ -190,10 +248,15 @@ def _progress(title: str) -> Iterator[Callable[[str, float], None]]:
 def _print_built(done: list[Built], failed: list[tuple[str, JetfleetError]]) -> None:
     for built in done:
         record = built.record
-        print(f"{record.passport.variant:<12} sm_{record.passport.footing.sm:<4} {record.passport.recipe.precision:<5} "
+        print(f"{record.passport.variant:<12} {_target(built)}  {record.passport.recipe.precision:<5} "
               f"{record.size:>11} bytes  {'built' if built.fresh else 'unchanged':<9}  {built.path}")
     for name, error in failed:
         print(f"{name:<12} no engine: {error.what} [{error.code}]{', ' + error.where if error.where else ''}")
+
+
+def _target(built: Built) -> str:
+    footing = built.record.passport.footing
+    return f"{f'sm_{footing.sm}' if footing.sm else footing.backend:<8}"
 
 
 def _print_faults(name: str, title: str, judge: str, faults: tuple[Fault, ...]) -> None:

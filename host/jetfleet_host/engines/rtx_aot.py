@@ -18,15 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-import msgspec
-
 from jetfleet_contract.engines import Footing, Passport, Recipe, check_passport, engine_name, key_of
 from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError, MalformedError, RuntimeFailure, StorageError
-from jetfleet_contract.messages import Message, decode, encode
-from jetfleet_host.bundles import digest_file
+from jetfleet_contract.messages import decode, encode
 from jetfleet_host.compress.loading import load_checked
 from jetfleet_host.durable import sync_folder, write_file
 from jetfleet_host.engines.jobs import MAGIC, MAX_LINE_BYTES, MAX_RESULT_BYTES, Fault, Progress, RtxJob, RtxResult
+from jetfleet_host.engines.records import RECORD, Built, Record, check_engine, read_record, renewed
 from jetfleet_host.engines.rtx_wheels import VERSION
 from jetfleet_host.engines.sources import Profile, Weights, Wish, precision_of, profile_of
 
@@ -38,26 +36,8 @@ PLATFORM = "x86_64"
 MEMORY_MB = 16384
 NICE = 15
 SUFFIX = ".rtx"
-RECORD = ".json"
 _TAIL = 400
 Told = Callable[[str, float], None]
-
-
-class Record(Message, frozen=True):
-    """What lies beside an engine, as JSON: its passport, and the digest and size of the file."""
-
-    key: str
-    passport: Passport
-    digest: str
-    size: int
-
-
-class Built(msgspec.Struct, frozen=True):
-    """An engine in the folder. `fresh`: built now; else it was there and is whole."""
-
-    record: Record
-    path: Path
-    fresh: bool
 
 
 def passport_of(weights: Weights, precision: str, profile: Profile, sm: int, builder: str) -> Passport:
@@ -107,9 +87,9 @@ class RtxBuilder:
         passport = passport_of(weights, precision_of(weights, model), profile, sm, builder)
         key = key_of(passport)
         path, record_path = out / (engine_name(key) + SUFFIX), out / (engine_name(key) + RECORD)
-        kept = read_record(record_path, path)
+        kept = read_record(record_path, path, MAGIC)
         if kept is not None:
-            return Built(_renewed(kept, passport, record_path), path, fresh=False)
+            return Built(renewed(kept, passport, record_path), path, fresh=False)
         try:
             out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as work:
@@ -118,7 +98,7 @@ class RtxBuilder:
                                           profile.spans, self._memory_mb), told or _untold)
                 if result.code or result.faults:
                     raise _error(result, weights.name)
-                check_engine(made, result.digest, result.size)
+                check_engine(made, result.digest, result.size, MAGIC)
                 made.replace(path)
                 sync_folder(out)
         except OSError as error:
@@ -160,45 +140,6 @@ class RtxBuilder:
             _kill(child)
             child.wait()
             said.close()
-
-
-def check_engine(path: Path, digest: str, size: int) -> None:
-    """The file is an engine of TensorRT for RTX, and the very one that is meant.
-
-    Raises:
-        MalformedError: `engine.truncated`, `engine.magic`, `engine.flipped`.
-    """
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(len(MAGIC))
-        there = path.stat().st_size
-    except OSError as error:
-        raise MalformedError("engine.truncated", f"the engine cannot be read: {error.strerror}", where=str(path)) from None
-    if there != size:
-        raise MalformedError("engine.truncated", f"the engine has {there} bytes, it was built with {size}", where=str(path),
-                             remedy="build it again")
-    if start != MAGIC:
-        raise MalformedError("engine.magic", "the file is no engine of TensorRT for RTX", where=str(path), remedy="build it again")
-    if digest_file(path) != digest:
-        raise MalformedError("engine.flipped", "the engine's content is not what was built", where=str(path), remedy="build it again")
-
-
-def read_record(record_path: Path, path: Path) -> Record | None:
-    """The record of a whole engine, whose key is what its passport says; None when anything of it is missing or damaged."""
-    try:
-        record = decode(record_path.read_bytes(), Record, limit=MAX_RESULT_BYTES)
-        check_engine(path, record.digest, record.size)
-        return record if record.key == key_of(check_passport(record.passport)) else None
-    except (OSError, MalformedError):
-        return None
-
-
-def _renewed(kept: Record, passport: Passport, record_path: Path) -> Record:
-    """The same engine for whom it is wanted now: another bundle may hold the same weights."""
-    record = msgspec.structs.replace(kept, passport=passport)
-    if record != kept:
-        write_file(record_path, encode(record))
-    return record
 
 
 def _untold(_phase: str, _percent: float) -> None:

@@ -1,15 +1,15 @@
-"""What an engine would be bound to on this machine: the runtime's full version and the processor that it compiles for."""
+"""What an engine would be bound to on a machine: the runtime's full version and the processor that it compiles for. Pure."""
 
 from __future__ import annotations
 
-from jetfleet_contract.engines import ENGINE_BACKENDS, Footing
-from jetfleet_contract.messages import Capability
+from .engines import ENGINE_BACKENDS, Footing
+from .messages import Capability
 
 _ISA_MATTERS = ("openvino",)
 
 
 def footing_of(capability: Capability, backend: str) -> Footing | None:
-    """The footing of engines of `backend` here; None when it has none, is not usable, or does not tell its full version.
+    """The footing of engines of `backend` here; None when it has none, is not usable there, or does not tell its full version.
 
     OpenVINO compiles for the instruction sets and the number of cores that it sees. What GPUs are bound to besides, a runtime for them
     must tell; as long as it does not, no engine is shared for it.
