@@ -266,6 +266,7 @@ def test_a_second_board_certifies_what_only_its_builder_has_tried(fleet: Fleet, 
     assert other.engine() is None
     assert "engine.uncertified" in other.engines.explained()["reader"]
     assert other.wanted == []
+    assert other.said("need").key == word.key, "the host is to know who could try it"
     assert other.order("engine-certify", word.passport) == ""
     fit = other.said("fit")
     assert (fit.key, fit.blob, fit.agreement, other.wanted) == (word.key, word.blob, 1.0, [word.blob])

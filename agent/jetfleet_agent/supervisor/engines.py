@@ -204,9 +204,6 @@ class Engines:
         """An engine, or the metadata that names one, may have come."""
         for need in self._needs.values():
             need.look_at = 0.0
-            if need.verdict.act == "fetch" and need.verdict.blob == blob:
-                need.verdict = Verdict("run", blob)
-                log.info("%s: engine %s is here; the next start loads it", need.app, blob[:16])
         if self._certify is not None and self._certify[2].blob == blob:
             self._try_certified()
 
@@ -240,10 +237,13 @@ class Engines:
     def _ask(self, need: _Need, now: float) -> float:
         if now < need.look_at:
             return need.look_at - now
-        if self._judge(need).act != "ask":
+        before, verdict = need.verdict.act, self._judge(need)
+        if verdict.act == "run" and before != "run":
+            log.info("%s: engine %s is here; the next start loads it", need.app, verdict.blob[:16])
+        if verdict.act != "ask" and verdict.code != "engine.uncertified":  # whoever waits for a certificate may be asked to try the engine
             need.look_at = now + AGAIN_S
             return AGAIN_S
-        if self._order is None and now - need.since >= self._own_after_s:
+        if verdict.act == "ask" and self._order is None and now - need.since >= self._own_after_s:
             need.since = now
             self._begin(need.passport, 0)
         if not self._link.connected:
