@@ -169,3 +169,9 @@ class World:
             assert (self.state.phase, self.running) == ("probing", None)
         due = next_tick(self.state, self.now())
         assert due is None or due >= 0
+
+
+def updating(phase: str) -> World:
+    """A board that has a model and is in this phase of getting the next one."""
+    world = World().install()
+    return world if phase == "idle" else world.go(phase, 2, "b")
