@@ -21,9 +21,10 @@ from rtx_builds import rtx_builder, rtx_libraries, saved
 from typer.testing import CliRunner
 from yolo_shape import write_tiny, write_yolo
 
+from jetfleet_agent.pipeline.backends import open_backend
 from jetfleet_contract.bundle import Evaluation, InputSpec, ModelSpec, ProbeItem, ProbeSet, TaskSpec, Variant, digest_of
-from jetfleet_contract.engines import engine_name, key_of, why_foreign
-from jetfleet_contract.errors import IncompatibleError, InputError, RuntimeFailure, UntrustedError
+from jetfleet_contract.engines import EngineFile, engine_name, key_of, why_foreign
+from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError, RuntimeFailure, UntrustedError
 from jetfleet_host.bundles import digest_file, write_bundle
 from jetfleet_host.cli import app
 from jetfleet_host.compress.calibration import calibrate
@@ -215,6 +216,17 @@ def test_a_board_without_that_gpu_can_say_why_the_engine_is_not_for_it(tmp_path:
     assert why_foreign(made, made) == ("", "")
     assert why_foreign(made, msgspec.structs.replace(made, sm=86)) == ("engine.sm", "is for sm_89, this GPU is sm_86")
     assert why_foreign(made, msgspec.structs.replace(made, version="1.6.0.1"))[0] == "engine.version"
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+def test_a_board_without_a_gpu_refuses_the_plan_by_name(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "tiny.onnx")
+    built = rtx_builder().build(weights_of(model, ())[0], tmp_path, 89, PLAIN)
+    with pytest.raises(JetfleetError) as caught, open_backend("tensorrt-rtx", model, precision="fp32", threads=1,
+                                                              input_shape=(1, 3, 320, 320),
+                                                              engine=EngineFile(str(built.path), built.record.digest[7:])):
+        pytest.fail("there is no GPU here")
+    assert caught.value.code.partition(".")[0] in ("engine", "backend")
 
 
 def test_the_command_builds_the_variants_of_a_bundle_and_says_so_in_json(tmp_path: Path) -> None:
