@@ -1,0 +1,96 @@
+"""A class of boards for tests: a real broker, a real `serve`, real agents that run one model in OpenVINO, and what the host knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from brokers import LOOPBACK, mosquitto, until
+from fleet_rig import AgentProcess, write_model_bundle
+from pipelines import classifier_task
+from served_fleet import ServedFleet, fleet_on
+from tiny_models import brightness_network
+
+from jetfleet_contract.engine_work import Work
+from jetfleet_contract.predictions import Detection
+from jetfleet_host import views
+from jetfleet_host.delegations import delegate, key_of_device
+from jetfleet_host.publish import publish
+from jetfleet_host.store import engines
+
+APP = "gate"
+APPS = """
+[gate]
+sources = [{ name = "front", uri = "local:front", fps = 10.0, loop = true }]
+trial = { frames = 4, keep_s = 0.5, max_p99_ratio = 1000.0 }
+"""
+MODEL = "brightness:1"
+WAIT_S = 60.0
+
+
+class EngineClass:
+    """All boards are of this machine's class, so one engine serves them all."""
+
+    def __init__(self, folder: Path, fleet: ServedFleet, port: int, names: tuple[str, ...]) -> None:
+        self.fleet = fleet
+        fleet.apps.write_text(APPS)
+        bundle = folder / "bundles" / "brightness-1"
+        bundle.parent.mkdir()
+        model = brightness_network(bundle.parent / "brightness.onnx")
+        answers = ((20, (Detection("dark", 0.99),)), (230, (Detection("bright", 0.99),)))
+        write_model_bundle(bundle, "brightness", "1", model, classifier_task(), answers, backend="openvino")
+        publish(fleet.project, bundle)
+        fleet.start()
+        self.agents = {name: AgentProcess(folder / name, name, port, fleet.project.root_file).start() for name in names}
+        until(lambda: fleet.knows(*names), "all boards", WAIT_S)
+
+    def name_builders(self, *names: str) -> None:
+        with self.fleet.reading() as session:
+            self.device_class = engines.class_of(session, names[0])
+        delegate(self.fleet.project, self.device_class, [key_of_device(self.fleet.project, name) for name in names])
+
+    def roll_out(self) -> None:
+        self.fleet.begin(MODEL, "--all", app=APP)
+        until(lambda: all(self._runs(name) for name in self.agents), f"the model everywhere; {self.said()}", WAIT_S)
+
+    def _runs(self, name: str) -> bool:
+        with self.fleet.reading() as session:
+            apps = next(view.apps for view in views.devices(session) if view.device == name)
+        return any(app.phase == "committed" for app in apps)
+
+    @property
+    def works(self) -> list[Work]:
+        with self.fleet.reading() as session:
+            return engines.every(session)
+
+    def until_state(self, *states: str) -> Work:
+        until(lambda: any(work.state in states for work in self.works), f"an engine that is {states}; {self.works} {self.said()}", WAIT_S)
+        return next(work for work in self.works if work.state in states)
+
+    def built(self) -> list[str]:
+        """The boards that have built an engine, once for each time."""
+        return [name for name, agent in self.agents.items() for line in agent.said().splitlines()
+                if "engine " in line and " is built" in line]
+
+    def runs_engine(self, name: str, blob: str) -> bool:
+        """Whether the board's pipeline was started with that engine."""
+        return f"runs with engine {blob[:16]}" in self.agents[name].said()
+
+    def said(self) -> str:
+        return "\n".join(f"--- {name}: {agent.said()[-1200:]}" for name, agent in self.agents.items())
+
+    def stop(self) -> None:
+        for agent in self.agents.values():
+            if agent.process is not None and agent.process.poll() is None:
+                agent.stop()
+
+
+@contextmanager
+def engine_class(folder: Path, *names: str) -> Iterator[EngineClass]:
+    with mosquitto() as broker, fleet_on(folder, f"{LOOPBACK}:{broker.port}") as fleet:
+        made = EngineClass(folder, fleet, broker.port, names)
+        try:
+            yield made
+        finally:
+            made.stop()
