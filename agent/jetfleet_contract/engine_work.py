@@ -27,9 +27,10 @@ GRACE_S = 10.0
 BARRED_S = 900.0
 AGAIN_S = 15.0
 SOON = frozenset({"trust.fork", "trust.rollback", "trust.delegation-missing", "trust.no-delegation", "trust.unknown-engine",
-                  "engine.not-builder", "engine.busy", "device.offline", "broker.down"})
-"""What passes by itself: the newest metadata is on its way to the board, or another builder's came first, or it is at work."""
-MAX_TRIES = 12
+                  "engine.not-builder", "engine.busy", "engine.no-weights", "device.offline", "broker.down"})
+"""What passes by itself and is no try: the newest metadata or the model is on its way to the board, another builder's came first, or it is
+at work."""
+MAX_TRIES = 6
 CERTIFY_S = 180.0
 MAX_WANTED = 256
 
@@ -258,7 +259,8 @@ def _bar(work: Work, device: str, code: str, detail: str, now: float) -> Work:
     others = tuple(one for one in work.barred if one.device != device and one.until > now)
     until = now + (AGAIN_S if code in SOON else BARRED_S)
     barred = (*others, Barred(device, until, code))
-    return msgspec.structs.replace(work, barred=barred, code=code, detail=f"{device}: {detail}"[:300])
+    tries = work.tries - 1 if code in SOON and work.state == "building" else work.tries
+    return msgspec.structs.replace(work, tries=tries, barred=barred, code=code, detail=f"{device}: {detail}"[:300])
 
 
 def _free(work: Work, boards: Iterable[Seen], now: float) -> list[Seen]:

@@ -18,7 +18,7 @@ def test_one_builds_the_other_tries_fetches_and_runs_it(tmp_path: Path) -> None:
         assert work.agreement >= 0.95
         assert work.p50_ms > 0
         for name in site.agents:
-            site.fleet.cli("device", "restart", name, APP)
+            site.fleet.cli("device", "restart", name, "--app", APP)
             until(lambda name=name: site.runs_engine(name, work.blob), f"{name} with the engine; {site.said()}", WAIT_S)  # type: ignore[misc]
         assert site.built() == ["b1"]
 
@@ -31,7 +31,7 @@ def test_of_five_one_builds_and_four_fetch_and_run_it(tmp_path: Path) -> None:
         site.roll_out()
         work = site.until_state("certified")
         for name in names:
-            site.fleet.cli("device", "restart", name, APP)
+            site.fleet.cli("device", "restart", name, "--app", APP)
         until(lambda: all(site.runs_engine(name, work.blob) for name in names), f"the engine everywhere; {site.said()}", WAIT_S)
         assert site.built() == [work.by]
         assert len(site.works) == 1
@@ -46,7 +46,7 @@ def test_a_killed_builder_gives_way_to_another(tmp_path: Path) -> None:
         site.agents[first].kill()
         work = site.until_state("certified")
         assert {first, work.by} == {"b1", "b2"}
-        site.fleet.cli("device", "restart", "c1", APP)
+        site.fleet.cli("device", "restart", "c1", "--app", APP)
         until(lambda: site.runs_engine("c1", work.blob), f"the engine on c1; {site.said()}", WAIT_S)
 
 
