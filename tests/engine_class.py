@@ -42,7 +42,10 @@ class EngineClass:
         write_model_bundle(bundle, "brightness", "1", model, classifier_task(), answers, backend="openvino")
         publish(fleet.project, bundle)
         fleet.start()
-        self.agents = {name: AgentProcess(folder / name, name, port, fleet.project.root_file).start() for name in names}
+        self.agents = {name: AgentProcess(folder / name, name, port, fleet.project.root_file) for name in names}
+        for agent in self.agents.values():  # settings are part of a key, and boards on one core measure anything
+            agent.config.write_text(agent.config.read_text() + "tune_s = 0\n")
+            agent.start()
         until(lambda: fleet.knows(*names), "all boards", WAIT_S)
 
     def name_builders(self, *names: str) -> None:
@@ -70,12 +73,26 @@ class EngineClass:
 
     def built(self) -> list[str]:
         """The boards that have built an engine, once for each time."""
-        return [name for name, agent in self.agents.items() for line in agent.said().splitlines()
-                if "engine " in line and " is built" in line]
+        return [name for name in self.agents for line in self.log(name) if "engine " in line and " is built" in line]
 
     def runs_engine(self, name: str, blob: str) -> bool:
-        """Whether the board's pipeline was started with that engine."""
-        return f"runs with engine {blob[:16]}" in self.agents[name].said()
+        """Whether the board's pipeline was started with that engine, and has it loaded."""
+        after = "\n".join(self.log(name)).partition(f"runs with engine {blob[:16]}")[2]
+        return "runs fp32@openvino:fp32 on CPU" in after
+
+    def load_it(self, *names: str) -> None:
+        """Have the boards' pipelines start anew, and wait until each runs the certified engine."""
+        blob = self.until_state("certified").blob
+        for name in names:
+            until(lambda name=name: "the next start loads it" in " ".join(self.log(name)) or name == self.works[0].by,  # type: ignore[misc]
+                  f"the engine on {name}; {self.said()}", WAIT_S)
+            self.fleet.cli("device", "restart", name, "--app", APP)
+        for name in names:
+            until(lambda name=name: self.runs_engine(name, blob), f"{name} with the engine; {self.said()}", WAIT_S)  # type: ignore[misc]
+
+    def log(self, name: str) -> list[str]:
+        lines: list[str] = self.fleet.cli("device", "logs", name)["lines"]
+        return lines
 
     def said(self) -> str:
         return "\n".join(f"--- {name}: {agent.said()[-1200:]}" for name, agent in self.agents.items())

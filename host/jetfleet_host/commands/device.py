@@ -100,6 +100,8 @@ def explain(device: str = _NAME, wait: float = _WAIT, folder: Path = _DIR, as_js
         return
     for name, app in sorted(told.apps.items()):
         typer.echo(clean(f"{name}: {app.name} {app.version or '-'} {app.candidate} {app.phase} {app.reason}").rstrip())
+        if name in told.engines:
+            typer.echo(clean(f"  engine: {told.engines[name]}"))
         for row in told.choices[name].rows if name in told.choices else ():
             typer.echo(clean(f"  {row.candidate.name:<40} {row.verdict:<9} {row.reason}").rstrip())
     if not told.apps:
