@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell .ci/find-python)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
-SERVERS := mosquitto:mosquitto nginx:nginx-light openssl:openssl ip:iproute2
+SERVERS := mosquitto:mosquitto nginx:nginx-light openssl:openssl ip:iproute2 sshd:openssh-server
 # A camera for the tests: GStreamer's RTSP server, from the system's Python.
 GST := /usr/lib/*/gstreamer-1.0
 CAMERA := /usr/lib/python3/dist-packages/gi:python3-gi /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib:gir1.2-gst-rtsp-server-1.0 \
