@@ -21,7 +21,7 @@ def evaluation_of(spec: ModelSpec, *, arch: str = "x86_64", ms: dict[str, float]
     """A row for each candidate but TensorRT's; `ms` and `refused` by candidate name."""
     rows = []
     for candidate in candidates(spec):
-        if candidate.backend == "tensorrt" or candidate.name in leave_out:
+        if candidate.backend.startswith("tensorrt") or candidate.name in leave_out:
             continue
         reason = (refused or {}).get(candidate.name, "")
         rows.append(EvaluationRow(candidate.variant, candidate.backend, candidate.precision, "top1", 0.9, 0.1, 0.99, 10,

@@ -172,7 +172,7 @@ def lone_model(path: Path, *, width: int, height: int, precision: Precision, tas
 
 
 def _job(bundle: BundleFolder, candidate: Candidate, wish: Wish, tuning: Tuning) -> EvaluationJob:
-    backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt']", candidate.backend)
+    backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt', 'tensorrt-rtx']", candidate.backend)
     return EvaluationJob(model=str(bundle.paths[candidate.variant]), task=bundle.spec.task, backend=backend, precision=candidate.precision,
                          threads=wish.threads, tuning=tuning)
 

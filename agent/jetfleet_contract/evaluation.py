@@ -31,7 +31,7 @@ class EvaluationJob(Message, frozen=True):
 
     model: str
     task: TaskSpec
-    backend: Literal["onnxruntime", "openvino", "tensorrt"]
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
     precision: str = "fp32"
     threads: int = 0
     images: tuple[str, ...] = ()

@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Literal
 
+import msgspec
+
 from .bundle import Evaluation, EvaluationRow, ModelSpec, Variant
 from .messages import AppState, Capability, Message
 from .tuning import CLEARLY_LESS_CPU, ECO_SLOWEST, TuningChoice
@@ -20,12 +22,15 @@ PRECISIONS_OF = {
     ("fp32", "onnxruntime"): ("fp32",),
     ("fp32", "openvino"): ("bf16", "fp32"),
     ("fp32", "tensorrt"): ("fp32",),
+    ("fp32", "tensorrt-rtx"): ("fp32",),
     ("fp16", "onnxruntime"): ("fp16",),
     ("fp16", "openvino"): ("fp16",),
     ("fp16", "tensorrt"): ("fp16",),
+    ("fp16", "tensorrt-rtx"): ("fp16",),
     ("int8", "onnxruntime"): ("int8",),
     ("int8", "openvino"): ("int8",),
     ("int8", "tensorrt"): ("int8",),
+    ("int8", "tensorrt-rtx"): ("int8",),
     ("uint8", "onnxruntime"): ("int8",),
     ("uint8", "openvino"): ("int8",),
 }
@@ -102,7 +107,7 @@ def candidates(spec: ModelSpec) -> tuple[Candidate, ...]:
     return tuple(
         Candidate(variant.name, backend, precision)
         for variant in spec.variants
-        for backend in ("tensorrt", "openvino", "onnxruntime")
+        for backend in ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
         for precision in PRECISIONS_OF.get((variant.precision, backend), ())
     )
 
@@ -297,11 +302,11 @@ def _evaluation_row(evaluation: Evaluation, candidate: Candidate, variant: Varia
     exact = next((r for r in same if r.backend == candidate.backend and r.precision == candidate.precision), None)
     if exact:
         return exact
-    if candidate.backend != "tensorrt" or not same:
+    if not candidate.backend.startswith("tensorrt") or not same:
         return None
     worst = max(same, key=lambda row: row.drop)
-    return EvaluationRow(worst.variant, "tensorrt", candidate.precision, worst.metric, worst.accuracy, worst.drop,
-                         worst.agreement, worst.samples, 0.0, 0.0, worst.size, worst.verdict, worst.reason, "simulated")
+    return msgspec.structs.replace(worst, backend=candidate.backend, precision=candidate.precision, latency_p50_ms=0.0, latency_p99_ms=0.0,
+                                   origin="simulated")
 
 
 def _why_chosen(best: ChoiceRow, rest: list[ChoiceRow]) -> str:

@@ -12,8 +12,9 @@ from jetfleet_contract.messages import Capability
 from jetfleet_contract.policy import ChoiceRow, choose
 
 SPEC = spec_of("fp32", "fp16", "int8", "uint8")
-WORKS = {name: BackendFacts(version="9.9") for name in ("tensorrt", "openvino", "onnxruntime")}
-ALL = ("fp32@tensorrt:fp32", "fp32@openvino:bf16", "fp32@openvino:fp32", "fp32@onnxruntime:fp32", "fp16@tensorrt:fp16",
+WORKS = {name: BackendFacts(version="9.9") for name in ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")}
+RTX = ("fp32@tensorrt-rtx:fp32", "fp16@tensorrt-rtx:fp16", "int8@tensorrt-rtx:int8")
+ALL = (*RTX, "fp32@tensorrt:fp32", "fp32@openvino:bf16", "fp32@openvino:fp32", "fp32@onnxruntime:fp32", "fp16@tensorrt:fp16",
        "fp16@openvino:fp16", "fp16@onnxruntime:fp16", "int8@tensorrt:int8", "int8@openvino:int8", "int8@onnxruntime:int8",
        "uint8@openvino:int8", "uint8@onnxruntime:int8")
 
@@ -40,7 +41,8 @@ TABLE = [
     ("agx-orin-industrial", (), JETSON_INT8, {"tensorrt": ("fp16", "int8")}),
     ("thor-t4000", (), JETSON_INT8, {"tensorrt": ("fp8", "nvfp4", "int8", "fp16")}),
     ("thor-t5000", (), JETSON_INT8, {"tensorrt": ("fp8", "nvfp4", "int8", "fp16")}),
-    ("x86-gpu", ("avx2",), (*JETSON_INT8, *CPU_HALVES), {"tensorrt": ("fp16", "int8")}),
+    ("x86-gpu", ("avx2",), (*JETSON_INT8, *RTX, *CPU_HALVES),
+     {"tensorrt": ("fp16", "int8"), "tensorrt-rtx": ("fp16", "int8")}),
     ("cpu-x86-amx", AMX, CPU_BF16, {"openvino": ("bf16", "int8"), "onnxruntime": ("int8",)}),
     ("cpu-x86-vnni", ("avx2", "avx512_vnni"), CPU_HALVES, {"openvino": ("int8",), "onnxruntime": ("int8",)}),
     ("cpu-x86-avx2", ("avx2",), CPU_INT8, {}),
@@ -94,7 +96,8 @@ def test_among_the_allowed_the_fastest_figure_is_preferred_whatever_the_precisio
 
 @pytest.mark.parametrize("name", [name for name in board_names() if load_board(name).rule("tensorrt")])
 def test_without_tensorrt_every_board_goes_on_with_its_fallback_and_says_why(name: str) -> None:
-    missing = {**WORKS, "tensorrt": BackendFacts(missing="no NVIDIA driver is loaded")}
+    missing = {**WORKS, "tensorrt": BackendFacts(missing="no NVIDIA driver is loaded"),
+               "tensorrt-rtx": BackendFacts(missing="no NVIDIA driver is loaded")}
     rows = rows_on(capability_of(name, (), missing))
     chosen = next(row for row in rows.values() if row.verdict == "chosen")
     assert chosen.candidate.backend in ("onnxruntime", "openvino")

@@ -309,7 +309,7 @@ class Chooser:
         return least * RUNAWAY_FACTOR + RUNAWAY_MB if least else 0.0
 
     def _job(self, path: Path, candidate: Candidate, task: TaskSpec, images: tuple[Path, ...], runs: int, tuning: Tuning) -> EvaluationJob:
-        backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt']", candidate.backend)
+        backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt', 'tensorrt-rtx']", candidate.backend)
         return EvaluationJob(
             model=str(path), task=task, backend=backend, precision=candidate.precision, threads=self._threads,
             images=tuple(str(image) for image in images), warmup=self._measure.warmup, latency_runs=runs, tuning=tuning)
