@@ -101,7 +101,7 @@ def _one(machine: Machine, passport: Passport, weights: Weights, task: TaskSpec,
     kept = read_record(record_path, path)
     if kept is not None:
         return Built(renewed(kept, passport, record_path), path, fresh=False)
-    job = EvaluationJob("", task, passport.footing.backend, recipe.precision, recipe.threads, warmup=0,  # type: ignore[arg-type]
+    job = EvaluationJob("", task, passport.footing.backend, recipe.precision, recipe.threads, warmup=0,
                         latency_runs=0, tuning=Tuning(folded=recipe.folded, threads=recipe.threads))
     try:
         out.mkdir(parents=True, exist_ok=True)
