@@ -88,7 +88,11 @@ class EngineClass:
                   f"the engine on {name}; {self.said()}", WAIT_S)
             self.fleet.cli("device", "restart", name, "--app", APP)
         for name in names:
-            until(lambda name=name: self.runs_engine(name, blob), f"{name} with the engine; {self.said()}", WAIT_S)  # type: ignore[misc]
+            try:
+                until(lambda name=name: self.runs_engine(name, blob), f"{name} with the engine", WAIT_S)  # type: ignore[misc]
+            except AssertionError as error:
+                told = [line for line in self.log(name) if ": logs" not in line]
+                raise AssertionError(f"{error}: {told[-30:]}") from None
 
     def log(self, name: str) -> list[str]:
         lines: list[str] = self.fleet.cli("device", "logs", name)["lines"]

@@ -272,6 +272,7 @@ def test_a_second_board_certifies_what_only_its_builder_has_tried(fleet: Fleet, 
     assert (fit.key, fit.blob, fit.agreement, other.wanted) == (word.key, word.blob, 1.0, [word.blob])
     assert fit.p50_ms > 0
     assert other.engine() is None, "it runs once the host has said so"
+    assert other.engines.held({word.passport.subject}) == {word.blob}, "what was tried is wanted here: it must not be fetched twice"
 
 
 def test_a_build_that_is_killed_leaves_nothing_and_begins_again(fleet: Fleet, board: Callable[..., Board], tmp_path: Path) -> None:

@@ -406,6 +406,7 @@ class Engines:
             raise IncompatibleError(code, detail)
         self._reader.contents(passport.subject)
         self._certify = (command, passport, target)
+        self._memory.uses(target.blob, passport.subject)  # it stays when it was tried: this board wants it, too
         if self._store.has(target.blob):
             self._try_certified()
         else:
