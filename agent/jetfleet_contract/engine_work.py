@@ -29,7 +29,7 @@ AGAIN_S = 15.0
 SOON = frozenset({"trust.fork", "trust.rollback", "trust.delegation-missing", "trust.no-delegation", "trust.unknown-engine",
                   "engine.not-builder", "engine.busy", "engine.no-weights", "device.offline", "broker.down"})
 """What passes by itself and is no try: the newest metadata or the model is on its way to the board, another builder's came first, or it is
-at work."""
+at work. It is asked again soon, then ever more seldom."""
 MAX_TRIES = 6
 CERTIFY_S = 180.0
 MAX_WANTED = 256
@@ -59,7 +59,8 @@ class Barred(Message, frozen=True):
 class Work(Message, frozen=True):
     """One key. Times are seconds since 1970 by the host's clock. `passport` is the builder's from `uncertified` on, else that of the first
     board that asked. `by` builds or built it, `second` tries or tried it; `heard` is the last sign of life of whoever works, `offline`
-    since when that one is offline (0: it is not). `agreement` and `p50_ms` are what the second board saw."""
+    since when that one is offline (0: it is not). `tries` counts builds that run or came to nothing, `soon` what passed by itself.
+    `agreement` and `p50_ms` are what the second board saw."""
 
     device_class: str
     key: str
@@ -73,6 +74,7 @@ class Work(Message, frozen=True):
     offline: float = 0.0
     percent: float = 0.0
     tries: int = 0
+    soon: int = 0
     barred: tuple[Barred, ...] = ()
     blob: str = ""
     code: str = ""
@@ -257,10 +259,11 @@ def _watch(work: Work, worker: str, patience_s: float, boards: Sequence[Seen], n
 
 def _bar(work: Work, device: str, code: str, detail: str, now: float) -> Work:
     others = tuple(one for one in work.barred if one.device != device and one.until > now)
-    until = now + (AGAIN_S if code in SOON else BARRED_S)
+    soon = work.soon + 1 if code in SOON else work.soon
+    until = now + (min(AGAIN_S * 2.0 ** min(work.soon, 10), BARRED_S) if code in SOON else BARRED_S)
     barred = (*others, Barred(device, until, code))
     tries = work.tries - 1 if code in SOON and work.state == "building" else work.tries
-    return msgspec.structs.replace(work, tries=tries, barred=barred, code=code, detail=f"{device}: {detail}"[:300])
+    return msgspec.structs.replace(work, tries=tries, soon=soon, barred=barred, code=code, detail=f"{device}: {detail}"[:300])
 
 
 def _free(work: Work, boards: Iterable[Seen], now: float) -> list[Seen]:
@@ -320,7 +323,7 @@ def wanted_anew(work: Work) -> Work:
     if work.state in ("building", "certifying", "certified"):
         return work
     state: State = "uncertified" if work.state == "uncertified" else "wanted"
-    return msgspec.structs.replace(work, state=state, tries=0, barred=(), code="", detail="")
+    return msgspec.structs.replace(work, state=state, tries=0, soon=0, barred=(), code="", detail="")
 
 
 def withdrawn(work: Work, now: float) -> Work:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -149,6 +151,24 @@ def test_builds_that_all_fail_end() -> None:
         key.send(Tick(), BARRED_S + 1)
     assert key.work.state == "given-up"
     assert sum(isinstance(effect, AskToBuild) for effect in key.effects) == MAX_TRIES
+
+
+def test_what_passes_by_itself_is_no_try_and_is_asked_ever_more_seldom() -> None:
+    key = Key()
+    key.online = ("b1", "c1")
+    key.send(Needed("c1"))
+    asked_at = []
+    for _ in range(4 * 900):
+        if key.work.state == "building":
+            asked_at.append(key.now)
+            key.send(Failed("b1", "engine.no-weights", "on its way"))
+        key.send(Tick(), 1.0)
+    gaps = [round(later - before) for before, later in itertools.pairwise(asked_at)]
+    assert gaps[:3] == [15, 30, 60]
+    assert gaps == sorted(gaps)
+    assert max(gaps) <= BARRED_S + 1
+    assert key.work.tries <= 1
+    assert key.work.state != "given-up"
 
 
 class AnyOrder(RuleBasedStateMachine):
