@@ -33,6 +33,7 @@ from jetfleet_contract import topics
 from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.delegations import delegation_field, engine_path, role_of_class
 from jetfleet_contract.engines import EngineFile, EngineWord, Passport, engine_name, key_of
+from jetfleet_contract.errors import TransportError
 from jetfleet_contract.footings import footing_of
 from jetfleet_contract.messages import BackendInfo, Capability, Instant, encode
 from jetfleet_contract.policy import Candidate
@@ -273,6 +274,19 @@ def test_a_second_board_certifies_what_only_its_builder_has_tried(fleet: Fleet, 
     assert fit.p50_ms > 0
     assert other.engine() is None, "it runs once the host has said so"
     assert other.engines.held({word.passport.subject}) == {word.blob}, "what was tried is wanted here: it must not be fetched twice"
+
+
+def test_a_second_board_that_cannot_fetch_the_engine_convicts_nobody(fleet: Fleet, board: Callable[..., Board]) -> None:
+    builder, other = board("one"), board("two")
+    word = built(fleet, builder)
+    fleet.accept(fleet.metadata(), uncertified=(engine_name(word.key),))
+    other.follow()
+    assert other.engine() is None
+    assert other.order("engine-certify", word.passport) == ""
+    other.engines.blob_failed(word.blob, TransportError("blob.denied", "the host does not give it"))
+    told = other.words()[-1]
+    assert (told.what, told.code) == ("failed", "blob.denied")
+    assert other.order("engine-certify", word.passport) == "", "it can be asked again"
 
 
 def test_a_build_that_is_killed_leaves_nothing_and_begins_again(fleet: Fleet, board: Callable[..., Board], tmp_path: Path) -> None:

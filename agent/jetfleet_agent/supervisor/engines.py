@@ -215,7 +215,7 @@ class Engines:
         if self._certify is not None and self._certify[2].blob == blob:
             _, passport, _ = self._certify
             self._certify = None
-            self._say(passport, "unfit", code=error.code, detail=error.what)
+            self._say(passport, "failed", code=error.code, detail=error.what)
 
     def tick(self) -> float:
         """Ask for what is due, take up what was built; seconds until the next call is wanted."""
