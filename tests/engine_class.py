@@ -26,7 +26,7 @@ sources = [{ name = "front", uri = "local:front", fps = 10.0, loop = true }]
 trial = { frames = 4, keep_s = 0.5, max_p99_ratio = 1000.0 }
 """
 MODEL = "brightness:1"
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class EngineClass:

@@ -26,6 +26,8 @@ GRACE_S = 10.0
 """A builder that is offline has so long to come back: a broker that restarts kills nobody."""
 BARRED_S = 900.0
 AGAIN_S = 15.0
+PATIENT = 5
+"""So often a key is tried again after `AGAIN_S`; then after twice as long each time."""
 SOON = frozenset({"trust.fork", "trust.rollback", "trust.delegation-missing", "trust.no-delegation", "trust.unknown-engine",
                   "engine.not-builder", "engine.busy", "engine.no-weights", "device.offline", "broker.down"})
 """What passes by itself and is no try: the newest metadata or the model is on its way to the board, another builder's came first, or it is
@@ -260,7 +262,7 @@ def _watch(work: Work, worker: str, patience_s: float, boards: Sequence[Seen], n
 def _bar(work: Work, device: str, code: str, detail: str, now: float) -> Work:
     others = tuple(one for one in work.barred if one.device != device and one.until > now)
     soon = work.soon + 1 if code in SOON else work.soon
-    until = now + (min(AGAIN_S * 2.0 ** min(work.soon, 10), BARRED_S) if code in SOON else BARRED_S)
+    until = now + (min(AGAIN_S * 2.0 ** min(max(work.soon - PATIENT, 0), 10), BARRED_S) if code in SOON else BARRED_S)
     barred = (*others, Barred(device, until, code))
     tries = work.tries - 1 if code in SOON and work.state == "building" else work.tries
     return msgspec.structs.replace(work, tries=tries, soon=soon, barred=barred, code=code, detail=f"{device}: {detail}"[:300])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engine_class import APP, MODEL, engine_class
+from engine_class import engine_class
 
 pytest.importorskip("openvino")
 
@@ -40,8 +40,8 @@ def test_of_five_one_builds_and_four_fetch_and_run_it(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_a_killed_builder_gives_way_to_another(tmp_path: Path) -> None:
     with engine_class(tmp_path, "b1", "b2", "c1") as site:
+        site.roll_out()  # first: a canary that is killed holds the rollout
         site.name_builders("b1", "b2")
-        site.fleet.begin(MODEL, "--all", app=APP)
         first = site.until_state("building").by
         site.agents[first].kill()
         work = site.until_state("certified")
