@@ -311,15 +311,6 @@ def _second(work: Work, boards: Sequence[Seen], now: float) -> Step:
     return tried, (AskToTry(able[0]),)
 
 
-def asked_again(work: Work) -> tuple[Effect, ...]:
-    """What a host that has just started asks for once more: a board that does it already says so, and does it once."""
-    if work.state == "building":
-        return (AskToBuild(work.by),)
-    if work.state == "certifying":
-        return (AskToTry(work.second),)
-    return ()
-
-
 def wanted_anew(work: Work) -> Work:
     """An operator asks for a build now: failures are forgotten."""
     if work.state in ("building", "certifying", "certified"):

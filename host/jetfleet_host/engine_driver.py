@@ -56,6 +56,8 @@ class EngineDriver:
         self._taken = 0
         self._done: set[int] = set()
         self._due = 0.0
+        self._vouching: Mapping[str, frozenset[str]] = {}
+        self._vouched_until = 0.0
         self._sign: set[str] = set()
 
     # --- what boards say --------------------------------------------------------------------------------------
@@ -137,9 +139,8 @@ class EngineDriver:
         return machine.Failed(worker, request.code, intake.clean(request.detail, 300)) if request.device == worker else None
 
     def _step(self, session: Session, work: machine.Work, event: machine.Event, now: Instant) -> None:
-        others = (other for other in rows.open_works(session) if other.device_class == work.device_class and other.key != work.key)
-        busy = any(other.state == "building" for other in others)
-        boards = rows.boards(session, work.device_class, self._builders().get(work.device_class, frozenset()), busy=busy)
+        busy = rows.is_building(session, work.device_class, work.key)
+        boards = rows.boards(session, work.device_class, self._builders(now).get(work.device_class, frozenset()), busy=busy)
         after, effects = machine.step(work, event, boards, now.wall)
         if after != work or rows.find(session, work.device_class, work.key) is None:
             rows.save(session, after, now.wall)
@@ -159,8 +160,12 @@ class EngineDriver:
         args = {"key": work.key, "passport": encode(work.passport).decode()}
         rows.asked(session, work, commands.ask(session, device, op, args, COMMAND_WAIT_S, now.wall))
 
-    def _builders(self) -> Mapping[str, frozenset[str]]:
-        return {one.device_class: frozenset(one.keys) for one in delegations_of(self._project)}
+    def _builders(self, now: Instant) -> Mapping[str, frozenset[str]]:
+        """Who vouches for each class; the metadata is parsed once a poll, however many keys are open."""
+        if now.mono >= self._vouched_until:
+            self._vouching = {one.device_class: frozenset(one.keys) for one in delegations_of(self._project)}
+            self._vouched_until = now.mono + POLL_S
+        return self._vouching
 
     def _publish(self) -> None:
         """Say in the snapshot which engines are tried; after the database has it, and again at the next poll when it fails."""

@@ -29,7 +29,6 @@ from jetfleet_contract.engine_work import (
     Unfit,
     Withdraw,
     Work,
-    asked_again,
     step,
     wanted_anew,
 )
@@ -211,8 +210,6 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        again = asked_again(self.key.work)
-        assert len(again) <= 1
         stored = msgspec.json.decode(msgspec.json.encode(self.key.work), type=Work)
         assert stored == self.key.work
 

@@ -65,6 +65,12 @@ def count(session: Session, device_class: str) -> int:
     return len(session.scalars(select(EngineRow.key).where(EngineRow.device_class == device_class)).all())
 
 
+def is_building(session: Session, device_class: str, other_than: str) -> bool:
+    """Whether another key of the class is being built."""
+    query = select(EngineRow.key).where(EngineRow.state == "building", EngineRow.device_class == device_class, EngineRow.key != other_than)
+    return session.scalar(query.limit(1)) is not None
+
+
 def boards(session: Session, device_class: str, builders: Collection[str], *, busy: bool) -> list[Seen]:
     """The boards of a class. `builders`: public keys (hex) that vouch for it. `busy`: another engine of the class is being built."""
     query = select(Device.device, Device.online, Device.key).where(Device.device_class == device_class).order_by(Device.device)

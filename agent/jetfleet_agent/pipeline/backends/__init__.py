@@ -163,6 +163,7 @@ class Backend(ABC):
         return EngineFile(str(path), hashlib.sha256(data).hexdigest())
 
     def _exported(self) -> bytes:
+        """The engine's bytes; asked only of a runtime that says `has_engines`."""
         raise NotImplementedError
 
     def deactivate(self) -> None:
