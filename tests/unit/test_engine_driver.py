@@ -278,3 +278,17 @@ def test_a_board_of_another_class_and_forged_words_change_nothing(site: Site) ->
     site.give("x1", f"class-{CLASS}.json", site.signed(target()))
     site.turn()
     assert engine_blobs(site.project) == {}
+
+
+def test_builders_of_a_class_work_one_after_the_other(site: Site) -> None:
+    other = msgspec.structs.replace(PASSPORT, recipe=Recipe("cd" * 32, "fp32", (1, 3, 48, 64)))
+    site.say("c1", "need")
+    site.say("c1", "need", passport=other, key=key_of(other))
+    assert site.asked("engine-build") == ["b1"], "b2 is free, but would sign beside b1"
+    with site.database.reading() as session:
+        waiting = engines.find(session, CLASS, key_of(other))
+    assert waiting is not None
+    assert (waiting.state, waiting.code) == ("wanted", "engine.queue")
+    site.give_built("b1")
+    site.turn()
+    assert len(site.asked("engine-build")) == 2, "the next one's turn"
