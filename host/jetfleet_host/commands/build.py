@@ -1,4 +1,4 @@
-"""Commands: build, report."""
+"""Command: build."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from jetfleet_host.compress.recipe import Job, Recipe
 
 _MODEL = typer.Argument(..., metavar="MODEL.onnx", help="The trained model.")
-_BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Bundle folder, made by `jetfleet build`.")
 _DATA = typer.Option(..., "--data", help="Folder of images, with labels.json or class sub-folders where there are labels.")
 _TARGETS = typer.Option(..., "--target", help="Board that the bundle is for; give it again for more.")
 _OUT = typer.Option(..., "--out", help="Bundle folder to write.")
 _CACHE = typer.Option(None, "--cache", help="Folder for checkpoints of finished stages (default: the user's cache folder).")
 _PARENT = typer.Option(None, "--parent", help="Bundle that this model was trained or compressed from: kept as its lineage.")
 _OPTIONS = typer.Option([], "--task-option", help="NAME=VALUE for the task's decoder; give it again for more.")
-_HTML = typer.Option(None, "--html", help="Write the report as one self-contained page.")
 _HOLD = typer.Option(None, "--hold-scales-from", metavar="BUNDLE",
                      help="Keep the int8 scales of this bundle where they lose no accuracy, so that boards get a smaller delta.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
@@ -36,9 +34,8 @@ _STAGES = {
 
 
 def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
+    """Add this module's command."""
     app.command("build")(build)
-    app.command("report")(report)
 
 
 def build(
@@ -103,35 +100,6 @@ def build(
     _show_built(made, as_json)
 
 
-def report(bundle: Path = _BUNDLE, as_json: bool = _JSON, page: Path | None = _HTML) -> None:
-    """Show a bundle's candidates: accuracy, latency, verdict, where each number came from; and the floor on each target board.
-
-    Examples:
-
-        jetfleet report detector.bundle
-
-        jetfleet report detector.bundle --html report.html
-    """
-    from jetfleet_host import report as reports
-    from jetfleet_host.bundles import open_bundle
-    from jetfleet_host.durable import write_file
-    from jetfleet_host.floors import floors_of
-    from jetfleet_host.measurements import measurements_of
-
-    opened = open_bundle(bundle)
-    measured, floors = measurements_of(opened), floors_of(opened)
-    if page is not None:
-        write_file(page, reports.as_html(opened, measured, floors).encode())
-    if as_json:
-        print(json.dumps(reports.as_json(opened, measured, floors), indent=2))
-        return
-    _print_table(opened, measured)
-    if floors:
-        _print_floors(floors)
-    if page is not None:
-        print(f"Wrote {page}.")
-
-
 def default_cache() -> Path:
     """``$XDG_CACHE_HOME/jetfleet/build``, else ``~/.cache/jetfleet/build``."""
     import os
@@ -168,50 +136,18 @@ def _show_built(made: BuildReport, as_json: bool) -> None:
     from jetfleet_host import report as reports
     from jetfleet_host.bundles import open_bundle
 
+    from .report import print_table
+
     opened = open_bundle(made.bundle)
     if as_json:
         shown = {**reports.as_json(opened, made.measurements), "path": str(made.bundle), "left_out": list(made.refused)}
         print(json.dumps(shown, indent=2))
         return
-    _print_table(opened, made.measurements)
+    print_table(opened, made.measurements)
     if made.refused:
         print(f"Left out of the bundle, because no runtime may use it: {', '.join(made.refused)}.")
     print(f"Wrote {made.bundle} ({made.manifest_digest}).")
     print(f"Next: jetfleet publish {made.bundle} --dir PROJECT")
-
-
-def _print_table(bundle: Any, measurements: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from jetfleet_host import report as reports
-
-    table = Table(title=f"{bundle.spec.name}:{bundle.spec.version}", title_justify="left")
-    for index, heading in enumerate(reports.headings(bundle.evaluation.metric)):
-        table.add_column(heading, justify="left" if index in (0, 7, 8) else "right", no_wrap=index == 0,
-                         overflow="fold")
-    for line in reports.lines_of(bundle, measurements):
-        table.add_row(*reports.table_cells(line), style="" if line.row.verdict == "accepted" else "red")
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table)
-    for sentence in reports.provenance(bundle, measurements):
-        console.print(sentence, highlight=False)
-
-
-def _print_floors(floors: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from jetfleet_host.floors import FORMULA, HEADINGS
-
-    table = Table(title="Floors, computed", title_justify="left")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if index in (3, 4) else "left", overflow="fold")
-    for line in floors:
-        table.add_row(*line.cells())
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table)
-    console.print(FORMULA, highlight=False)
 
 
 def _labels(text: str) -> tuple[str, ...]:

@@ -1,0 +1,83 @@
+"""Command: report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+_BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Bundle folder, made by `jetfleet build`.")
+_HTML = typer.Option(None, "--html", help="Write the report as one self-contained page.")
+_JSON = typer.Option(False, "--json", help="Print JSON.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command("report")(report)
+
+
+def report(bundle: Path = _BUNDLE, as_json: bool = _JSON, page: Path | None = _HTML) -> None:
+    """Show a bundle's candidates: accuracy, latency, verdict, where each number came from; and the floor on each target board.
+
+    Examples:
+
+        jetfleet report detector.bundle
+
+        jetfleet report detector.bundle --html report.html
+    """
+    from jetfleet_host import report as reports
+    from jetfleet_host.bundles import open_bundle
+    from jetfleet_host.durable import write_file
+    from jetfleet_host.floors import floors_of
+    from jetfleet_host.measurements import measurements_of
+
+    opened = open_bundle(bundle)
+    measured, floors = measurements_of(opened), floors_of(opened)
+    if page is not None:
+        write_file(page, reports.as_html(opened, measured, floors).encode())
+    if as_json:
+        print(json.dumps(reports.as_json(opened, measured, floors), indent=2))
+        return
+    print_table(opened, measured)
+    if floors:
+        _print_floors(floors)
+    if page is not None:
+        print(f"Wrote {page}.")
+
+
+def print_table(bundle: Any, measurements: Any) -> None:
+    """A bundle's candidates on the terminal, and where the numbers come from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from jetfleet_host import report as reports
+
+    table = Table(title=f"{bundle.spec.name}:{bundle.spec.version}", title_justify="left")
+    for index, heading in enumerate(reports.headings(bundle.evaluation.metric)):
+        table.add_column(heading, justify="left" if index in (0, 7, 8) else "right", no_wrap=index == 0,
+                         overflow="fold")
+    for line in reports.lines_of(bundle, measurements):
+        table.add_row(*reports.table_cells(line), style="" if line.row.verdict == "accepted" else "red")
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    for sentence in reports.provenance(bundle, measurements):
+        console.print(sentence, highlight=False)
+
+
+def _print_floors(floors: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jetfleet_host.floors import FORMULA, HEADINGS
+
+    table = Table(title="Floors, computed", title_justify="left")
+    for index, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if index in (3, 4) else "left", overflow="fold")
+    for line in floors:
+        table.add_row(*line.cells())
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    console.print(FORMULA, highlight=False)
