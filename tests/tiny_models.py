@@ -49,9 +49,9 @@ class Net:
         return inferred
 
 
-def residual() -> Any:
+def residual(shape: Sequence[int] = (1, 3, 16, 16)) -> Any:
     """conv a, relu, conv b, Add with the block's input, relu: one ResNet block behind a first convolution."""
-    net = Net()
+    net = Net(shape)
     net.node("Relu", [net.conv("x", "stem", 3, 16)], "skip")
     net.node("Relu", [net.conv("skip", "a", 16, 16)], "mid")
     net.node("Add", [net.conv("mid", "b", 16, 16), "skip"], "sum")

@@ -1,14 +1,19 @@
 """One calibration pass: the range of every float tensor over the data, and the one scale table that all int8 files share.
 
-Symmetric: ``scale = amax / 127``. amax is the largest magnitude, or, with `percentile` under 100, the magnitude under
-which that share of a tensor's values lies (per image by exact order statistics, then the largest over images), so that
-a few outliers do not take the whole range. Large tensors are sampled at an even stride for that.
+Symmetric: ``scale = amax / 127``. amax is by the calibrator's rule:
+
+    minmax      the largest magnitude
+    percentile  the magnitude under which that share of a tensor's values lies, per image by exact order statistics, then the
+                largest over images, so that a few outliers do not take the whole range
+    entropy     least divergence, mse least squared error, over all images together (histograms.py)
+
+Large tensors are sampled at an even stride for all but minmax. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -18,6 +23,10 @@ from jetfleet_contract.errors import InputError
 
 from .graphs import GraphView
 from .handles import ModelHandle
+from .histograms import Histogram, entropy_magnitude, mse_magnitude
+
+Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
+_RULES = {"entropy": entropy_magnitude, "mse": mse_magnitude}
 
 # A tensor that is zero everywhere still needs a scale above 0; this one is exact for zero.
 _SMALLEST = 1e-8
@@ -39,18 +48,24 @@ class Range(msgspec.Struct, frozen=True):
 
 
 class ScaleTable(msgspec.Struct, frozen=True):
-    """Ranges by tensor name over `images` images. `weights`: scales that a layer's weights must have, one a channel, by its output."""
+    """Ranges by tensor name over `images` images. `weights`: scales that a layer's weights must have, one a channel, by its output.
+
+    `percentile` is what `calibrator` percentile clipped at; `origin` says where scales came from that were not calibrated.
+    """
 
     ranges: dict[str, Range]
     images: int
     percentile: float
     weights: dict[str, tuple[float, ...]] = {}
+    calibrator: str = "percentile"
+    origin: str = ""
 
     def scale(self, tensor: str) -> float:
         return self.ranges[tensor].scale
 
 
-def calibrate(model: ModelHandle, tensors: Iterable[NDArray[np.float32]], *, percentile: float = 100.0) -> ScaleTable:
+def calibrate(model: ModelHandle, tensors: Iterable[NDArray[np.float32]], *, percentile: float = 100.0,
+              calibrator: Calibrator = "percentile") -> ScaleTable:
     """Run the float model over pre-processed images (1, C, H, W) and record every float tensor's range.
 
     Raises:
@@ -59,15 +74,22 @@ def calibrate(model: ModelHandle, tensors: Iterable[NDArray[np.float32]], *, per
     session, watched = _watching_session(model)
     source = session.get_inputs()[0].name
     ranges: dict[str, Range] = {}
+    histograms: dict[str, Histogram] = {}
+    share = percentile if calibrator == "percentile" else 100.0
     count = 0
     for tensor in tensors:
         values = session.run(watched, {source: tensor})
         for name, value in ((source, tensor), *zip(watched, values, strict=True)):
-            ranges[name] = _widened(ranges.get(name), _range_of(name, value, percentile))
+            seen = _range_of(name, value, share)
+            ranges[name] = _widened(ranges.get(name), seen)
+            if calibrator in _RULES:
+                histograms.setdefault(name, Histogram()).add(_sample(value), seen.magnitude)
         count += 1
     if not count:
         raise InputError("data.empty", "no image to calibrate with")
-    return ScaleTable(ranges, count, percentile)
+    if calibrator in _RULES:
+        ranges = {name: msgspec.structs.replace(seen, magnitude=_RULES[calibrator](histograms[name])) for name, seen in ranges.items()}
+    return ScaleTable(ranges, count, share, calibrator=calibrator)
 
 
 def _watching_session(model: ModelHandle) -> tuple[Any, Sequence[str]]:
@@ -93,9 +115,12 @@ def _range_of(name: str, value: NDArray[np.float32], percentile: float) -> Range
                          remedy="check the model and its pre-processing (--mean, --std, --scale)")
     magnitude = max(abs(low), abs(high))
     if percentile < 100.0 and value.size > 1000:
-        sample = value.reshape(-1)[::value.size // _SAMPLED | 1]  # an odd stride does not stay in one column of a power of two
-        magnitude = float(np.percentile(np.abs(sample), percentile, method="higher"))
+        magnitude = float(np.percentile(np.abs(_sample(value)), percentile, method="higher"))
     return Range(low, high, magnitude)
+
+
+def _sample(value: NDArray[np.float32]) -> NDArray[np.float32]:
+    return value.reshape(-1)[::value.size // _SAMPLED | 1]  # an odd stride does not stay in one column of a power of two
 
 
 def _widened(before: Range | None, now: Range) -> Range:
