@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import locale
 import os
@@ -127,7 +128,7 @@ def test_a_damaged_cache_is_noticed(tmp_path: Path) -> None:
     (folder / "lib").mkdir(parents=True)
     (folder / "lib/a.so").write_bytes(b"a")
     (folder / "lib/b.so").write_bytes(b"b")
-    (folder / "installed.json").write_text(json.dumps({name: toolchains._digest(folder / "lib" / name) for name in ("b.so", "a.so")}))
+    (folder / "installed.json").write_text(json.dumps({f"lib/{x}.so": hashlib.sha256(x.encode()).hexdigest() for x in "ab"}))
     assert toolchains.find(kept, tmp_path) == toolchains.Libraries(folder / "lib/a.so", folder / "lib/b.so")
     (folder / "lib/a.so").write_bytes(b"x")
     with pytest.raises(StorageError) as caught:
