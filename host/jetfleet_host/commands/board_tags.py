@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import closing
 from pathlib import Path
 
 import typer
 
 from jetfleet_contract import topics
 from jetfleet_contract.errors import InputError, MalformedError
+
+from .database import transaction
 
 MAX_TAGS = 32
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
@@ -65,12 +66,10 @@ def _pairs(words: list[str]) -> dict[str, str]:
 
 
 def _change(folder: Path, device: str, pairs: dict[str, str], gone: tuple[str, ...], as_json: bool) -> None:
-    from jetfleet_host.project import Project
     from jetfleet_host.store import tags
-    from jetfleet_host.store.database import Database
     from jetfleet_host.store.models import Device
 
-    with closing(Database.open(Project.load(folder).database_url)) as database, database.session() as session:
+    with transaction(folder) as (_project, session):
         if session.get(Device, device) is None:
             raise InputError("device.unknown", f"no board {device[:80]!r} has introduced itself", remedy="jetfleet devices lists them")
         before = tags.of(session, device)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .database import transaction
+
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
 
     from jetfleet_host.engine_catalogue import EngineView
-    from jetfleet_host.project import Project
 
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
@@ -36,7 +35,7 @@ def list_engines(device_class: str = _CLASS, folder: Path = _DIR, as_json: bool 
     """
     from jetfleet_host import engine_catalogue
 
-    with _opened(folder) as (project, session):
+    with transaction(folder) as (project, session):
         found = engine_catalogue.catalogue(project, session, device_class)
     head = (f"{'key':<12} {'class':<16} {'runtime':<24} {'variant':<12} {'state':<12} {'built by':<14} {'tried by':<14} "
             f"{'MB':>7} {'asked':>5}")
@@ -51,7 +50,7 @@ def show(key: str = _KEY, folder: Path = _DIR, as_json: bool = _JSON) -> None:
     """
     from jetfleet_host import engine_catalogue
 
-    with _opened(folder) as (project, session):
+    with transaction(folder) as (project, session):
         work = engine_catalogue.find(session, key)
         view = next(one for one in engine_catalogue.catalogue(project, session, work.device_class) if one.key == work.key)
     _print(as_json, engine_catalogue.as_json(view), _lines(view))
@@ -64,7 +63,7 @@ def request(key: str = _KEY, folder: Path = _DIR, as_json: bool = _JSON) -> None
     """
     from jetfleet_host import engine_catalogue
 
-    with _opened(folder) as (_project, session):
+    with transaction(folder) as (_project, session):
         work = engine_catalogue.request(session, key, time.time())
     _print(as_json, {"key": work.key, "device_class": work.device_class, "state": work.state},
            [f"Engine {work.key[:12]} of {work.device_class} is {work.state}; jetfleet serve takes it from here."])
@@ -77,7 +76,7 @@ def withdraw(key: str = _KEY, folder: Path = _DIR, as_json: bool = _JSON) -> Non
     """
     from jetfleet_host import engine_catalogue
 
-    with _opened(folder) as (project, session):
+    with transaction(folder) as (project, session):
         work = engine_catalogue.withdraw(project, session, key, time.time())
     _print(as_json, {"key": work.key, "device_class": work.device_class, "state": work.state},
            [f"Engine {work.key[:12]} of {work.device_class} is withdrawn.",
@@ -140,21 +139,6 @@ def _runtime(view: EngineView) -> str:
 
 def _when(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[tuple[Project, Session]]:
-    """The project and one transaction of its database."""
-    from jetfleet_host.project import Project
-    from jetfleet_host.store.database import Database
-
-    project = Project.load(folder)
-    database = Database.open(project.database_url)
-    try:
-        with database.session() as session:
-            yield project, session
-    finally:
-        database.close()
 
 
 def _print(as_json: bool, value: Any, lines: list[str]) -> None:

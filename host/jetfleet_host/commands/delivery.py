@@ -13,6 +13,8 @@ import typer
 
 from jetfleet_contract.errors import InputError
 
+from .database import open_database
+
 if TYPE_CHECKING:
     from jetfleet_host.project import Project
     from jetfleet_host.store.database import Database
@@ -63,7 +65,7 @@ def register(app: typer.Typer) -> None:
 def status(folder: Path = _DIR, as_json: bool = _JSON) -> None:
     from jetfleet_host.store import deliveries
 
-    with closing(_open(_project(folder))) as database, database.reading() as session:
+    with closing(open_database(_project(folder))) as database, database.reading() as session:
         told = deliveries.status(session) or deliveries.DeliveryStatus()
         asked = deliveries.pauses(session)
     _print(as_json, _view(told, asked), _lines(told, asked))
@@ -74,7 +76,7 @@ def pause(what: str = _WHAT, folder: Path = _DIR, as_json: bool = _JSON) -> None
 
     project = _project(folder)
     name = _named(project, what)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         with database.session() as session:
             deliveries.pause(session, name, f"paused: {what}"[:200], time.time())
         obeyed = _obeyed(database, name, paused=True)
@@ -86,7 +88,7 @@ def resume(what: str = _WHAT, folder: Path = _DIR, as_json: bool = _JSON) -> Non
 
     project = _project(folder)
     name = _named(project, what)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         with database.session() as session:
             gone = deliveries.resume(session, (name,))
             rollout = deliveries.paused_rollouts(session).get(name, "")
@@ -101,12 +103,6 @@ def _project(folder: Path) -> Project:
     from jetfleet_host.project import Project
 
     return Project.load(folder)
-
-
-def _open(project: Project) -> Database:
-    from jetfleet_host.store.database import Database
-
-    return Database.open(project.database_url)
 
 
 def _named(project: Project, what: str) -> str:

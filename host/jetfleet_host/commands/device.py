@@ -16,6 +16,8 @@ import typer
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, TransportError
 from jetfleet_host.commands import secrets
 
+from .database import open_database
+
 if TYPE_CHECKING:
     from jetfleet_host.project import Project
     from jetfleet_host.store.database import Database
@@ -69,7 +71,7 @@ def logs(device: str = _NAME, lines: int = typer.Option(500, "--lines", "-n", mi
     from jetfleet_host.upload_files import UploadFiles
 
     project = _project(folder)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         answered = ask_board(database, project, device, "logs", {"lines": str(lines)}, wait)
         row = _upload(database, answered, wait, quiet=as_json)
     text = unpacked(UploadFiles(project.dir / "uploads").path(row.device, row.blob).read_bytes())
@@ -92,7 +94,7 @@ def explain(device: str = _NAME, wait: float = _WAIT, folder: Path = _DIR, as_js
     from jetfleet_host.intake import clean
 
     project = _project(folder)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         answered = ask_board(database, project, device, "explain", {}, wait)
     told = decode(answered.body.encode(), Explanation)
     if as_json:
@@ -111,7 +113,7 @@ def explain(device: str = _NAME, wait: float = _WAIT, folder: Path = _DIR, as_js
 def restart(device: str = _NAME, app: str = typer.Option(..., "--app", help="The app whose pipeline restarts."), wait: float = _WAIT,
             folder: Path = _DIR, as_json: bool = _JSON) -> None:
     project = _project(folder)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         answered = ask_board(database, project, device, "restart", {"app": app}, wait)
     typer.echo(json.dumps({"device": device, "app": app, "command": answered.seq, "detail": answered.detail}, indent=2)
                if as_json else answered.detail)
@@ -121,7 +123,7 @@ def uploads(device: str = _NAME, limit: int = typer.Option(50, min=1, max=1000, 
             as_json: bool = _JSON) -> None:
     from jetfleet_host.store import uploads as rows
 
-    with closing(_open(_project(folder))) as database, database.reading() as session:
+    with closing(open_database(_project(folder))) as database, database.reading() as session:
         found = rows.newest(session, device, limit)
     if as_json:
         shown = ("at", "kind", "name", "state", "code", "size", "received", "command", "blob")
@@ -153,12 +155,6 @@ def _project(folder: Path) -> Project:
     from jetfleet_host.project import Project
 
     return Project.load(folder)
-
-
-def _open(project: Project) -> Database:
-    from jetfleet_host.store.database import Database
-
-    return Database.open(project.database_url)
 
 
 def ask_board(database: Database, project: Project, device: str, op: str, args: dict[str, str], wait: float) -> CommandRow:

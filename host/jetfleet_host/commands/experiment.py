@@ -14,13 +14,14 @@ import typer
 
 from jetfleet_contract.errors import InputError, MalformedError, OrderError, TransportError
 
+from .database import open_database
+
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from jetfleet_contract.experiments import Experiment, Plan, Version
     from jetfleet_contract.trust import BundleTarget
     from jetfleet_host.project import Project
-    from jetfleet_host.store.database import Database
 
 ANSWER_S = 15.0
 POLL_S = 0.1
@@ -82,7 +83,7 @@ def start(
     from jetfleet_host.store import experiments as rows
 
     project = _project(folder)
-    with closing(_open(project)) as database, database.session() as session:
+    with closing(open_database(project)) as database, database.session() as session:
         arms = [registry.resolve(project, session, text, where=where) for text, where in ((a, "--a"), (b, "--b"))]
         strata = _boards(session, app, device_class)
         other = rows.on_boards(session, app, strata)
@@ -151,7 +152,7 @@ def status(experiment: str = typer.Argument("", metavar="[EXPERIMENT]", help="Id
     """
     from jetfleet_host.store import experiments as rows
 
-    with closing(_open(_project(folder))) as database, database.reading() as session:
+    with closing(open_database(_project(folder))) as database, database.reading() as session:
         states = [_known(session, experiment)] if experiment else rows.newest(session)
     if experiment:
         _print(as_json, _view(states[0]), _lines(states[0]))
@@ -188,7 +189,7 @@ def observe(
     if (file is None) == (value is None or not device):
         raise InputError("observe.values", "give --device and --value, or --file", where="experiment observe", remedy="see --help")
     values = _read_values(file) if file is not None else [(device, float(value or 0.0))]
-    with closing(_open(_project(folder))) as database, database.session() as session:
+    with closing(open_database(_project(folder))) as database, database.session() as session:
         for board, figure in values:
             if session.get(Device, board) is None:
                 raise InputError("device.unknown", f"no board {board[:80]!r} has introduced itself", remedy="jetfleet devices lists them")
@@ -238,7 +239,7 @@ def _ask(folder: Path, experiment: str, what: str, as_json: bool) -> None:
     from jetfleet_host.store import experiments as rows
 
     project = _project(folder)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         with database.session() as session:
             _known(session, experiment)
             rows.ask(session, experiment, what)
@@ -299,12 +300,6 @@ def _project(folder: Path) -> Project:
     from jetfleet_host.project import Project
 
     return Project.load(folder)
-
-
-def _open(project: Project) -> Database:
-    from jetfleet_host.store.database import Database
-
-    return Database.open(project.database_url)
 
 
 def _print(as_json: bool, value: Any, lines: list[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,11 +15,11 @@ import typer
 from jetfleet_contract.errors import InputError
 
 from . import board_tags
+from .database import open_database, reading
 from .device import add_commands
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from sqlalchemy.orm import Session
 
     from jetfleet_host.store.database import Database
     from jetfleet_host.views import TopRow
@@ -140,8 +140,9 @@ def top(folder: Path = _DIR, once: bool = typer.Option(False, "--once", help="Pr
         span: float = typer.Option(30.0, min=1.0, help="Seconds of telemetry that a row covers."),
         every: float = typer.Option(1.0, min=0.2, help="Seconds between two looks."), as_json: bool = _JSON) -> None:
     from jetfleet_host import views
+    from jetfleet_host.project import Project
 
-    with closing(_database(folder)) as database:
+    with closing(open_database(Project.load(folder))) as database:
         if once or as_json:
             with database.reading() as session:
                 rows = views.top(session, time.time(), span)
@@ -199,9 +200,10 @@ def events(since: str = typer.Option("1h", help="How far back: 30s, 10m, 2h, 1d.
            follow: bool = typer.Option(False, "--follow", "-f", help="Stay, and print what comes."),
            folder: Path = _DIR, as_json: bool = _JSON) -> None:
     from jetfleet_host import views
+    from jetfleet_host.project import Project
 
     began = time.time() - seconds(since)
-    with closing(_database(folder)) as database:
+    with closing(open_database(Project.load(folder))) as database:
         with database.reading() as session:
             found = views.events(session, began, limit, device)
         if as_json and not follow:
@@ -229,19 +231,6 @@ def seconds(text: str) -> float:
 
 
 # --- reading and printing ----------------------------------------------------------------------------------------
-
-
-def _database(folder: Path) -> Database:
-    from jetfleet_host.project import Project
-    from jetfleet_host.store.database import Database
-
-    return Database.open(Project.load(folder).database_url)
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[Session]:
-    with closing(_database(folder)) as database, database.reading() as session:
-        yield session
 
 
 def _top_table(rows: Sequence[TopRow]) -> Table:

@@ -14,9 +14,10 @@ import typer
 
 from jetfleet_contract.errors import InputError
 
+from .database import open_database
+
 if TYPE_CHECKING:
     from jetfleet_host.project import Project
-    from jetfleet_host.store.database import Database
     from jetfleet_host.store.models import HardExample
 
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
@@ -63,7 +64,7 @@ def stats(folder: Path = _DIR, as_json: bool = _JSON) -> None:
     from jetfleet_host.store import harvest
 
     project = _project(folder)
-    with closing(_open(project)) as database, database.reading() as session:
+    with closing(open_database(project)) as database, database.reading() as session:
         found = harvest.by_app(session)
     names = ("app", "version", "examples", "answered", "bytes", "first", "last")
     if as_json:
@@ -112,7 +113,7 @@ def purge(before: str = _BEFORE, device: str = _DEVICE, app: str = _APP,
         raise InputError("harvest.purge", "nothing says what to delete", remedy="give --before, --device, --app, or --all")
     project = _project(folder)
     until = _day(before)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         with database.session() as session:
             rows = harvest.find(session, app=app, device=device, before=until)
             gone = harvest.remove(session, rows)
@@ -140,7 +141,7 @@ def key(new: bool = typer.Option(False, "--new", help="Make another key; boards 
 def _chosen(project: Project, app: str, device: str, since: str, before: str, limit: int) -> list[HardExample]:
     from jetfleet_host.store import harvest
 
-    with closing(_open(project)) as database, database.reading() as session:
+    with closing(open_database(project)) as database, database.reading() as session:
         return harvest.find(session, app=app, device=device, since=_day(since), before=_day(before), limit=limit)
 
 
@@ -172,9 +173,3 @@ def _project(folder: Path) -> Project:
     from jetfleet_host.project import Project
 
     return Project.load(folder)
-
-
-def _open(project: Project) -> Database:
-    from jetfleet_host.store.database import Database
-
-    return Database.open(project.database_url)

@@ -10,7 +10,8 @@ import typer
 
 from jetfleet_contract.errors import InputError
 
-from .fleet import print_json, print_table, reading, seconds, table_of
+from .database import reading
+from .fleet import print_json, print_table, seconds, table_of
 
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")

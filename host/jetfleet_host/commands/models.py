@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import typer
 
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
+from .database import transaction
 
-    from jetfleet_host.project import Project
+if TYPE_CHECKING:
+
     from jetfleet_host.registry import Found
 
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
@@ -58,7 +56,7 @@ def list_models(folder: Path = _DIR, as_json: bool = _JSON) -> None:
     from jetfleet_host import registry
     from jetfleet_host.publish import models as every_model
 
-    with _opened(folder) as (project, session):
+    with transaction(folder) as (project, session):
         tags = registry.tags_of(session)
         rows = [{**asdict(model), "tags": list(tags[model.name, model.version]),
                  "boards": sum(use.runs for use in registry.uses_of(session, model.manifest))} for model in every_model(project)]
@@ -75,7 +73,7 @@ def show(model: str = _MODEL, folder: Path = _DIR, as_json: bool = _JSON) -> Non
     """
     from jetfleet_host import registry
 
-    with _opened(folder) as (project, session):
+    with transaction(folder) as (project, session):
         target = registry.resolve(project, session, model, where="MODEL")
         found = registry.show(project, session, target)
         parents = registry.descent(project, target)
@@ -104,7 +102,7 @@ def tag(model: str = _MODEL, name: str = typer.Argument(..., metavar="TAG", help
     """
     from jetfleet_host import registry
 
-    with _opened(folder) as (project, session):
+    with transaction(folder) as (project, session):
         target = registry.resolve(project, session, model, where="MODEL")
         before = registry.tag(session, target, name, time.time())
     was = f", was {target.name}:{before}" if before and before != target.version else ""
@@ -121,7 +119,7 @@ def untag(model: str = typer.Argument(..., metavar="NAME@TAG", help="The tag to 
     from jetfleet_host import registry
 
     name, _, old = model.partition("@")
-    with _opened(folder) as (_project, session):
+    with transaction(folder) as (_project, session):
         registry.untag(session, name, old, time.time())
     _print(as_json, {"model": name, "tag": old}, [f"{name}@{old} is no more."])
 
@@ -133,7 +131,7 @@ def promote(model: str = _MODEL, folder: Path = _DIR, as_json: bool = _JSON) -> 
     """
     from jetfleet_host import registry
 
-    with _opened(folder) as (project, session):
+    with transaction(folder) as (project, session):
         target = registry.resolve(project, session, model, where="MODEL")
         before = registry.promote(project, session, target, time.time())
     _print(as_json, {"model": target.name, "version": target.version, "before": before},
@@ -148,7 +146,7 @@ def retire(model: str = _MODEL, folder: Path = _DIR, as_json: bool = _JSON) -> N
     """
     from jetfleet_host import registry
 
-    with _opened(folder) as (project, session):
+    with transaction(folder) as (project, session):
         target = registry.resolve(project, session, model, where="MODEL")
         registry.retire(project, session, target, time.time())
     _print(as_json, {"model": target.name, "version": target.version},
@@ -164,7 +162,7 @@ def diff(first: str = typer.Argument(..., metavar="A", help="NAME:VERSION or NAM
     """
     from jetfleet_host import registry
 
-    with _opened(folder) as (project, session):
+    with transaction(folder) as (project, session):
         found = [registry.show(project, session, registry.resolve(project, session, text, where=where))
                  for text, where in ((first, "A"), (second, "B"))]
     rows = registry.diff(found[0], found[1])
@@ -193,21 +191,6 @@ def collect(folder: Path = _DIR, dry_run: bool = typer.Option(False, "--dry-run"
     verb = "would be" if dry_run else "were"
     _print(as_json, {"blobs": [path.name for path in found], "bytes": size, "dry_run": dry_run},
            [f"{len(found)} blobs, {size / 1e6:.1f} MB, {verb} removed."])
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[tuple[Project, Session]]:
-    """The project and one transaction of its database."""
-    from jetfleet_host.project import Project
-    from jetfleet_host.store.database import Database
-
-    project = Project.load(folder)
-    database = Database.open(project.database_url)
-    try:
-        with database.session() as session:
-            yield project, session
-    finally:
-        database.close()
 
 
 def _when(at: float) -> str:

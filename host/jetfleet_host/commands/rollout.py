@@ -14,6 +14,7 @@ import typer
 from jetfleet_contract.errors import InputError, JetfleetError, OrderError, TransportError
 
 from . import rollout_wish
+from .database import open_database
 from .rollout_text import bytes_lines, line_of, lines_of
 from .rollout_wish import bundle_blobs, new_id, operator, wish_of, with_options
 
@@ -149,7 +150,7 @@ def start(
         "gates.on_undecided": on_undecided, "select.follow": follow or None,
         **_selection(devices, device_class, tag, site, name, exclude, everybody)})
     project = _project(folder)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         with database.reading() as session:
             request = request_for(session, wish_of(project, session, said, downgrade=allow_downgrade), new_id())
         _ask(database, project, request.plan.id, request)
@@ -206,7 +207,7 @@ def status(rollout: str = typer.Argument("", metavar="[ROLLOUT]", help="Id; with
     from jetfleet_host import views
 
     project = _project(folder)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         if rollout and wait:
             _wait(database, rollout, as_json)
             return
@@ -239,7 +240,7 @@ def _control(folder: Path, rollout: str, as_json: bool, op: str, **more: Any) ->
     from jetfleet_host.store.journal import ControlRequest
 
     project = _project(folder)
-    with closing(_open(project)) as database:
+    with closing(open_database(project)) as database:
         with database.reading() as session:
             views.rollout(session, rollout)
         _ask(database, project, rollout, ControlRequest(op, **more))
@@ -255,12 +256,6 @@ def _project(folder: Path) -> Project:
     from jetfleet_host.project import Project
 
     return Project.load(folder)
-
-
-def _open(project: Project) -> Database:
-    from jetfleet_host.store.database import Database
-
-    return Database.open(project.database_url)
 
 
 def _ask(database: Database, project: Project, rollout: str, request: Request) -> None:

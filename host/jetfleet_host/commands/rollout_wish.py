@@ -15,6 +15,8 @@ import typer
 
 from jetfleet_contract.errors import InputError
 
+from .database import open_database
+
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
@@ -74,12 +76,11 @@ def check(file: Path = _FILE, folder: Path = _DIR,
     from jetfleet_host.project import Project
     from jetfleet_host.publish import published
     from jetfleet_host.rollout_plans import request_for
-    from jetfleet_host.store.database import Database
 
     project = Project.load(folder)
     said = read_plan(file)
     releases = {target.manifest: (target.name, target.release) for target in published(project)}
-    with closing(Database.open(project.database_url)) as database, database.reading() as session:
+    with closing(open_database(project)) as database, database.reading() as session:
         request = request_for(session, wish_of(project, session, said, downgrade=allow_downgrade), "check")
         for wave in request.plan.waves:
             for device in wave:

@@ -13,6 +13,8 @@ import typer
 from jetfleet_contract.errors import InputError
 from jetfleet_host.commands.passphrases import secret_from_input
 
+from .database import open_database
+
 if TYPE_CHECKING:
     from jetfleet_host.project import Project
     from jetfleet_host.store.database import Database
@@ -47,7 +49,7 @@ def set_secret(device: str = _DEVICE, name: str = _NAME, wait: float = _WAIT, fo
         raise InputError("secret.address", "that is no address of a camera", where="standard input",
                          remedy="give the whole of it, as rtsp://user:password@host/path")
     version = time.time_ns() // 1_000_000
-    with closing(_open(project := _project(folder))) as database:
+    with closing(open_database(project := _project(folder))) as database:
         sealed = seal(_sealing_key(database, device), secret, device=device, name=name, version=version)
         _send(database, project, device, {"name": name, "version": str(version), "box": box_text(sealed)}, wait)
     typer.echo(json.dumps({"device": device, "secret": name, "version": version}) if as_json
@@ -59,7 +61,7 @@ def remove(device: str = _DEVICE, name: str = _NAME, wait: float = _WAIT, folder
 
     Example: jetfleet device secret remove dock-1 front-camera
     """
-    with closing(_open(project := _project(folder))) as database:
+    with closing(open_database(project := _project(folder))) as database:
         _send(database, project, device, {"name": name, "version": str(time.time_ns() // 1_000_000)}, wait)
     typer.echo(json.dumps({"device": device, "secret": name}) if as_json else f"{device} has forgotten the secret {name}.")
 
@@ -69,7 +71,7 @@ def list_secrets(device: str = _DEVICE, wait: float = _WAIT, folder: Path = _DIR
 
     Example: jetfleet device secret list dock-1
     """
-    with closing(_open(project := _project(folder))) as database:
+    with closing(open_database(project := _project(folder))) as database:
         versions = _send(database, project, device, {}, wait)
     lines = [f"{name:<32} version {version}" for name, version in versions.items()]
     typer.echo(json.dumps(versions, indent=2) if as_json else "\n".join(lines) or f"{device} keeps no secret.")
@@ -103,9 +105,3 @@ def _project(folder: Path) -> Project:
     from jetfleet_host.project import Project
 
     return Project.load(folder)
-
-
-def _open(project: Project) -> Database:
-    from jetfleet_host.store.database import Database
-
-    return Database.open(project.database_url)
