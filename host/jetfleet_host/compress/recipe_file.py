@@ -20,13 +20,15 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Training(_Strict, frozen=True):
-    """How stages that train do so. `precision`: bf16 means autocast with float32 master weights."""
+    """How stages that train do so. `precision`: bf16 means autocast with float32 master weights. `batch`: over all `devices`.
+    `cache_mb`: decoded samples up to that size stay in memory; what is larger is read again by `workers` in each epoch."""
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, msgspec.Meta(ge=0.0)] = 1e-4
     batch: Count = 64
     workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    cache_mb: Annotated[int, msgspec.Meta(ge=0)] = 1024
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     devices: Count = 1
     gradient_compression: Literal["none", "fp16", "powersgd"] = "none"

@@ -1,0 +1,108 @@
+"""A workshop on scikit-learn's digits (1,797 images of 8x8 pixels), and nets small enough to train in a second."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from jetfleet_host.compress.float_stage import Split, Workshop
+from jetfleet_host.compress.recipe_file import Training
+
+# The nets are too small to share out: two threads that wait for each other on a busy machine take ten times as long as one.
+torch.set_num_threads(1)
+
+
+class ArraySplit:
+    """Images (N, C, H, W) float32 and targets int64 that are in memory."""
+
+    def __init__(self, images: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
+        self.images, self.targets = images, targets
+        self.digest = hashlib.sha256(images.tobytes() + targets.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return self.images[index], self.targets[index]
+
+
+@cache
+def digits() -> tuple[ArraySplit, ArraySplit]:
+    """Training and validation split; every fourth image validates."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = (data.images / 16.0).astype(np.float32)[:, None]
+    targets = data.target.astype(np.int64)
+    held = np.arange(len(images)) % 4 == 0
+    return ArraySplit(images[~held], targets[~held]), ArraySplit(images[held], targets[held])
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Any) -> Any:
+        inner = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(inner + x)
+
+
+class DigitNet(nn.Module):
+    """Stem, two residual blocks with a pool between, head."""
+
+    def __init__(self, width: int = 16, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.blocks = nn.Sequential(Residual(width), nn.MaxPool2d(2), Residual(width))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class PlainNet(nn.Module):
+    """No batch norm: what a batch does to the weights does not depend on how it is split over processes."""
+
+    def __init__(self, width: int = 16, classes: int = 10) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3, stride=2, padding=1)
+        self.head = nn.Linear(width * 16, classes)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(functional.relu(self.conv(x)).flatten(1))
+
+
+def seeded(factory: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """A model whose first weights are those of `seed`."""
+    torch.manual_seed(seed)
+    return factory()
+
+
+def accuracy(model: nn.Module, split: Split) -> NDArray[np.float64]:
+    """1.0 for each sample whose class is right, else 0.0."""
+    model.eval()
+    images = torch.stack([torch.as_tensor(split[index][0]) for index in range(len(split))])
+    targets = np.array([int(split[index][1]) for index in range(len(split))])
+    with torch.no_grad():
+        return np.asarray(model(images).argmax(1).numpy() == targets, np.float64)
+
+
+def workshop(folder: Path, *, teacher: Callable[[], nn.Module] = DigitNet, seed: int = 0,
+             progress: Callable[[str, int, int], None] = lambda *_: None, **training: Any) -> Workshop:
+    train, validation = digits()
+    return Workshop((1, 1, 8, 8), train, validation, functional.cross_entropy, accuracy, teacher,
+                    Training(**{"batch": 64, "learning_rate": 3e-3, **training}), seed, folder, progress)
