@@ -10,19 +10,28 @@ import ctypes
 import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from jetfleet_contract.errors import IncompatibleError
+from jetfleet_contract.messages import GpuInfo
+
+from .gpu_driver import read_gpu
+
+_INFER_LIBRARIES = ("libnvinfer.so", "libtensorrt_rtx.so")
+
 
 class BackendFacts(msgspec.Struct, frozen=True):
     """`version` when usable, else `missing` says why not. `precisions`: what the runtime itself reports, empty when it does not say.
-    `build`: the full version, with what its maker tells builds of one version apart by."""
+    `build`: the full version, with what its maker tells builds of one version apart by. `gpu`: what it runs on, where that is a GPU."""
 
     version: str = ""
     missing: str = ""
     precisions: tuple[str, ...] = ()
     build: str = ""
+    gpu: GpuInfo | None = None
 
 
 def facts_of(name: str) -> BackendFacts:
@@ -66,15 +75,47 @@ def _openvino(module: Any) -> BackendFacts:
 
 
 def _tensorrt(module: Any) -> BackendFacts:
-    # The driver is asked first: a TensorRT builder without one has been seen to end the process.
+    # The driver is asked first: a TensorRT runtime or builder without one has been seen to end the process.
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return BackendFacts(missing="TensorRT is installed, the NVIDIA driver (libcuda.so.1) is not")
-    status = cuda.cuInit(0)
-    if status != 0:
-        return BackendFacts(missing=f"the NVIDIA driver refuses to start (cuInit gives {status}): no GPU, or no access to it")
-    return BackendFacts(version=module.__version__)
+        gpu = read_gpu()
+    except IncompatibleError as error:
+        return BackendFacts(missing=f"it is installed, but {error.what}")
+    return BackendFacts(version=module.__version__, build=full_build(module.__version__, _mapped()),
+                        gpu=msgspec.structs.replace(gpu, dla_cores=_dla_cores(module)))
+
+
+def full_build(version: str, libraries: tuple[str, ...]) -> str:
+    """``major.minor.patch.build`` of the TensorRT that is loaded: a plan is bound to all four, and JetPack's module tells three.
+
+    Args:
+        version: what the module says. libraries: paths of what is loaded into this process.
+
+    Returns:
+        Empty when neither the module nor the library tells the build.
+    """
+    if version.count(".") >= 3:
+        return version
+    for path in libraries:
+        if path.rpartition("/")[2].startswith(_INFER_LIBRARIES):
+            try:
+                library = ctypes.CDLL(path)
+                parts = [getattr(library, f"getInferLib{part}Version")() for part in ("Major", "Minor", "Patch", "Build")]
+            except (OSError, AttributeError):  # before TensorRT 10
+                return ""
+            return ".".join(str(part) for part in parts)
+    return ""
+
+
+def _mapped() -> tuple[str, ...]:
+    """Files that are mapped into this process."""
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    return tuple(dict.fromkeys(line.split(maxsplit=5)[5] for line in lines if "/" in line))
+
+
+def _dla_cores(module: Any) -> int:
+    """0 where this TensorRT has no DLA, and for TensorRT for RTX."""
+    runtime = module.Runtime(module.Logger(module.Logger.ERROR))
+    return int(getattr(runtime, "num_DLA_cores", 0))
 
 
 def _how_to_install(name: str) -> str:

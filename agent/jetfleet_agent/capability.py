@@ -30,6 +30,8 @@ MAX_ANSWER_BYTES = 64 * 1024
 # Flags that decide about kernels of the runtimes; the other hundred only make the birth message longer.
 _ISA = re.compile(r"sse4_[12]|avx.*|amx_.*|fma|f16c|asimd.*|bf16|i8mm|sve.*|fphp")
 
+_MODULE = re.compile(r"p\d{4}-\d{4}")
+
 # CPU part numbers of /proc/cpuinfo on Arm, which carries no name (Arm's part numbers, as Linux arch/arm64 cputype.h has them).
 _ARM_PARTS = {"0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
               "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78", "0xd42": "Cortex-A78AE",
@@ -106,7 +108,17 @@ def probe(
         memory_mb=min(filter(None, (machine.memory_mb, board.memory_mb)), default=0),
         backends=_backends(board, machine, facts),
         simulated=simulate,
+        gpu=next((fact.gpu for fact in facts.values() if fact.gpu is not None), None),
+        module=module_of(machine.compatible),
+        system=machine.l4t,
     )
+
+
+def module_of(compatible: Sequence[str]) -> str:
+    """A Jetson module's part number from the device tree's compatible list: ``nvidia,p3768-0000+p3767-0005-super`` is a p3767-0005 on a
+    carrier board p3768-0000. Empty where none is named; of a name without a carrier the first number counts."""
+    numbers = [_MODULE.findall(entry) for entry in compatible]
+    return next((found[-1] for found in numbers if len(found) > 1), next((found[0] for found in numbers if found), ""))
 
 
 def reasons_withheld(board: BoardFile, machine: Machine) -> dict[str, str]:

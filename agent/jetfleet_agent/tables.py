@@ -6,7 +6,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 
-from jetfleet_contract.messages import Capability
+from jetfleet_contract.messages import Capability, GpuInfo
 from jetfleet_contract.policy import Candidate, Choice, ChoiceRow
 
 from .bench import BenchRow
@@ -35,10 +35,19 @@ def capability_text(capability: Capability) -> str:
         f"class    {capability.device_class}",
         f"cpu      {capability.cpu or 'unknown'}, {capability.cores} cores, {capability.arch}",
         f"memory   {memory}",
+        *([f"module   {capability.module}, L4T {capability.system or 'unknown'}"] if capability.module else []),
+        *([f"gpu      {gpu_text(capability.gpu)}"] if capability.gpu is not None else []),
         *textwrap.wrap("isa      " + (" ".join(capability.isa) or "unknown"), WIDTH, subsequent_indent=" " * 9),
         "",
         columns(("backend", "version", "precisions", "why not"), rows),
     ])
+
+
+def gpu_text(gpu: GpuInfo) -> str:
+    """One line of a GPU."""
+    dla = f", {gpu.dla_cores} DLA cores" if gpu.dla_cores else ""
+    memory = "the host's memory" if gpu.integrated else "its own memory"
+    return f"{gpu.name}, sm_{gpu.sm}, {gpu.sm_count} multiprocessors, {memory}{dla}, driver for CUDA {gpu.driver or 'unknown'}"
 
 
 def choice_text(title: str, choice: Choice, under: str = "", lean: Candidate | None = None) -> str:

@@ -25,7 +25,7 @@ from .messages import Message
 from .topics import check_blob, check_name
 
 EngineBackend = Literal["openvino", "tensorrt", "tensorrt-rtx"]
-ENGINE_BACKENDS: tuple[EngineBackend, ...] = ("openvino", "tensorrt", "tensorrt-rtx")
+ENGINE_TITLES: dict[EngineBackend, str] = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 MAX_WORD_BYTES = 8192
 _MAX_TEXT = 200
 
@@ -141,7 +141,7 @@ def why_foreign(made: Footing, here: Footing) -> tuple[str, str]:
     Codes: `engine.backend`, `engine.platform`, `engine.version`, `engine.device`, `engine.sm`, `engine.features`, `engine.system`,
     `engine.cores`.
     """
-    name = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}[made.backend]
+    name = ENGINE_TITLES[made.backend]
     checks = (
         ("engine.backend", made.backend, here.backend, "is for {}, not for {}"),
         ("engine.platform", made.platform, here.platform, "was built on {}, this board is {}"),

@@ -186,8 +186,21 @@ class BackendInfo(Message, frozen=True):
     build: str = ""
 
 
+class GpuInfo(Message, frozen=True):
+    """The first GPU, as its driver tells. `sm` is the compute capability times ten, `sm_count` the multiprocessors; `integrated`: it reads
+    the host's memory (Jetson); `driver` is the CUDA version that the driver serves, ``12.6``; `dla_cores` are those that TensorRT sees."""
+
+    name: str
+    sm: int
+    sm_count: int = 0
+    integrated: bool = False
+    driver: str = ""
+    dla_cores: int = 0
+
+
 class Capability(Message, frozen=True):
-    """What a board can do. `simulated` names the board file that was put over the real machine, for laptops."""
+    """What a board can do. `simulated` names the board file that was put over the real machine, for laptops. `gpu` is None where no runtime
+    of a GPU found a driver; `module` is a Jetson module's part number, ``p3767-0005``, `system` its L4T release; empty elsewhere."""
 
     board: str
     device_class: str
@@ -198,6 +211,9 @@ class Capability(Message, frozen=True):
     memory_mb: int = 0
     backends: tuple[BackendInfo, ...] = ()
     simulated: bool = False
+    gpu: GpuInfo | None = None
+    module: str = ""
+    system: str = ""
 
 
 class AppState(Message, frozen=True):

@@ -66,3 +66,14 @@ def test_an_operator_that_it_lacks_is_named_with_its_node(tmp_path: Path) -> Non
     code, what = said(tmp_path / "odd.onnx")
     assert code == "backend.operator"
     assert "node /head/split (StringSplit)" in what
+
+
+def test_the_full_build_is_read_from_the_library_that_is_loaded() -> None:
+    """JetPack's module tells three numbers of four; the library tells all."""
+    program = ("import sys; sys.path.insert(0, sys.argv[1]); import tensorrt_rtx_bindings as trt\n"
+               "from jetfleet_agent import backend_probe\n"
+               "print(trt.__version__, backend_probe.full_build(trt.__version__.rpartition('.')[0], backend_probe._mapped()))")
+    ended = subprocess.run([sys.executable, "-c", program, str(rtx_libraries())], capture_output=True, text=True, timeout=120, check=False)
+    version, build = ended.stdout.split()
+    assert version == build
+    assert version.count(".") == 3

@@ -10,9 +10,10 @@ import pytest
 
 from jetfleet_agent.backend_probe import BackendFacts, facts_of
 from jetfleet_agent.boards import detect_board, load_board
-from jetfleet_agent.capability import Machine, ask_backends, probe, probe_machine, reasons_withheld
+from jetfleet_agent.capability import Machine, ask_backends, module_of, probe, probe_machine, reasons_withheld
+from jetfleet_agent.tables import capability_text
 from jetfleet_contract.errors import IncompatibleError
-from jetfleet_contract.messages import Capability, decode, encode
+from jetfleet_contract.messages import Capability, GpuInfo, decode, encode
 
 ORIN_CPUINFO = """\
 processor\t: 0
@@ -58,6 +59,25 @@ def test_a_jetson_is_read_from_its_files(orin_root: Path) -> None:
     assert "nvidia,p3767-0005" in machine.compatible
     assert {"asimd", "fphp", "asimdhp", "asimddp"} <= set(machine.isa)
     assert "crc32" not in machine.isa
+
+
+@pytest.mark.parametrize(("compatible", "module"), [
+    (("nvidia,p3768-0000+p3767-0005-super", "nvidia,p3767-0005", "nvidia,tegra234"), "p3767-0005"),
+    (("nvidia,p3737-0000+p3701-0005", "nvidia,tegra234"), "p3701-0005"), (("nvidia,p3450-0000", "nvidia,tegra210"), "p3450-0000"),
+    (("raspberrypi,4-model-b",), ""), ((), "")])
+def test_a_module_is_told_from_its_carrier(compatible: tuple[str, ...], module: str) -> None:
+    assert module_of(compatible) == module
+
+
+def test_what_a_plan_is_bound_to_is_part_of_the_capability(orin_root: Path) -> None:
+    gpu = GpuInfo("Orin", 87, 8, integrated=True, driver="12.6")
+    facts = {"tensorrt": BackendFacts("10.3.0", build="10.3.0.30", gpu=gpu), "onnxruntime": BackendFacts("1.23.2")}
+    here = probe(load_board("orin-nano"), False, machine=probe_machine(orin_root, arch="aarch64", cores=6), ask=lambda _names: facts)
+    assert (here.gpu, here.module, here.system) == (gpu, "p3767-0005", "36.4.3")
+    assert decode(encode(here), Capability, limit=100_000) == here
+    text = capability_text(here)
+    assert "module   p3767-0005, L4T 36.4.3" in text
+    assert "gpu      Orin, sm_87, 8 multiprocessors, the host's memory, driver for CUDA 12.6" in text
 
 
 def test_a_laptop_is_read_from_its_files(tmp_path: Path) -> None:

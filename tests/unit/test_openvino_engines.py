@@ -14,11 +14,9 @@ from pipelines import detector_task, save_map_model
 from jetfleet_agent.pipeline.backends import Backend, open_backend
 from jetfleet_agent.pipeline.evaluate import evaluate
 from jetfleet_contract.bundle import InputSpec
-from jetfleet_contract.engines import EngineFile, why_foreign
+from jetfleet_contract.engines import EngineFile
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, RuntimeFailure, UntrustedError
 from jetfleet_contract.evaluation import EvaluationJob
-from jetfleet_contract.footings import footing_of
-from jetfleet_contract.messages import BackendInfo, Capability
 from jetfleet_contract.tuning import Tuning
 
 SHAPE = (1, 3, 48, 64)
@@ -116,18 +114,3 @@ def test_the_evaluation_builds_an_engine_and_tries_one(model: Path, tmp_path: Pa
     assert not tried.error, tried.detail
     (tmp_path / "built").write_bytes(b"torn")
     assert evaluate(msgspec.structs.replace(job, engine=built.engine)).error == "engine.digest"
-
-
-def test_a_footing_is_what_the_runtime_compiles_for() -> None:
-    info = BackendInfo("openvino", "2026.4.1", precisions=("fp32",), build="2026.4.1-22982-abc")
-    here = Capability("x86-cpu", "cpu-x86", "x86_64", "Some CPU", ("fma", "avx2"), 4, 1000, (info,))
-    footing = footing_of(here, "openvino")
-    assert footing is not None
-    assert (footing.version, footing.features, footing.cores) == ("2026.4.1-22982-abc", ("avx2", "fma"), 4)
-    newer = msgspec.structs.replace(here, backends=(msgspec.structs.replace(info, build="2026.4.1-22983-def"),))
-    other = footing_of(newer, "openvino")
-    assert other is not None
-    assert why_foreign(footing, other)[0] == "engine.version", "another build of one version"
-    assert footing_of(here, "onnxruntime") is None
-    assert footing_of(here, "tensorrt") is None
-    assert footing_of(msgspec.structs.replace(here, backends=(msgspec.structs.replace(info, build=""),)), "openvino") is None

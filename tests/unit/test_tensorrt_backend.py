@@ -7,6 +7,7 @@ pointer or a forgotten copy shows in the numbers.
 from __future__ import annotations
 
 import enum
+import hashlib
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,6 +20,7 @@ from fake_cuda import FakeCuda
 from jetfleet_agent.pipeline import cuda as cuda_package
 from jetfleet_agent.pipeline.backends import DEFAULTS, Backend, open_backend, tensorrt
 from jetfleet_agent.pipeline.backends.tensorrt_build import build_plan
+from jetfleet_contract.engines import EngineFile
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, RuntimeFailure
 from jetfleet_contract.tuning import Tuning
 
@@ -60,6 +62,7 @@ class Board:
         self.dla_cores = 0
         self.host_code: list[bool] = []
         self.runs = True
+        self.serializes = True
 
 
 class Context:
@@ -111,6 +114,9 @@ class Engine:
 
     def get_tensor_profile_shape(self, name: str, index: int) -> Any:
         return self.board.profiles[index]
+
+    def serialize(self) -> bytes | None:
+        return b"plan" if self.board.serializes else None
 
     def create_runtime_config(self) -> Any:
         return SimpleNamespace(create_runtime_cache=lambda: "cache", set_runtime_cache=lambda cache: self.board.chosen.append(-1))
@@ -235,6 +241,30 @@ def test_each_lane_has_its_own_memory_and_all_is_given_back(board: Board, tmp_pa
     assert (board.cuda.leaks, board.cuda.closed) == ((0, 0, 0, 0), 1)
     np.testing.assert_allclose(second, np.zeros((1, 1, 4, 6)))  # ordinary memory: an answer that somebody keeps stays readable
     assert board.host_code == [False]
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_what_was_built_is_written_and_loaded_again_instead_of_building(board: Board, tmp_path: Path, name: str) -> None:
+    with opened(tmp_path, file="m.onnx", name=name) as backend:
+        engine = backend.export(tmp_path / "m.engine")
+    assert (engine.digest, (tmp_path / "m.engine").read_bytes()) == (hashlib.sha256(b"plan").hexdigest(), b"plan")
+    board.cuda, board.network_flags = FakeCuda(), []
+    with open_backend(name, tmp_path / "m.onnx", precision="fp16", threads=0, input_shape=SHAPE, engine=engine) as backend:
+        backend.lanes[0].tensor.fill(0.25)
+        assert float(backend.infer(backend.lanes[0])[0][0, 0, 0, 0]) == 0.75
+    assert board.network_flags == [], "nothing was built"
+    board.serializes, board.cuda = False, FakeCuda()
+    with opened(tmp_path, file="m.onnx", name=name) as backend, pytest.raises(RuntimeFailure, match="it gives no plan") as refused:
+        backend.export(tmp_path / "other.engine")
+    assert refused.value.code == "engine.export"
+
+
+def test_an_engine_that_is_not_what_was_signed_never_reaches_tensorrt(board: Board, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"")
+    (tmp_path / "m.engine").write_bytes(b"plam")
+    engine = EngineFile(str(tmp_path / "m.engine"), hashlib.sha256(b"plan").hexdigest())
+    error = refusal(open_backend("tensorrt", tmp_path / "m.onnx", precision="fp16", threads=0, input_shape=SHAPE, engine=engine))
+    assert (error.code, board.host_code, board.cuda.leaks) == ("engine.digest", [], (0, 0, 0, 0))
 
 
 @pytest.mark.parametrize(("reason", "code"), [

@@ -13,15 +13,14 @@ import statistics
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from jetfleet_agent.durable import need_folder
 from jetfleet_contract.engines import EngineFile, Passport, key_of
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
+from jetfleet_contract.footings import tuning_of
 from jetfleet_contract.predictions import agreement
-from jetfleet_contract.tuning import Tuning
 
 from .bundle_reader import Contents
 from .evaluation_process import PROGRAM, EvaluationProcess
@@ -127,9 +126,8 @@ class EngineWork:
 
     def _job(self, order: EngineOrder) -> EvaluationJob:
         recipe = order.passport.recipe
-        backend: Literal["openvino", "tensorrt"] = "openvino" if order.passport.footing.backend == "openvino" else "tensorrt"
-        return EvaluationJob(str(order.weights), order.contents.spec.task, backend, recipe.precision, self._threads, warmup=0,
-                             latency_runs=0, tuning=Tuning(folded=recipe.folded, threads=recipe.threads))
+        return EvaluationJob(str(order.weights), order.contents.spec.task, order.passport.footing.backend, recipe.precision, self._threads,
+                             warmup=0, latency_runs=0, tuning=tuning_of(recipe))
 
     def _run(self, job: EvaluationJob) -> EvaluationResult:
         free = self._free_mb()

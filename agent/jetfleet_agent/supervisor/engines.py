@@ -6,7 +6,6 @@ that ends by itself while it has an engine is started without it from then on.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,17 +21,16 @@ from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, table_of
 from jetfleet_contract.delegations import EngineTarget, engine_path, role_of_class
 from jetfleet_contract.engine_use import Verdict, judge_engine, why_not_ours
 from jetfleet_contract.engines import (
-    ENGINE_BACKENDS,
     EngineFile,
     EngineWord,
     Footing,
     Passport,
-    Recipe,
     check_passport,
     engine_name,
     key_of,
 )
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, MalformedError, StorageError, UntrustedError
+from jetfleet_contract.footings import recipe_of
 from jetfleet_contract.messages import Instant, decode
 from jetfleet_contract.policy import Candidate, backoff
 from jetfleet_contract.slot_records import Slot
@@ -130,14 +128,10 @@ class Engines:
         return EngineFile(str(path), verdict.blob)
 
     def _passport(self, slot: Slot, spec: ModelSpec, candidate: Candidate, tuning: Tuning, threads: int) -> Passport | None:
-        if candidate.backend not in ENGINE_BACKENDS or tuning.provider or not slot.weights:
+        footing = self._footing(candidate.backend)
+        recipe = recipe_of(candidate.backend, slot.weights, candidate.precision, spec.task.input, tuning, threads) if slot.weights else None
+        if footing is None or recipe is None:
             return None
-        footing, entry = self._footing(candidate.backend), spec.task.input
-        if footing is None:
-            return None
-        digest = hashlib.sha256(msgspec.json.encode(entry)).hexdigest() if tuning.folded else ""
-        recipe = Recipe(slot.weights, candidate.precision, (1, 3, entry.height, entry.width), tuning.threads or threads, tuning.folded,
-                        digest)
         return Passport(footing, recipe, slot.bundle, candidate.variant, self._device)
 
     def _judge(self, need: _Need) -> Verdict:

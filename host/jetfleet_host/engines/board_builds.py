@@ -6,7 +6,6 @@ compiled (`jetfleet_agent.pipeline.evaluate` with `export`). The key is the one 
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_contract.bundle import TaskSpec
-from jetfleet_contract.engines import Passport, Recipe, check_passport, engine_name, key_of
+from jetfleet_contract.engines import Passport, check_passport, engine_name, key_of
 from jetfleet_contract.errors import IncompatibleError, InputError, RuntimeFailure, StorageError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
-from jetfleet_contract.footings import footing_of
+from jetfleet_contract.footings import KINDS, footing_of, recipe_of, tuning_of
 from jetfleet_contract.messages import Capability, encode
 from jetfleet_contract.policy import PRECISIONS_OF
 from jetfleet_contract.tuning import Tuning
@@ -28,7 +27,6 @@ from jetfleet_host.engines.records import RECORD, Built, Record, check_engine, r
 from jetfleet_host.engines.sources import Weights
 
 SUFFIX = ".engine"
-_BACKENDS = ("tensorrt", "openvino")
 Told = Callable[[str, float], None]
 
 
@@ -83,14 +81,13 @@ def build(machine: Machine, weights: Weights, task: TaskSpec, out: Path, setting
 
 def _passports(capability: Capability, weights: Weights, task: TaskSpec, settings: Settings, builder: str) -> list[Passport]:
     found = []
-    spec = task.input
-    digest = hashlib.sha256(msgspec.json.encode(spec)).hexdigest() if settings.folded else ""
-    for backend in _BACKENDS:
+    for backend, kind in KINDS.items():
         footing = footing_of(capability, backend)
         runs = {precision for info in capability.backends if info.name == backend for precision in info.precisions}
         for precision in PRECISIONS_OF.get((weights.precision, backend), ()):
-            if footing is not None and precision in runs:
-                recipe = Recipe(weights.digest, precision, (1, 3, spec.height, spec.width), settings.threads, settings.folded, digest)
+            tuning = Tuning(folded=settings.folded and kind.folds)
+            recipe = recipe_of(backend, weights.digest, precision, task.input, tuning, settings.threads)
+            if footing is not None and recipe is not None and precision in runs:
                 found.append(check_passport(Passport(footing, recipe, weights.subject, weights.name, builder)))
     return found
 
@@ -102,7 +99,7 @@ def _one(machine: Machine, passport: Passport, weights: Weights, task: TaskSpec,
     if kept is not None:
         return Built(renewed(kept, passport, record_path), path, fresh=False)
     job = EvaluationJob("", task, passport.footing.backend, recipe.precision, recipe.threads, warmup=0,
-                        latency_runs=0, tuning=Tuning(folded=recipe.folded, threads=recipe.threads))
+                        latency_runs=0, tuning=tuning_of(recipe))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as work:

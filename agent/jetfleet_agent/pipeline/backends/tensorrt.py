@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jetfleet_agent.pipeline.backends import Backend, Lane, Outputs
+from jetfleet_agent.pipeline.backends import Backend, Lane, Outputs, read_engine
 from jetfleet_agent.pipeline.backends.tensorrt_build import build_plan
 from jetfleet_agent.pipeline.backends.tensorrt_plan import (
     Port,
@@ -99,6 +99,7 @@ class TensorRt(Backend):
 
     name = "tensorrt"
     precisions = ("fp32", "fp16", "int8")
+    has_engines = True
     module = "tensorrt"
     remedy = "run on a Jetson with JetPack 6 or newer (TensorRT 10), with cuda-bindings installed in the agent's environment"
 
@@ -117,8 +118,7 @@ class TensorRt(Backend):
         self._cuda = cuda = open_cuda()
         logger = new_logger(trt)
         core = self._dla_core()
-        plan = self.path.read_bytes() if self.path.suffix in (".plan", ".engine") else build_plan(
-            trt, logger, self.path, self.input_shape, exact=self.requested == "fp32", dla_core=core)
+        plan = self._plan(trt, logger, core)
         check_memory(cuda.free_memory(), len(plan), f"{self.path.name}, whose weights alone")
         self._runtime = trt.Runtime(logger)
         if self._runtime is None:
@@ -132,6 +132,19 @@ class TensorRt(Backend):
         profile = choose_profile(self._engine, source, self.input_shape, self.path.name)
         check_memory(cuda.free_memory(), count * activation_bytes(self._engine), f"{self.path.name} with {count} frames in flight")
         return tuple(self._lane(cuda, index, source, outputs, profile) for index in range(count))
+
+    def _plan(self, trt: Any, logger: Any, core: int | None) -> bytes:
+        if self.engine is not None:
+            return read_engine(self.engine)
+        if self.path.suffix in (".plan", ".engine"):
+            return self.path.read_bytes()
+        return build_plan(trt, logger, self.path, self.input_shape, exact=self.requested == "fp32", dla_core=core)
+
+    def _exported(self) -> bytes:
+        plan = self._engine.serialize()
+        if plan is None:
+            raise RuntimeFailure("engine.export", "it gives no plan")
+        return bytes(plan)
 
     def _dla_core(self) -> int | None:
         wanted = self.tuning.provider
