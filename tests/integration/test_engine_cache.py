@@ -35,14 +35,14 @@ from jetfleet_contract.delegations import delegation_field, engine_path, role_of
 from jetfleet_contract.engines import EngineFile, EngineWord, Passport, engine_name, key_of
 from jetfleet_contract.errors import TransportError
 from jetfleet_contract.footings import footing_of
-from jetfleet_contract.messages import BackendInfo, Capability, Instant, encode
+from jetfleet_contract.messages import BackendInfo, Capability, GpuInfo, Instant, encode
 from jetfleet_contract.policy import Candidate
 from jetfleet_contract.predictions import Detection
 from jetfleet_contract.slot_records import Slot
 from jetfleet_contract.trust import unseal
 from jetfleet_contract.tuning import Tuning
 from jetfleet_contract.uploads import Kind
-from jetfleet_host.delegations import accept, delegate
+from jetfleet_host.delegations import accept, certify, delegate
 from jetfleet_host.project import Project
 from jetfleet_host.publish import publish
 
@@ -52,6 +52,8 @@ pytest.importorskip("onnx")
 CLASS = "cpu-test"
 CANDIDATE = Candidate("fp32", "openvino", "fp32")
 WAIT_S = 120.0
+ORIN = GpuInfo("Orin", 87, 8, integrated=True, driver="12.6")
+TENSORRT = "10.3.0.30"
 STUCK = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
@@ -91,7 +93,7 @@ class Board:
     """The engines' part of one board, over real parts."""
 
     def __init__(self, fleet: Fleet, folder: Path, *, program: Sequence[str] = PROGRAM, own_after_s: float = 3600.0,
-                 build: str = openvino.__version__, clock: Callable[[], Instant] = now) -> None:
+                 build: str = openvino.__version__, clock: Callable[[], Instant] = now, orin: bool = False) -> None:
         self.fleet, self.device = fleet, folder.name
         self.identity = Identity.load_or_create(folder / "identity")
         self.trust = TrustStore(folder / "trust", fleet.project.root_file.read_bytes())
@@ -105,11 +107,17 @@ class Board:
         machine = probe_machine()
         info = BackendInfo("openvino", "1", precisions=("fp32",), build=build)
         here = Capability("test", CLASS, machine.arch, machine.cpu, machine.isa, machine.cores, backends=(info,))
+        self.candidate = CANDIDATE
+        if orin:
+            info = BackendInfo("tensorrt", "10.3.0", precisions=("fp32",), build=build)
+            here = msgspec.structs.replace(here, arch="aarch64", backends=(info,), gpu=ORIN, module="p3767-0005", system="36.4.3")
+            self.candidate = Candidate("fp32", "tensorrt", "fp32")
+            program = (sys.executable, "-m", "tensorrt_machine", build, "87")
         self.work = EngineWork(folder / "engines", threads=1, program=program)
         self.engines = Engines(self.device, CLASS, partial(footing_of, here), self.trust, self.store, self, self, self.identity, self.link,
                                self.work, EngineMemory(folder / "engines"), clock, random.random, own_after_s=own_after_s)
         spec = BundleReader(self.store).contents(fleet.bundle).spec
-        self.slot = Slot(fleet.bundle, "toy", "1", candidate=CANDIDATE, weights=blob_of_digest(spec.variants[0].digest))
+        self.slot = Slot(fleet.bundle, "toy", "1", candidate=self.candidate, weights=blob_of_digest(spec.variants[0].digest))
         self.spec = spec
 
     # the network, as a dictionary
@@ -142,7 +150,7 @@ class Board:
         self.engines.follow()
 
     def engine(self) -> EngineFile | None:
-        return self.engines.engine("reader", self.slot, self.spec, CANDIDATE, Tuning(), 1)
+        return self.engines.engine("reader", self.slot, self.spec, self.candidate, Tuning(), 1)
 
     def words(self) -> list[EngineWord]:
         return [unseal(payload, "engine", EngineWord, {self.identity.public_hex}, verify_ed25519)
@@ -234,6 +242,28 @@ def test_one_board_builds_and_the_others_fetch_and_run(fleet: Fleet, board: Call
     again.follow()
     assert again.engine() == fetched
     again.engines.close()
+
+
+def test_a_plan_of_tensorrt_goes_the_same_way(fleet: Fleet, board: Callable[..., Board]) -> None:
+    """TensorRT and the GPU are stand-ins; footing, key, build in a process, signature, delivery and trial are what boards run."""
+    builder, other = board("one", orin=True, build=TENSORRT), board("two", orin=True, build=TENSORRT)
+    word = built(fleet, builder)
+    assert (word.agreement, word.passport.footing.backend, word.passport.footing.device) == (1.0, "tensorrt", "p3767-0005")
+    assert fleet.given[word.blob].startswith(b'{"version": "10.3.0.30", "sm": 87')
+    accept(fleet.project, CLASS, fleet.metadata(), (engine_name(word.key),))
+    other.follow()
+    assert other.engine() is None
+    assert other.order("engine-certify", other.said("need").passport) == ""
+    assert other.said("fit").agreement == 1.0
+    certify(fleet.project, CLASS, ())
+    other.trust.update(fleet.project.repository.package(), now())
+    assert other.engine() == EngineFile(str(other.store.path(word.blob)), word.blob)
+
+    newer = board("three", orin=True, build="10.7.0.23")
+    newer.follow()
+    assert newer.engine() is None
+    assert newer.said("need").key != word.key, "after an upgrade of TensorRT a board asks for another"
+    assert newer.order("engine-certify", word.passport) == "engine.version"
 
 
 def test_a_bit_that_flipped_on_disk_is_found_before_the_engine_is_loaded(fleet: Fleet, board: Callable[..., Board]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,11 +63,13 @@ def test_a_machine_without_a_driver_or_a_gpu_says_which() -> None:
 
 
 def test_the_full_build_is_the_modules_or_the_loaded_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Infer:
-        getInferLibMajorVersion = getInferLibMinorVersion = getInferLibPatchVersion = getInferLibBuildVersion = staticmethod(lambda: 7)
-
     opened: list[str] = []
-    monkeypatch.setattr(ctypes, "CDLL", lambda path: opened.append(path) or Infer())
+
+    def load(path: str) -> SimpleNamespace:
+        opened.append(path)
+        return SimpleNamespace(**{f"getInferLib{part}Version": lambda: 7 for part in ("Major", "Minor", "Patch", "Build")})
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
     assert full_build("10.16.1.11", ("/lib/libnvinfer.so.10",)) == "10.16.1.11"
     assert full_build("10.3.0", ("/lib/libc.so.6", "/lib/libnvinfer_plugin.so.10")) == ""
     assert full_build("10.3.0", ("/lib/libc.so.6", "/lib/libnvinfer.so.10.3.0")) == "7.7.7.7"

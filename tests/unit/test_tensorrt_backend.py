@@ -267,6 +267,16 @@ def test_an_engine_that_is_not_what_was_signed_never_reaches_tensorrt(board: Boa
     assert (error.code, board.host_code, board.cuda.leaks) == ("engine.digest", [], (0, 0, 0, 0))
 
 
+@pytest.mark.parametrize(("content", "shape", "code"), [(b"of another", SHAPE, "engine.load"), (b"plan", (2, 3, 4, 6), "engine.load")])
+def test_an_engine_that_does_not_load_is_not_the_models_fault(board: Board, tmp_path: Path, content: bytes, shape: tuple[int, ...],
+                                                              code: str) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"")
+    (tmp_path / "m.engine").write_bytes(content)
+    engine = EngineFile(str(tmp_path / "m.engine"), hashlib.sha256(content).hexdigest())
+    error = refusal(open_backend("tensorrt", tmp_path / "m.onnx", precision="fp16", threads=0, input_shape=shape, engine=engine))
+    assert (error.code, board.cuda.leaks) == (code, (0, 0, 0, 0))
+
+
 @pytest.mark.parametrize(("reason", "code"), [
     ("The engine plan file is generated on an incompatible device, expecting compute 8.7 got compute 8.6", "engine.sm"),
     ("Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed. Version tag does not match", "engine.version"),

@@ -125,11 +125,9 @@ class TensorRt(Backend):
             raise RuntimeFailure("backend.load", f"{self.module} {trt.__version__} does not start: {logger.reason}")
         if core is not None:
             self._runtime.DLA_core = core
-        self._engine = open_engine(trt, self._runtime, logger, plan, self.path.name)
         self.versions = {self.module: trt.__version__}
         self.provider = f"{DLA}{core}" if core is not None else cuda.name
-        source, outputs = ports_of(trt, self._engine, self.path.name)
-        profile = choose_profile(self._engine, source, self.input_shape, self.path.name)
+        source, outputs, profile = self._opened(trt, logger, plan)
         check_memory(cuda.free_memory(), count * activation_bytes(self._engine), f"{self.path.name} with {count} frames in flight")
         return tuple(self._lane(cuda, index, source, outputs, profile) for index in range(count))
 
@@ -139,6 +137,18 @@ class TensorRt(Backend):
         if self.path.suffix in (".plan", ".engine"):
             return self.path.read_bytes()
         return build_plan(trt, logger, self.path, self.input_shape, exact=self.requested == "fp32", dla_core=core)
+
+    def _opened(self, trt: Any, logger: Any, plan: bytes) -> tuple[str, tuple[str, ...], int]:
+        """Load the plan: its input, its outputs and the profile to use. A signed engine that does not fit is no fault of the model."""
+        try:
+            self._engine = open_engine(trt, self._runtime, logger, plan, self.path.name)
+            source, outputs = ports_of(trt, self._engine, self.path.name)
+            return source, outputs, choose_profile(self._engine, source, self.input_shape, self.path.name)
+        except JetfleetError as error:
+            if self.engine is None or error.code not in ("backend.load", "backend.input"):
+                raise
+            raise RuntimeFailure("engine.load", f"the engine of {self.path.name} does not load: {error.what}"[:400],
+                                 remedy="it is compiled here instead") from None
 
     def _exported(self) -> bytes:
         plan = self._engine.serialize()
