@@ -121,8 +121,8 @@ def test_recomputed_activations_change_neither_weights_nor_statistics(tmp_path: 
 
 def test_loader_workers_and_an_uncached_split_give_the_same_weights(tmp_path: Path) -> None:
     expected = weights_digest(tuned(workshop(tmp_path / "cached"), 1, seeded(PlainNet)))
-    for name, training in (("uncached", {"cache_mb": 0}), ("workers", {"cache_mb": 0, "workers": 2})):
-        assert weights_digest(tuned(workshop(tmp_path / name, **training), 1, seeded(PlainNet))) == expected
+    for name, workers in (("uncached", 0), ("workers", 2)):
+        assert weights_digest(tuned(workshop(tmp_path / name, cache_mb=0, workers=workers), 1, seeded(PlainNet))) == expected
 
 
 def test_bf16_autocast_trains_float32_weights(tmp_path: Path) -> None:

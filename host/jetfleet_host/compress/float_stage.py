@@ -35,7 +35,7 @@ class Split(Protocol):
 
 
 class Loss(Protocol):
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: Tensor, targets: Tensor, /) -> Tensor:
         """Mean loss over a batch."""
         ...
 
