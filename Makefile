@@ -47,7 +47,7 @@ check: $(VENV)/.dev
 
 test: check
 	@.ci/need $(SERVERS) $(CAMERA)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev
 	@.ci/need $(SERVERS) $(CAMERA) postgres:postgresql g++:g++
