@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -84,9 +85,10 @@ def test_int8_is_symmetric_everywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_models.residual, tiny_models.depthwise, tiny_models.concat, tiny_models.hard_swish_text])
-def test_twins_share_every_scale_and_weight(make: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["qdq-uint8", "qdq-arm"])
+def test_twins_share_every_scale_and_weight(make: Any, layout: Any, tmp_path: Path) -> None:
     model = make()
-    first, twin = (_constants(_quantized(model, layout, tmp_path)) for layout in ("qdq-int8", "qdq-uint8"))
+    first, twin = (_constants(_quantized(model, kind, tmp_path)) for kind in ("qdq-int8", layout))
     shared = {name for name in first if name.endswith(".scale") or ".weight8" in name}
     assert shared
     assert shared <= set(twin)
@@ -94,7 +96,46 @@ def test_twins_share_every_scale_and_weight(make: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal(first[name], twin[name])
 
 
-@pytest.mark.parametrize("layout", ["qdq-int8", "qdq-uint8"])
+def test_the_arm_file_is_the_uint8_file_moved_by_128(tmp_path: Path) -> None:
+    model = tiny_models.residual()
+    uint8, arm = (_quantized(model, layout, tmp_path) for layout in ("qdq-uint8", "qdq-arm"))
+    assert [node.output[0] for node in uint8.graph.node] == [node.output[0] for node in arm.graph.node]
+    moved, plain = _constants(arm), _constants(uint8)
+    zeros = {name for name in plain if name.endswith(".zero") and ".weight8" not in name}
+    assert {int(plain[name]) for name in zeros} == {0, 128}
+    for name in plain:
+        expected = (plain[name].astype(np.int16) - 128).astype(np.int8) if name in zeros else plain[name]
+        np.testing.assert_array_equal(moved[name], expected)
+        assert moved[name].dtype == expected.dtype
+
+
+def test_narrow_weights_cannot_saturate_a_16_bit_sum(tmp_path: Path) -> None:
+    """Two neighbouring products of an 8-bit unsigned and a weight, as instructions before VNNI add them up."""
+    model = tiny_models.residual()
+    narrow, plain = (_constants(_quantized(model, layout, tmp_path)) for layout in ("qdq-uint8-narrow", "qdq-uint8"))
+    for name in (name for name in plain if name.endswith(".weight8")):
+        largest, before = (2 * 255 * int(np.abs(weights[name].astype(np.int32)).max()) for weights in (narrow, plain))
+        assert largest < 2**15 <= before
+        np.testing.assert_allclose(narrow[f"{name}.scale"], plain[f"{name}.scale"] * (127 / 63), rtol=1e-6)
+    activations = [name for name in plain if name.endswith(".scale") and ".weight8" not in name]
+    assert activations
+    assert all(narrow[name] == plain[name] for name in activations)
+
+
+def test_one_scale_a_tensor_when_the_table_says_so(tmp_path: Path) -> None:
+    model = tiny_models.residual()
+    view, layers = _all_layers(model)
+    table = msgspec.structs.replace(_table(model, tmp_path), per_channel=False)
+    made = write_qdq(model, place(view, layers, "qdq-int8"), table)
+    onnx.checker.check_model(made, full_check=True)
+    scales = [value for name, value in _constants(made).items() if name.endswith(".weight8.scale")]
+    assert scales
+    assert all(scale.shape == () for scale in scales)
+    for reference, found in zip(outputs_of(model, _inputs(2)), outputs_of(made, _inputs(2)), strict=True):
+        assert 0.0 < relative_error(reference[0], found[0]) < 0.05
+
+
+@pytest.mark.parametrize("layout", ["qdq-int8", "qdq-uint8", "qdq-arm", "qdq-uint8-narrow"])
 @pytest.mark.parametrize("make", [tiny_models.residual, tiny_models.depthwise, tiny_models.concat, tiny_models.hard_swish_text])
 def test_quantized_output_stays_close(make: Any, layout: str, tmp_path: Path) -> None:
     model, tensors = make(), _inputs(2)

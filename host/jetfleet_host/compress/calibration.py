@@ -48,9 +48,11 @@ class Range(msgspec.Struct, frozen=True):
 
 
 class ScaleTable(msgspec.Struct, frozen=True):
-    """Ranges by tensor name over `images` images. `weights`: scales that a layer's weights must have, one a channel, by its output.
+    """Ranges by tensor name over `images` images, and all else that the int8 files of one build share.
 
-    `percentile` is what `calibrator` percentile clipped at; `origin` says where scales came from that were not calibrated.
+    `weights`: scales that a layer's weights must have, one a channel, by its output. `biases`: what is added to a layer's bias, one value
+    a channel, by its output. `percentile` is what `calibrator` percentile clipped at; `origin` says where scales came from that were not
+    calibrated.
     """
 
     ranges: dict[str, Range]
@@ -58,6 +60,8 @@ class ScaleTable(msgspec.Struct, frozen=True):
     percentile: float
     weights: dict[str, tuple[float, ...]] = {}
     calibrator: str = "percentile"
+    per_channel: bool = True
+    biases: dict[str, tuple[float, ...]] = {}
     origin: str = ""
 
     def scale(self, tensor: str) -> float:

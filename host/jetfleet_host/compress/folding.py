@@ -152,7 +152,7 @@ def _out_channels(node: NodeProto, weight: Array) -> int:
     return int(weight.shape[0]) if node.op_type == "Conv" else int(weight.shape[1]) * int(attribute(node, "group", 1))
 
 
-def _scale_out(node: NodeProto, weight: Array, factor: Array) -> Array | None:
+def scale_out(node: NodeProto, weight: Array, factor: Array) -> Array | None:
     """Weights times one factor per output channel; None for a grouped transposed convolution (its layout mixes groups)."""
     if node.op_type == "Conv":
         return np.asarray(weight * factor.reshape(-1, *([1] * (weight.ndim - 1))))
@@ -161,7 +161,7 @@ def _scale_out(node: NodeProto, weight: Array, factor: Array) -> Array | None:
     return np.asarray(weight * factor.reshape(1, -1, *([1] * (weight.ndim - 2))))
 
 
-def _scale_in(node: NodeProto, weight: Array, factor: Array) -> Array | None:
+def scale_in(node: NodeProto, weight: Array, factor: Array) -> Array | None:
     """Weights times one factor per input channel, by group."""
     group = int(attribute(node, "group", 1))
     if node.op_type == "ConvTranspose":
@@ -209,7 +209,7 @@ def _with_affine(view: GraphView, node: NodeProto, affine: NodeProto) -> tuple[N
     if value is None or bias is None:
         return None
     scale, shift = _scale_and_shift(affine.op_type, value)
-    scaled = _scale_out(node, weight.astype(np.float64), scale)
+    scaled = scale_out(node, weight.astype(np.float64), scale)
     if scaled is None:
         return None
     output = affine.output[0]
@@ -301,7 +301,7 @@ def _with_input_affine(view: GraphView, conv: NodeProto, node: NodeProto,
         return None
     scale, shift = _scale_and_shift(node.op_type, value)
     wide = weight.astype(np.float64)
-    scaled = _scale_in(conv, wide, scale)
+    scaled = scale_in(conv, wide, scale)
     bias = view.constant(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else np.zeros(_out_channels(conv, weight), np.float32)
     if scaled is None or bias is None:
         return None
@@ -312,7 +312,7 @@ def _with_input_affine(view: GraphView, conv: NodeProto, node: NodeProto,
     new.input.extend([operand[0], f"{output}.weight.in", f"{output}.bias.in"])
     tensors = {f"{output}.weight.in": scaled.astype(np.float32)}
     if np.any(shift):
-        terms = _scale_in(conv, wide, shift)
+        terms = scale_in(conv, wide, shift)
         bias = bias + (0.0 if terms is None else terms.reshape(terms.shape[0], -1).sum(axis=1))
     tensors[f"{output}.bias.in"] = np.asarray(bias, np.float32)
     return new, tensors

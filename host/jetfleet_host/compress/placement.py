@@ -4,7 +4,8 @@
 nothing between convolution and activation, on a residual Add only the skip branch, so that Conv + Add + ReLU fuse.
 
 `qdq-uint8` follows ONNX Runtime's x86 kernels: a convolution runs in integers only when its output is quantized too,
-and an Add when both inputs and its output are; so it adds those points to the same ones.
+and an Add when both inputs and its output are; so it adds those points to the same ones. `qdq-arm` and `qdq-uint8-narrow` stand at the
+same places.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PRODUCTS = ("Gemm", "MatMul")
 # Activations that ONNX Runtime folds into an integer convolution when Q with zero point 0 follows.
 FOLDED_ACTIVATIONS = ("Relu",)
 
-Layout = Literal["qdq-int8", "qdq-uint8"]
+Layout = Literal["qdq-int8", "qdq-uint8", "qdq-arm", "qdq-uint8-narrow"]
 
 
 class Edge(msgspec.Struct, frozen=True, order=True):
