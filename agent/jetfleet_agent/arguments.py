@@ -90,6 +90,8 @@ def _bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--provider", default="", metavar="NAME",
                          help="ONNX Runtime's execution provider or OpenVINO's device, where it is not the CPU; never a silent fall-back")
     command.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help="for one process (default %(default)s)")
+    command.add_argument("--record", type=Path, metavar="FILE",
+                         help="also write the figures with their provenance, for `jetfleet matrix --record FILE` on the host")
     _board(command)
     _threads(command)
 

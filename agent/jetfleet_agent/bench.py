@@ -17,7 +17,9 @@ from typing import Literal, cast
 
 import msgspec
 
+from jetfleet_contract.bench_records import BenchFigures, BenchRecord
 from jetfleet_contract.bundle import Evaluation, InputSpec, ModelSpec, ProbeSet, TaskSpec, Variant
+from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
 from jetfleet_contract.messages import Capability, Message
@@ -135,6 +137,22 @@ def bench(bundle: BundleFolder, capability: Capability, run: Run, wish: Wish,
                 trial.timed.append(run(msgspec.structs.replace(job, source=wish.source, warmup=wish.warmup, latency_runs=wish.runs)))
     rows = [_row(bundle, candidate, trials.get(candidate.name), why_unsupported(candidate, capability)) for candidate in every]
     return tuple(sorted(rows, key=lambda row: (bool(row.error), row.session.p50)))
+
+
+def record_of(bundle: BundleFolder, capability: Capability, conditions: Conditions, wish: Wish, rows: Sequence[BenchRow],
+              taken: float) -> BenchRecord:
+    """What was measured as a file for the host's matrix.
+
+    Args:
+        conditions: read while the bench ran. taken: seconds since 1970.
+    """
+    digests = {variant.name: variant.digest for variant in bundle.spec.variants}
+    figures = tuple(
+        BenchFigures(row.candidate, digests[row.candidate.variant], row.session.p50, row.session.p95, row.session.p99, row.runs,
+                     wish.provider, row.provider, row.runs_in, row.peak_rss_mb, row.agreement, error=row.error) for row in rows)
+    software = {backend.name: backend.version for backend in capability.backends if backend.version}
+    return BenchRecord(capability.device_class, capability.board, capability.arch, capability.cpu, capability.isa, capability.cores,
+                       conditions, software, bundle.spec.name, bundle.spec.version, taken, figures, wish.threads, capability.simulated)
 
 
 def _asked_for(spec: ModelSpec, only: tuple[str, ...]) -> tuple[Candidate, ...]:

@@ -25,14 +25,14 @@ from types import FrameType
 import msgspec
 
 from jetfleet_contract.boards import BoardFile
-from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError
+from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError, StorageError
 from jetfleet_contract.footings import footing_of
-from jetfleet_contract.messages import Capability
+from jetfleet_contract.messages import Capability, encode
 from jetfleet_contract.policy import Choice, Measurement, leaner
 
 from . import doctor, state_lock
 from .arguments import parser
-from .bench import Wish, bench, lone_model
+from .bench import Wish, bench, lone_model, record_of
 from .boards import board_names, detect_board, load_board
 from .bundle_folder import BundleFolder, read_bundle
 from .capability import Machine, probe, probe_machine
@@ -138,6 +138,8 @@ def _bench(parsed: argparse.Namespace) -> int:
                     tuple(parsed.candidate))
         rows = bench(bundle, capability, process.run, wish, functools.partial(_say_progress, interrupted))
         _end_if(interrupted)
+    if parsed.record:
+        _write_record(parsed.record, encode(record_of(bundle, capability, read_conditions(), wish, rows, time.time())))
     _show(parsed, rows, bench_text(f"{bundle.spec.name} on {capability.board}, {capability.cpu}, {capability.cores} cores", rows))
     return 0 if any(not row.error for row in rows) else IncompatibleError.exit_code
 
@@ -324,6 +326,14 @@ def _bench_input(parsed: argparse.Namespace) -> BundleFolder:
     if not (width.isdigit() and height.isdigit() and 0 < int(width) <= 8192 and 0 < int(height) <= 8192):
         raise InputError("bench.size", f"--size {parsed.size!r} is not WIDTHxHEIGHT", remedy="for example --size 640x480")
     return lone_model(parsed.model, width=int(width), height=int(height), precision=parsed.precision, task=parsed.task)
+
+
+def _write_record(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise StorageError("bench.record", f"cannot write the record: {error.strerror}", where=str(path),
+                           remedy="give a file in a writable folder with --record") from None
 
 
 def _show(parsed: argparse.Namespace, value: object, text: str) -> None:

@@ -16,7 +16,7 @@ from jetfleet_contract import __version__
 from jetfleet_contract.errors import JetfleetError
 
 COMMAND_MODULES = (
-    "project", "keys", "build", "report", "boards", "broker", "serve", "mirror", "fleet", "kpis", "rollout", "delivery", "models",
+    "project", "keys", "build", "matrix", "report", "boards", "broker", "serve", "mirror", "fleet", "kpis", "rollout", "delivery", "models",
     "kernels", "engines", "harvest", "experiment", "demo", "sim",
 )
 

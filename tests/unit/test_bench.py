@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 from choices import capability_of, evaluation_of, spec_of
 
-from jetfleet_agent.bench import BenchRow, Wish, bench, percentiles
+from jetfleet_agent.bench import BenchRow, Wish, bench, percentiles, record_of
 from jetfleet_agent.bundle_folder import BundleFolder
 from jetfleet_agent.tables import bench_text
+from jetfleet_contract.bench_records import BenchRecord, why_unusable
 from jetfleet_contract.bundle import ProbeSet
+from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
-from jetfleet_contract.messages import BackendInfo
+from jetfleet_contract.messages import BackendInfo, decode, encode
 from jetfleet_contract.tuning import Tuning, TuningFigures
 
 SPEC = spec_of("fp32", "int8")
@@ -104,3 +106,16 @@ def test_percentiles_are_values_that_were_seen() -> None:
     assert (found.p50, found.p90, found.p95, found.p99, found.most, found.mean) == (50.5, 90.0, 95.0, 99.0, 100.0, 50.5)
     assert found.per_second == pytest.approx(1000 / 50.5)
     assert percentiles([3.0]) == percentiles([3.0, 3.0])
+
+
+def test_a_record_names_the_weights_the_board_and_what_really_ran() -> None:
+    runs, wish = Runs(), Wish("synthetic:64x48", threads=2, rounds=2)
+    rows = bench(BUNDLE, BOARD, runs, wish, runs.progress)
+    record = decode(encode(record_of(BUNDLE, BOARD, Conditions(mode="15W"), wish, rows, 5.0)), BenchRecord)
+    assert (record.device_class, record.conditions.mode, record.threads, record.taken) == (BOARD.device_class, "15W", 2, 5.0)
+    assert record.software == {"openvino": "1"}
+    figures = {row.candidate.name: row for row in record.rows}
+    ran = figures["fp32@openvino:bf16"]
+    assert (ran.digest, ran.p50_ms, ran.p95_ms, ran.ran_in, ran.runs) == (SPEC.variant("fp32").digest, 10.0, 20.0, "bf16", 3)
+    assert not why_unusable(record, ran)
+    assert "ran in fp32" in why_unusable(record, figures["int8@openvino:int8"])

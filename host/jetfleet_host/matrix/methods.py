@@ -1,0 +1,41 @@
+"""The methods of the matrix: what each makes of a model, and which of the resulting candidates stand for it."""
+
+from __future__ import annotations
+
+from jetfleet_contract.bundle import EvaluationRow
+from jetfleet_contract.errors import InputError
+from jetfleet_contract.messages import Message
+
+
+class Method(Message, frozen=True):
+    """One method: how the build is asked, and which candidates count. `variants` and `precisions` are those that stand for it in a cell;
+    empty: all."""
+
+    name: str
+    makes: tuple[str, ...]
+    variants: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+
+    def counts(self, variant: str, precision: str) -> bool:
+        """Whether a candidate stands for this method."""
+        return (not self.variants or variant in self.variants) and (not self.precisions or precision in self.precisions)
+
+    def rows(self, rows: tuple[EvaluationRow, ...]) -> tuple[EvaluationRow, ...]:
+        """Those of a bundle's rows that stand for this method."""
+        return tuple(row for row in rows if self.counts(row.variant, row.precision))
+
+
+_INT8 = ("int8", "uint8")
+NAMED = {method.name: method for method in (
+    Method("fp32", (), ("fp32",), ("fp32",)),
+    Method("bf16", (), ("fp32",), ("bf16",)),
+    Method("fp16", ("fp16",), ("fp16",)),
+    Method("int8", ("int8",), _INT8),
+)}
+
+
+def method_of(text: str) -> Method:
+    """The method that an option names. InputError `matrix.method`."""
+    if text not in NAMED:
+        raise InputError("matrix.method", f"there is no method {text[:60]!r}", remedy=f"use one of {', '.join(NAMED)}")
+    return NAMED[text]
