@@ -30,6 +30,7 @@ from jetfleet_contract.delegations import DelegationBlob
 from jetfleet_contract.deltas import DeltaSource
 from jetfleet_contract.errors import UntrustedError
 from jetfleet_contract.evaluation import EvaluationResult
+from jetfleet_contract.kernel_sets import KernelsTarget
 from jetfleet_contract.messages import (
     Capability,
     Command,
@@ -88,6 +89,9 @@ class FakeTrust:
         return None
 
     def accept_delegation(self, device_class: str, data: bytes, now: Instant) -> None: ...
+
+    def kernels(self, interface: int) -> KernelsTarget | None:
+        return None
 
     def bundle(self, manifest_blob: str) -> BundleTarget:
         return self.shelf.bundle(manifest_blob)

@@ -35,9 +35,10 @@ from .arguments import parser
 from .bench import Wish, bench, lone_model, record_of
 from .boards import board_names, detect_board, load_board
 from .bundle_folder import BundleFolder, read_bundle
-from .capability import Machine, probe, probe_machine
+from .capability import Machine, l4t_release, probe, probe_machine
 from .clocks import BoardClock
 from .config import EXAMPLE, AgentConfig, MeasureConfig, load
+from .gpu_probe import gpu_of
 from .power import read_conditions
 from .recent_log import FORMAT, RecentLines
 from .status import CHOOSER, JOURNAL, model_of, read_status
@@ -208,7 +209,8 @@ def run_agent(config: AgentConfig, path: Path, capability: Capability, recent: R
     supervisor = Supervisor(config, session, inbox, journal, link, trust, store, fetcher, uploads, identity, chooser, pipelines,
                             clock, log_lines=recent.last, beat=heart.beat,
                             secret_store=SecretStore(state / "identity", config.device), crops=crops,
-                            free_mb=memory.free_mb, metrics=metrics, conditions=read_conditions, engines=engines)
+                            free_mb=memory.free_mb, metrics=metrics, conditions=read_conditions, engines=engines,
+                            sm=gpu_of(load_board(capability.board), l4t_release(Path("/"))).sm)
     server = MetricsServer(config.metrics.address, config.metrics.port, metrics.text) if config.metrics.port else None
     _stop_on_signals(inbox.stop)
     log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)

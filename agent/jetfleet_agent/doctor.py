@@ -29,8 +29,10 @@ from .clocks import kernel_is_synchronized
 from .config import AgentConfig, ResultsConfig, load
 from .doctor_board import board_checks
 from .doctor_cameras import camera_checks
+from .doctor_kernels import kernels
 from .doctor_models import models, needed_mb
 from .doctor_software import crashes, disk_usage, system_journal, tensorrt
+from .gpu_probe import gpu_of
 from .status import CHOOSER, JOURNAL
 from .supervisor.crash_log import CRASHES, read_crashes
 from .supervisor.journal import Journal
@@ -101,6 +103,7 @@ def examine(path: Path, capability_of: Callable[[AgentConfig], Capability],
             _root(config.root, time.time()),
             _backends(capable),
             *_tensorrt(capable, root),
+            *_kernels(capable, config.state_dir, root),
             *_board_and_models(config, root),
             system_journal(journal_usage(), root),
             crashes(read_crashes(config.state_dir / CRASHES), time.time()),
@@ -125,6 +128,14 @@ def _tensorrt(capability: Callable[[], Capability], root: Path) -> tuple[Check, 
     try:
         found = capability()
         check = tensorrt(found, load_board(found.board), l4t_release(root))
+    except JetfleetError:  # the check of the backends says it
+        return ()
+    return () if check is None else (check,)
+
+
+def _kernels(capability: Callable[[], Capability], state: Path, root: Path) -> tuple[Check, ...]:
+    try:
+        check = kernels(gpu_of(load_board(capability().board), l4t_release(root)), state)
     except JetfleetError:  # the check of the backends says it
         return ()
     return () if check is None else (check,)

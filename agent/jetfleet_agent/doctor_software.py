@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jetfleet_contract.boards import BoardFile, SystemRelease
+from jetfleet_contract.boards import BoardFile, is_within
 from jetfleet_contract.messages import Capability
 
 from .checks import Check
@@ -88,27 +88,18 @@ def tensorrt(capability: Capability, board: BoardFile, l4t: str) -> Check | None
         l4t: the release that runs, as 36.4.3; empty: not told.
     """
     info = next((one for one in capability.backends if one.name == "tensorrt"), None)
-    release = _release(board.releases, l4t)
+    release = board.release(l4t)
     if info is None or release is None or not release.tensorrt:
         return None
     expected = f"{release.name} (L4T {release.l4t}) comes with {release.tensorrt}"
     if info.missing:
         return Check("tensorrt", "warning", f"{info.missing}; {expected}",
                      "sudo apt install nvidia-tensorrt; until then another runtime is used")
-    if not _within(info.version, release.tensorrt):
+    if not is_within(info.version, release.tensorrt):
         return Check("tensorrt", "warning", f"{info.version}; {expected}",
                      "install the release's own (sudo apt install --reinstall nvidia-tensorrt, no TensorRT from pip): engines that the "
                      "class shares do not load in another version, so this board would build for itself")
     return Check("tensorrt", "ok", f"{info.version}, as {expected}")
-
-
-def _release(releases: Sequence[SystemRelease], l4t: str) -> SystemRelease | None:
-    return next((one for one in releases if one.l4t and _within(l4t, one.l4t)), None)
-
-
-def _within(version: str, release: str) -> bool:
-    """Whether 10.3.0.30 is of 10.3."""
-    return f"{version}.".startswith(f"{release}.")
 
 
 def crashes(kept: Mapping[str, Sequence[Crash]], now: float) -> Check:

@@ -146,6 +146,15 @@ class BoardFile(Message, frozen=True):
         """The rule for that runtime, or None: the board does not use it."""
         return next((rule for rule in self.backends if rule.name == backend), None)
 
+    def release(self, l4t: str) -> SystemRelease | None:
+        """The release that a board of this L4T runs (``36.4.3`` is of ``36.4``), or None: nobody knows."""
+        return next((one for one in self.releases if one.l4t and is_within(l4t, one.l4t)), None)
+
+
+def is_within(version: str, release: str) -> bool:
+    """Whether 10.3.0.30 is of 10.3."""
+    return f"{version}.".startswith(f"{release}.")
+
 
 def board_from(mapping: Mapping[str, Any], *, where: str) -> BoardFile:
     """Check a decoded board file.

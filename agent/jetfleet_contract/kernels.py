@@ -63,12 +63,14 @@ class CubinFile(Message, frozen=True):
 
 
 class KernelSet(Message, frozen=True):
-    """The manifest of a folder of cubins. `source` is the digest of the source with its instances; `options` are the compiler's."""
+    """The manifest of a folder of cubins. `source` is the digest of the source with its instances; `options` are the compiler's;
+    `interface` is what a launch is given, see `kernel_sets`."""
 
     source: str
     options: tuple[str, ...]
     kernels: tuple[str, ...]
     cubins: tuple[CubinFile, ...]
+    interface: int = 1
 
     def choose(self, sm: int, cuda: int) -> CubinFile:
         """The cubin for a GPU whose driver knows CUDA `cuda`: the newest that this driver loads. SM must match exactly.

@@ -9,8 +9,8 @@ Every role's metadata stays the exact bytes that were signed. jetfleet adds sign
     each target custom     = {"size", "table", "blobs": {hex: [size, chunk_size, table]}, "release", "chunk_size" of the manifest}
 
 A target is named ``bundle/NAME/VERSION``; its hash is the manifest's. Beside it there may be ``delta/NAME/VERSION``: the
-index of the deltas that lead to that version (see `deltas`), with an empty "blobs". Keys of envelopes are Ed25519 public
-keys in hex and are their own key ids.
+index of the deltas that lead to that version (see `deltas`), with an empty "blobs"; and ``kernels/INTERFACE`` (see `kernel_sets`).
+Keys of envelopes are Ed25519 public keys in hex and are their own key ids.
 """
 
 from __future__ import annotations
@@ -140,13 +140,12 @@ def read_target(path: str, manifest: str, custom: object) -> BundleTarget:
     parts = path.split("/")
     if len(parts) != 3 or parts[0] != "bundle":
         raise MalformedError("trust.target", f"target {path[:120]!r} is no bundle")
-    field = _field(custom, TargetField, f"target {path[:120]}")
+    field = read_field(custom, TargetField, f"target {path[:120]}")
     if len(field.blobs) > MAX_BLOBS_A_TARGET:
         raise MalformedError("trust.target", f"target {path} has {len(field.blobs)} blobs, over the limit of {MAX_BLOBS_A_TARGET}")
     if not 0 <= field.release < 1 << 31:
         raise MalformedError("trust.target", f"target {path} has release {field.release}, out of bounds")
-    blobs = {check_blob(blob): _info(*packed) for blob, packed in field.blobs.items()}
-    info = _info(field.size, field.chunk_size, field.table)
+    info, blobs = blobs_of_field(field)
     return BundleTarget(check_name("model", parts[1]), check_name("version", parts[2]), check_blob(manifest), info, blobs,
                         field.release)
 
@@ -160,11 +159,16 @@ def read_delta_target(path: str, index: str, custom: object) -> DeltaTarget:
     parts = path.split("/")
     if len(parts) != 3 or parts[0] != "delta":
         raise MalformedError("trust.target", f"target {path[:120]!r} is no index of deltas")
-    field = _field(custom, TargetField, f"target {path[:120]}")
+    field = read_field(custom, TargetField, f"target {path[:120]}")
     if field.blobs:
         raise MalformedError("trust.target", f"target {path[:120]} names blobs, which an index of deltas does in its own bytes")
     info = _info(field.size, field.chunk_size, field.table)
     return DeltaTarget(check_name("model", parts[1]), check_name("version", parts[2]), check_blob(index), info)
+
+
+def blobs_of_field(field: TargetField) -> tuple[BlobInfo, dict[str, BlobInfo]]:
+    """How the target's own blob and all others are fetched. MalformedError `blob.*`, `table.bad`."""
+    return _info(field.size, field.chunk_size, field.table), {check_blob(blob): _info(*packed) for blob, packed in field.blobs.items()}
 
 
 def _info(size: int, chunk_size: int, table: str) -> BlobInfo:
@@ -175,7 +179,7 @@ def _info(size: int, chunk_size: int, table: str) -> BlobInfo:
 
 def read_keys(field: object) -> SigningKeys:
     """The signing keys of verified targets metadata. MalformedError `trust.target`, `blob.bad`."""
-    keys = _field(field, SigningKeys, "targets")
+    keys = read_field(field, SigningKeys, "targets")
     if len(keys.deployment) > MAX_KEYS or len(keys.command) > MAX_KEYS:
         raise MalformedError("trust.target", f"more than {MAX_KEYS} keys of one kind")
     for key in (*keys.deployment, *keys.command):
@@ -185,13 +189,14 @@ def read_keys(field: object) -> SigningKeys:
 
 def read_timestamp(field: object) -> TimestampField:
     """jetfleet's field of a timestamp, times before the year 2514. MalformedError `trust.target`."""
-    read = _field(field, TimestampField, "timestamp")
+    read = read_field(field, TimestampField, "timestamp")
     if not (0 < read.signed < 1 << 34 and 0 < read.root < 1 << 31):
         raise MalformedError("trust.target", "timestamp: jetfleet's field is out of bounds")
     return read
 
 
-def _field(value: object, kind: type[T], where: str) -> T:
+def read_field(value: object, kind: type[T], where: str) -> T:
+    """A field of jetfleet's in verified metadata; `where` is what the error names. MalformedError `trust.target`."""
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:

@@ -78,7 +78,7 @@ def publish(project: Project, bundle_path: Path, *, deltas: int = KEPT, deltas_f
     known = _find(project, bundle)
     with locked(project.blobs.folder):
         sweep_partials(project.blobs.folder)
-        infos = {digest[7:]: _take_over(project.blobs, bundle, digest, cut) for digest in bundle.digests()}
+        infos = {digest[7:]: take_over(project.blobs, bundle.blob_path(digest), digest[7:], cut) for digest in bundle.digests()}
         sync_folder(project.blobs.folder)
     manifest = bundle.manifest_digest[7:]
     waits = not project.repository.can_publish(project.repository.load().root)
@@ -270,20 +270,26 @@ def _set_index(targets: Targets, name: str, version: str, index: tuple[str, Blob
 # --- blobs -------------------------------------------------------------------------------------------------
 
 
-def _take_over(blobs: BlobFolder, bundle: OpenBundle, digest: str, cut: int) -> BlobInfo:
-    """Copy one blob, its table of chunks of `cut` bytes computed on the way; a blob that changed since it was verified is refused."""
-    source, target = bundle.blob_path(digest), blobs.path(digest[7:])
+def take_over(blobs: BlobFolder, source: Path, blob: str, cut: int) -> BlobInfo:
+    """Copy one file, its table of chunks of `cut` bytes computed on the way; one that is not `blob` (SHA-256 in hex) is refused.
+
+    Call with the blob folder locked.
+
+    Raises:
+        UntrustedError: `bundle.flipped`. StorageError: `store.write`.
+    """
+    target = blobs.path(blob)
     try:
-        intact = target.exists() and table_of(_chunks(target, cut), cut).blob == digest[7:]
+        intact = target.exists() and table_of(_chunks(target, cut), cut).blob == blob
         tabled = table_of(_chunks(target, cut) if intact else _copied(source, target, cut), cut)
-        if tabled.blob != digest[7:]:
+        if tabled.blob != blob:
             target.with_name(f".{target.name}.partial").unlink(missing_ok=True)
-            raise UntrustedError("bundle.flipped", "the bundle changed while it was published", where=str(source),
+            raise UntrustedError("bundle.flipped", "the file changed while it was published", where=str(source),
                                  remedy="publish it again")
         if not intact:
             target.with_name(f".{target.name}.partial").replace(target)
     except OSError as error:
-        raise StorageError("store.write", f"cannot store blob {digest[7:23]}: {error.strerror or error}", where=str(blobs.folder),
+        raise StorageError("store.write", f"cannot store blob {blob[:16]}: {error.strerror or error}", where=str(blobs.folder),
                            remedy="check free space and permissions of the folder") from None
     for page, data in tabled.pages:
         if blobs.size(page) != len(data):

@@ -38,6 +38,7 @@ from .delivery import DeliverySettings, Distributor
 from .delivery_control import DeliveryControl, HostBudget
 from .engine_driver import EngineDriver
 from .experiments import ExperimentDriver
+from .kernels.signed import kernel_blobs
 from .project import Project
 from .publish import published, served_blobs
 from .repository import meta_package, refresh_timestamp
@@ -392,10 +393,11 @@ class Server:
         self._bundles = {target.manifest: (target.name, target.release) for target in published(self._project)}
         self._names = {blob: f"{target.name}:{target.version}" for target in published(self._project)
                        for blob in served.get(target.manifest, ())}
-        self._cuts = frozenset(min(info.size, info.chunk_size) for every in served.values() for info in every.values())
+        kernels = kernel_blobs(self._project)
+        self._cuts = frozenset(min(info.size, info.chunk_size) for every in (*served.values(), kernels) for info in every.values())
         classes = {one.blob: one.info for one in blobs_of_classes(self._project.repository.load().snapshot.signed)}
         self._assignments.offer({manifest: with_pages(every, self._small_blob) for manifest, every in served.items()},
-                                with_pages(classes, self._small_blob),
+                                with_pages({**classes, **kernels}, self._small_blob),
                                 {name: with_pages(every, self._small_blob) for name, every in engine_blobs(self._project).items()})
         self._retained.put_first(topics.META, package)  # boards need it before any deployment
         keys = self._project.repository.load().keys.deployment

@@ -8,28 +8,12 @@ from contextlib import suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_cubins import elf
 
 from jetfleet_contract.cubins import MAX_SECTIONS, check_cubin, read_cubin
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, MalformedError
 from jetfleet_contract.kernels import FORMATS, LAYOUTS, NAMES, TYPES, VARIANTS, CubinFile, KernelSet, read_kernel_set
 from jetfleet_contract.messages import encode
-
-
-def elf(flags: int = 0x570557, abi: int = 7, machine: int = 190, kernels: tuple[str, ...] = ("jf_one", "jf_two"), code: int = 256) -> bytes:
-    """A small CUDA ELF as ptxas lays it out: names, symbols, one section of code a kernel, then the table of sections."""
-    names, symbols, rows = b"\0.strtab\0.symtab\0", b"\0" * 24, []
-    at, body = 64, b""
-    for kernel in kernels:
-        rows.append((len(names), 1, at + len(body), code, 0))
-        body += b"\x18\x79" * (code // 2)
-        symbols += struct.pack("<IBBHQQ", len(names) + 6, 0x12, 16, len(rows), 0, code)
-        names += f".text.{kernel}\0".encode()
-    tables = [(1, 3, at + len(body), len(names), 0), (9, 2, at + len(body) + len(names), len(symbols), 1)]
-    every = [(0, 0, 0, 0, 0), *tables, *rows]
-    body += names + symbols
-    table = b"".join(struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, offset, size, link, 0, 1, 0) for name, kind, offset, size, link in every)
-    ident = b"\x7fELF\x02\x01\x01\x33" + bytes([abi]) + b"\0" * 7
-    return struct.pack("<16sHHIQQQIHHHHHH", ident, 2, machine, 1, 0, 0, at + len(body), flags, 64, 56, 0, 64, len(every), 1) + body + table
 
 
 def test_both_abis_say_their_gpu_and_kernels() -> None:

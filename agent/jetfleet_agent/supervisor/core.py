@@ -33,6 +33,7 @@ from jetfleet_contract import CONTRACT_VERSION, __version__, topics
 from jetfleet_contract.broker_limits import payload_room
 from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import JetfleetError, StorageError
+from jetfleet_contract.kernel_sets import RECEIVED_FOLDER
 from jetfleet_contract.messages import (
     MAX_MESSAGE_BYTES,
     Ack,
@@ -66,6 +67,7 @@ from .ports import Choices, Leaving, Link, Secrets, Ticking, Transfers, Trust, U
 from .rechoice import Rechoice
 from .results import ResultDelivery
 from .sealed_secrets import NoSecrets
+from .signed_kernels import SignedKernels
 from .telemetry import BoardGauges, TelemetryWindows
 from .updater import Updater
 
@@ -106,6 +108,7 @@ class Supervisor:
         secret_store: what was sealed to this board; without one it takes no secrets.
         conditions: the board's power mode and clocks now. engines: what its class shares; without it models are compiled here.
         crops: the way out for what pipelines are not sure of; without one no picture leaves.
+        sm: of this board's GPU, 0 without one: whose kernels it keeps.
     """
 
     def __init__(self, config: AgentConfig, session: int, inbox: Inbox, journal: Journal, link: Link, trust: Trust, store: Blobs,
@@ -114,7 +117,7 @@ class Supervisor:
                  beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys"),
                  secret_store: Secrets | None = None, crops: Leaving | None = None, free_mb: Callable[[], float] = lambda: 0.0,
                  metrics: Metrics | None = None, conditions: Callable[[], Conditions] = Conditions,
-                 engines: EngineCache | None = None) -> None:
+                 engines: EngineCache | None = None, sm: int = 0) -> None:
         self._device = config.device
         self._session = session
         self._instance = secrets.token_hex(8)
@@ -147,6 +150,7 @@ class Supervisor:
                                   self._updater.app_states, lambda: self._runner.choices, clock, self._secrets,
                                   self._updater.sources_changed, self._engines)
         self._class_metadata = ClassMetadata(chooser.capability.device_class, trust, store, fetcher, clock)
+        self._kernels = SignedKernels(config.state_dir / RECEIVED_FOLDER, sm, trust, store, fetcher, clock)
         self._desired = Desired(config.device, msgspec.structs.replace(journal.board(), session=session), trust, journal.save_board,
                                 self._metadata_renewed, self._deploy, self._count, clock)
         now = clock()
@@ -162,7 +166,8 @@ class Supervisor:
         again = Rechoice(conditions, chooser.chosen_under, lambda: self._updater.states, self._runner, lambda: clock().mono,
                          config.measure.settle_s)
         self._ticking: tuple[Ticking, ...] = (link, fetcher, self._updater, pipelines, uploads, self._crops, self._class_metadata,
-                                              self._results, self._governing, self._heat, again, self._engines)
+                                              self._results, self._governing, self._heat, again, self._engines,
+                                              self._kernels)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -256,10 +261,12 @@ class Supervisor:
                 self._runner.blob_done(item.blob)
                 self._class_metadata.blob_done(item.blob)
                 self._engines.blob_done(item.blob)
+                self._kernels.blob_done(item.blob)
             case BlobFailed():
                 self._runner.blob_failed(item.blob, item.error)
                 self._class_metadata.blob_failed(item.blob, item.error)
                 self._engines.blob_failed(item.blob, item.error)
+                self._kernels.blob_failed(item.blob, item.error)
             case AppEvent():
                 self._updater.answered(item)
             case PipelineSaid():
@@ -305,6 +312,7 @@ class Supervisor:
         self._runner.try_again()
         self._class_metadata.follow()
         self._engines.follow()
+        self._kernels.follow()
         self._fetcher.on_link_up()
         self._uploads.on_link_up()
         self._crops.on_link_up()
@@ -344,6 +352,7 @@ class Supervisor:
         self._runner.try_again()
         self._class_metadata.follow()
         self._engines.follow()
+        self._kernels.follow()
 
     # --- what goes out ------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from .delegated import Vouching
 from .desired import Believing
 from .downloads import Bundles, Fetching
 from .effects import Choosing, Revealing
+from .signed_kernels import Vouching as VouchingForKernels
 
 
 class Link(Protocol):
@@ -43,7 +44,7 @@ class Ticking(Protocol):
     def tick(self) -> float: ...
 
 
-class Trust(Bundles, Vouching, Believing, Protocol):
+class Trust(Bundles, Vouching, Believing, VouchingForKernels, Protocol):
     """What is used of a TrustStore."""
 
     def command(self, data: bytes, device: str, now: Instant) -> Command: ...

@@ -38,6 +38,7 @@ from jetfleet_contract.delegations import (
     role_of_class,
 )
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
+from jetfleet_contract.kernel_sets import KernelsTarget
 from jetfleet_contract.messages import AppSpec, Command, Deployment, Instant
 from jetfleet_contract.trust import (
     BundleTarget,
@@ -149,6 +150,10 @@ class TrustStore:
         """The signed index of deltas that lead to that bundle; None when it was published without. UntrustedError as `bundle`."""
         target = self.bundle(manifest_blob)
         return self._trusted().deltas.get((target.name, target.version))
+
+    def kernels(self, interface: int) -> KernelsTarget | None:
+        """The signed set of kernels that agents of this interface launch; None when the host has signed none, or nothing is trusted yet."""
+        return self._state.kernels.get(interface) if self._state is not None else None
 
     # --- what builders of a class vouch for -------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import msgspec
 
 from jetfleet_contract.delegations import MAX_CLASSES, DelegationBlob, class_of_role, read_delegation
 from jetfleet_contract.errors import JetfleetError, MalformedError, UntrustedError
+from jetfleet_contract.kernel_sets import KernelsTarget, read_kernels_target
 from jetfleet_contract.trust import (
     FIELD,
     BundleTarget,
@@ -44,6 +45,7 @@ class TrustState(msgspec.Struct, frozen=True):
     deltas: dict[tuple[str, str], DeltaTarget]
     delegations: dict[str, DelegationBlob]
     builders: dict[str, dict[str, str]]
+    kernels: dict[int, KernelsTarget]
 
 
 class _RootBody(msgspec.Struct, frozen=True):
@@ -87,18 +89,21 @@ def read_state(trusted: TrustedMetadataSet, package: MetaPackage) -> TrustState:
     """Take what is needed out of verified metadata, within bounds."""
     root, timestamp, targets = trusted.root, trusted.timestamp, trusted.targets
     field = read_timestamp(timestamp.unrecognized_fields.get(FIELD))
-    bundles, deltas = [], []
+    bundles, deltas, kernels = [], [], []
     for path, file in targets.targets.items():
         digest = file.hashes.get("sha256", "")
         if path.startswith("delta/"):
             deltas.append(read_delta_target(path, digest, file.custom))
+        elif path.startswith("kernels/"):
+            kernels.append(read_kernels_target(path, digest, file.custom))
         else:
             bundles.append(read_target(path, digest, file.custom))
     versions = {role: _version(signed.version)
                 for role, signed in (("root", root), ("timestamp", timestamp), ("snapshot", trusted.snapshot), ("targets", targets))}
     return TrustState(package, versions, _keyids(root), timestamp.expires.timestamp(), field.signed,
                   read_keys(targets.unrecognized_fields.get(FIELD)), {found.manifest: found for found in bundles},
-                  {(found.name, found.version): found for found in deltas}, _delegations(trusted), _builders(trusted))
+                  {(found.name, found.version): found for found in deltas}, _delegations(trusted), _builders(trusted),
+                  {found.interface: found for found in kernels})
 
 
 def _builders(trusted: TrustedMetadataSet) -> dict[str, dict[str, str]]:

@@ -16,6 +16,7 @@ import msgspec
 from jetfleet_contract.bundle import digest_of
 from jetfleet_contract.cubins import MAX_CUBIN_BYTES, check_cubin
 from jetfleet_contract.errors import InputError, JetfleetError, StorageError, UntrustedError
+from jetfleet_contract.kernel_sets import INTERFACE
 from jetfleet_contract.kernels import MANIFEST, NAMES, VARIANTS, CubinFile, KernelSet, read_kernel_set
 from jetfleet_contract.messages import encode
 from jetfleet_host.durable import write_file
@@ -46,6 +47,11 @@ def source() -> str:
     return text + "\n" + "\n".join(variant.instance for variant in VARIANTS) + "\n"
 
 
+def source_digest() -> str:
+    """SHA-256 of `source`, as manifests name it."""
+    return "sha256:" + hashlib.sha256(source().encode()).hexdigest()
+
+
 def open_compiler(cuda: int, cache: Path, fetch: bool, told: Callable[[str], None]) -> Compiler:
     """The compiler of that CUDA major, fetched when `fetch` allows it.
 
@@ -72,7 +78,7 @@ def build(out: Path, targets: Iterable[Target], compiler: Callable[[int], Compil
     """
     _usable(out)
     text = source()
-    digest = "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    digest = source_digest()
     kept = _still_good(out, digest)
     done: list[Built] = []
     compilers: dict[int, Compiler] = {}
@@ -90,7 +96,7 @@ def build(out: Path, targets: Iterable[Target], compiler: Callable[[int], Compil
         write_file(out / target.file, data)
         done.append(Built(CubinFile(target.file, target.sm, target.cuda, chosen.version, digest_of(data), len(data)), fresh=True))
     cubins = {**kept, **{built.cubin.file: built.cubin for built in done}}
-    manifest = KernelSet(digest, nvrtc.OPTIONS, tuple(sorted(NAMES)), tuple(cubins[name] for name in sorted(cubins)))
+    manifest = KernelSet(digest, nvrtc.OPTIONS, tuple(sorted(NAMES)), tuple(cubins[name] for name in sorted(cubins)), INTERFACE)
     data = encode(manifest)
     if not (out / MANIFEST).is_file() or (out / MANIFEST).read_bytes() != data:
         write_file(out / MANIFEST, data)
@@ -154,7 +160,7 @@ def _still_good(out: Path, digest: str) -> dict[str, CubinFile]:
         found = read_kernel_set(_read(out / MANIFEST))
     except JetfleetError:
         return {}
-    if found.source != digest or found.options != nvrtc.OPTIONS:
+    if (found.source, found.options, found.interface) != (digest, nvrtc.OPTIONS, INTERFACE):
         return {}
     good = {}
     for cubin in found.cubins:
