@@ -92,11 +92,16 @@ print(json.dumps([[sm, cuda, find_cubin(sm, cuda, places(None)).cubin.file] for 
 """
 
 
+def _answers(python: str) -> bool:
+    return bool(python) and subprocess.run([python, "--version"], capture_output=True, check=False).returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", ["3.10", "3.12"])
 def test_an_installed_wheel_finds_a_cubin_for_every_gpu(tmp_path: Path, agent_copy: Path, version: str) -> None:
-    python = shutil.which(f"python{version}") or next(map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")), "")
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
+    python = next(filter(_answers, (shutil.which(f"python{version}") or "", *map(str, pyenv))), "")
     if not python:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"there is no Python {version}")
     made = build_wheel(agent_copy, tmp_path / "dist", TARGETS, _nvrtc, lambda _line: None)
