@@ -86,6 +86,58 @@ class PlainNet(nn.Module):
         return self.head(functional.relu(self.conv(x)).flatten(1))
 
 
+class FixedSizes(nn.Module):
+    """A size written as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 10)
+
+    def forward(self, x: Any) -> Any:
+        y = self.conv2(self.conv1(x))
+        y = y.view(y.shape[0], 16, 64)
+        return self.head(y.mean(2))
+
+
+class ThreeColours(nn.Module):
+    """It does not take digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(x)
+
+
+class BareParameters(nn.Module):
+    """A convolution that is no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
+
+    def forward(self, x: Any) -> Any:
+        return functional.conv2d(x, self.weight).mean((2, 3))
+
+
+class GroupedNet(nn.Module):
+    """Grouped and depthwise convolutions and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.point = nn.Conv2d(32, 8, 1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Any) -> Any:
+        first = self.stem(x)
+        both = torch.cat([self.depthwise(functional.relu(first)), self.grouped(first)], 1)
+        return self.head(self.point(both).mean((2, 3)))
+
+
 def seeded(factory: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """A model whose first weights are those of `seed`."""
     torch.manual_seed(seed)
