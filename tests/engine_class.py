@@ -32,10 +32,10 @@ WAIT_S = 120.0
 class EngineClass:
     """All boards are of this machine's class, so one engine serves them all."""
 
-    def __init__(self, folder: Path, fleet: ServedFleet, port: int, names: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, fleet: ServedFleet, port: int, names: tuple[str, ...], board: str = "") -> None:
         self.fleet = fleet
         fleet.apps.write_text(APPS)
-        bundle = folder / "bundles" / "brightness-1"
+        self.bundle = bundle = folder / "bundles" / "brightness-1"
         bundle.parent.mkdir()
         model = brightness_network(bundle.parent / "brightness.onnx")
         answers = ((20, (Detection("dark", 0.99),)), (230, (Detection("bright", 0.99),)))
@@ -44,7 +44,8 @@ class EngineClass:
         fleet.start()
         self.agents = {name: AgentProcess(folder / name, name, port, fleet.project.root_file) for name in names}
         for agent in self.agents.values():  # settings are part of a key, and boards on one core measure anything
-            agent.config.write_text(agent.config.read_text() + "tune_s = 0\n")
+            simulated = f'board = "{board}"\nsimulate = true\n' if board else ""
+            agent.config.write_text(simulated + agent.config.read_text() + "tune_s = 0\n")
             agent.start()
         until(lambda: fleet.knows(*names), "all boards", WAIT_S)
 
@@ -108,9 +109,10 @@ class EngineClass:
 
 
 @contextmanager
-def engine_class(folder: Path, *names: str) -> Iterator[EngineClass]:
+def engine_class(folder: Path, *names: str, board: str = "") -> Iterator[EngineClass]:
+    """Boards of those names; `board`: the board file that is put over this machine."""
     with mosquitto() as broker, fleet_on(folder, f"{LOOPBACK}:{broker.port}") as fleet:
-        made = EngineClass(folder, fleet, broker.port, names)
+        made = EngineClass(folder, fleet, broker.port, names, board)
         try:
             yield made
         finally:

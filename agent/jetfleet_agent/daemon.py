@@ -26,7 +26,7 @@ import msgspec
 
 from jetfleet_contract.boards import BoardFile
 from jetfleet_contract.errors import IncompatibleError, InputError, JetfleetError, StorageError
-from jetfleet_contract.footings import footing_of
+from jetfleet_contract.footings import footing_of, why_no_footing
 from jetfleet_contract.messages import Capability, encode
 from jetfleet_contract.policy import Choice, Measurement, leaner
 
@@ -38,10 +38,11 @@ from .bundle_folder import BundleFolder, read_bundle
 from .capability import Machine, l4t_release, probe, probe_machine
 from .clocks import BoardClock
 from .config import EXAMPLE, AgentConfig, MeasureConfig, load
+from .explained import Explained, with_engines
 from .gpu_probe import gpu_of
 from .power import read_conditions
 from .recent_log import FORMAT, RecentLines
-from .status import CHOOSER, JOURNAL, model_of, read_status
+from .status import CHOOSER, ENGINES, JOURNAL, model_of, read_status
 from .supervisor.audit import read_audit
 from .supervisor.chooser import Chooser
 from .supervisor.core import Supervisor, begin_session, will
@@ -119,12 +120,13 @@ def _explain(parsed: argparse.Namespace) -> int:
     if parsed.bundle:
         bundle, capability = read_bundle(parsed.bundle), _capability(parsed.board)
         choice = _choose_now(bundle, capability, parsed.threads)
-        records: tuple[ChoiceRecord, ...] = (ChoiceRecord(bundle.spec.name, bundle.spec.version, time.time(), capability, choice,
-                                                          conditions=read_conditions()),)
+        records: tuple[Explained, ...] = (Explained(bundle.spec.name, bundle.spec.version, time.time(), capability, choice,
+                                                    conditions=read_conditions()),)
     else:
-        records = _kept_choices(load(parsed.config), parsed.app)
+        config = load(parsed.config)
+        records = with_engines(config, _kept_choices(config, parsed.app))
     text = "\n\n".join(choice_text(f"{r.name} {r.version} on {r.capability.board}", r.choice, r.conditions.text if r.conditions else "",
-                                  leaner(r.choice, r.measured)) for r in records)
+                                  leaner(r.choice, r.measured), r.engines) for r in records)
     _show(parsed, records, text)
     return 0 if all(record.choice.chosen for record in records) else IncompatibleError.exit_code
 
@@ -200,9 +202,10 @@ def run_agent(config: AgentConfig, path: Path, capability: Capability, recent: R
     memory = BoardMemory()
     chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure,
                       free_mb=memory.free_mb, conditions=read_conditions)
-    work = EngineWork(state / "engines", threads=config.threads, nice=config.measure.nice, free_mb=memory.free_mb)
+    work = EngineWork(state / ENGINES, threads=config.threads, nice=config.measure.nice, free_mb=memory.free_mb)
     engines = Engines(config.device, capability.device_class, functools.partial(footing_of, capability), trust, store, fetcher, uploads,
-                      identity, link, work, EngineMemory(state / "engines"), clock, random.random)
+                      identity, link, work, EngineMemory(state / ENGINES), clock, random.random,
+                      lacks=functools.partial(why_no_footing, capability))
     manager = ServiceManager(os.environ, os.getpid())
     heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
     metrics = Metrics()

@@ -5,7 +5,6 @@ The driver costs the process that starts it tens of megabytes for good, so the s
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +12,11 @@ from collections.abc import Callable
 import msgspec
 
 from jetfleet_contract.boards import BoardFile
+from jetfleet_contract.errors import IncompatibleError
+
+from .gpu_driver import read_gpu
 
 TIMEOUT_S = 30.0
-_SM_MAJOR, _SM_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*, cuda.h
 
 
 class Gpu(msgspec.Struct, frozen=True):
@@ -59,18 +60,10 @@ def ask_driver() -> Gpu:
 def look() -> Gpu:
     """Start the driver and ask it about its first GPU."""
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Gpu(missing="there is no CUDA driver (libcuda.so.1)")
-    status = cuda.cuInit(0)
-    if status:
-        return Gpu(missing=f"CUDA's driver refuses to start (cuInit gives {status}): no GPU, or no access to it")
-    version, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    status = (cuda.cuDriverGetVersion(ctypes.byref(version)) or cuda.cuDeviceGetAttribute(ctypes.byref(major), _SM_MAJOR, 0)
-              or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _SM_MINOR, 0))
-    if status:
-        return Gpu(missing=f"CUDA's driver does not tell its GPU (error {status})")
-    return Gpu(major.value * 10 + minor.value, version.value // 1000, "driver")
+        gpu = read_gpu()
+    except IncompatibleError as error:
+        return Gpu(missing=error.what)
+    return Gpu(gpu.sm, int(gpu.driver.partition(".")[0] or 0), "driver")
 
 
 if __name__ == "__main__":

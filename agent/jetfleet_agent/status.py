@@ -12,6 +12,7 @@ from .supervisor.journal import Journal
 
 JOURNAL = "journal"  # below the state folder
 CHOOSER = "chooser"
+ENGINES = "engines"
 
 
 class Status(Message, frozen=True):

@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 
+from jetfleet_contract.engine_use import Judged
 from jetfleet_contract.messages import Capability, GpuInfo
 from jetfleet_contract.policy import Candidate, Choice, ChoiceRow
 
@@ -50,9 +51,10 @@ def gpu_text(gpu: GpuInfo) -> str:
     return f"{gpu.name}, sm_{gpu.sm}, {gpu.sm_count} multiprocessors, {memory}{dla}, driver for CUDA {gpu.driver or 'unknown'}"
 
 
-def choice_text(title: str, choice: Choice, under: str = "", lean: Candidate | None = None) -> str:
+def choice_text(title: str, choice: Choice, under: str = "", lean: Candidate | None = None,
+                engines: Sequence[Judged] = ()) -> str:
     """The choice table: one row a candidate, best first, each with its reason. `under`: what it was measured under, in words; `lean`: what
-    runs instead while the board is hot."""
+    runs instead while the board is hot; `engines`: what the board does about each engine of the model."""
     rows = [(("-> " if row.verdict == "chosen" else "   ") + row.candidate.name, row.verdict, _ms(row), _points(row), row.reason)
             for row in choice.rows]
     verdict = f"chosen: {choice.chosen.name}" if choice.chosen else "nothing can run here; the reasons are in the table"
@@ -62,7 +64,15 @@ def choice_text(title: str, choice: Choice, under: str = "", lean: Candidate | N
     conditions = [f"measured under: {under}"] if under else []
     candidates = columns(("   candidate", "verdict", "p50 ms", "drop", "reason"), rows)
     cheaper = [f"while the board is hot: {lean.name}, which takes clearly less CPU time (only with a governor)"] if lean is not None else []
-    return "\n".join([title, *conditions, candidates, verdict, *cheaper, *settings, *table])
+    return "\n".join([title, *conditions, candidates, verdict, *cheaper, *settings, *table, *engine_lines(engines)])
+
+
+def engine_lines(engines: Sequence[Judged]) -> list[str]:
+    """A table of engines, each with what the board does about it and why; nothing without any."""
+    acts = {"run": "used", "fetch": "being fetched", "ask": "none yet, asked for", "compile": "compiled here", "leave": "not used"}
+    rows = [(row.key[:12], f"{row.variant}@{row.backend}:{row.precision}", row.made_for, acts[row.act],
+             f"{row.detail} [{row.code}]" if row.code else row.detail or "-") for row in engines]
+    return [columns(("engine", "of", "made for", "here", "why"), rows)] if rows else []
 
 
 def bench_text(title: str, rows: Sequence[BenchRow]) -> str:

@@ -4,6 +4,7 @@
     fetch     a builder of the class signed it, and it was certified
     ask       nobody has signed one yet: the host is told, and the model is compiled meanwhile
     compile   one was signed, but not for this board, or not yet: `code` says why; the model is compiled
+    leave     another engine of the same bundle, which this app does not run: `code` says why
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Literal
 import msgspec
 
 from .delegations import EngineTarget
-from .engines import Passport, key_of, why_foreign
+from .engines import Footing, Passport, key_of, made_for, why_foreign
+from .messages import Message
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -24,6 +26,53 @@ class Verdict(msgspec.Struct, frozen=True):
     blob: str = ""
     code: str = ""
     detail: str = ""
+
+
+class Judged(Message, frozen=True):
+    """What a board does about one engine for one of its apps. `made_for` says in words what it is bound to, `blob` is empty where there is
+    none; `code` and `detail` say why it is not run, empty where it is."""
+
+    app: str
+    backend: str
+    variant: str
+    precision: str
+    key: str
+    made_for: str
+    act: Literal["run", "fetch", "ask", "compile", "leave"]
+    blob: str = ""
+    code: str = ""
+    detail: str = ""
+
+
+def judged(app: str, wanted: Passport, verdict: Verdict) -> Judged:
+    """The row of the engine that would serve the app as it runs."""
+    return _row(app, wanted, verdict.act, verdict.blob, verdict.code, verdict.detail)
+
+
+def judge_other(app: str, wanted: Passport, other: EngineTarget, here: Footing | None, lacks: str) -> Judged | None:
+    """The row of another engine of the app's bundle that a builder signed: left alone, and why. None for one that is no other, or of
+    another bundle.
+
+    Args:
+        wanted: the engine that would serve the app as it runs. here: the footing of the other engine's runtime on this board, None where it
+            has none, and `lacks` says why.
+    """
+    made = other.passport
+    if made is None or made.subject != wanted.subject or key_of(made) == key_of(wanted):
+        return None
+    if here is None:
+        return _row(app, made, "leave", other.blob, "engine.backend", lacks)
+    code, detail = why_foreign(made.footing, here)
+    if code:
+        return _row(app, made, "leave", other.blob, code, f"the engine {detail}")
+    as_it_runs = f"{wanted.variant}@{wanted.footing.backend}:{wanted.recipe.precision}"
+    return _row(app, made, "leave", other.blob, "engine.other", f"the app runs as {as_it_runs}, with settings of its own")
+
+
+def _row(app: str, passport: Passport, act: Literal["run", "fetch", "ask", "compile", "leave"], blob: str, code: str,
+         detail: str) -> Judged:
+    return Judged(app, passport.footing.backend, passport.variant, passport.recipe.precision, key_of(passport), made_for(passport.footing),
+                  act, blob, code, detail)
 
 
 def judge_engine(here: Passport, signed: EngineTarget | None, *, uncertified: bool, own: str, present: Collection[str],

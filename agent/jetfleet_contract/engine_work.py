@@ -26,6 +26,8 @@ GRACE_S = 10.0
 """A builder that is offline has so long to come back: a broker that restarts kills nobody."""
 BARRED_S = 900.0
 AGAIN_S = 15.0
+OWN_REASONS = ("store.", "device.", "cuda.", "backend.missing", "backend.memory", "evaluate.stopped", "evaluate.timeout")
+"""Codes, or beginnings of them, with which a second board speaks of itself and not of the engine: another one tries it."""
 PATIENT = 5
 """So often a key is tried again after `AGAIN_S`; then after twice as long each time."""
 SOON = frozenset({"trust.fork", "trust.rollback", "trust.delegation-missing", "trust.no-delegation", "trust.unknown-engine",
@@ -305,8 +307,10 @@ def _second(work: Work, boards: Sequence[Seen], now: float) -> Step:
     """A second board that wants the engine tries it; without one it waits."""
     able = sorted(board.device for board in _free(work, boards, now) if board.device in work.wanted_by and board.device != work.by)
     if not able:
-        waits = "waits for a second board to try it"
-        return (work if work.code == "engine.uncertified" else msgspec.structs.replace(work, code="engine.uncertified", detail=waits)), ()
+        waits = "waits for a second board to try it" + (f"; not {work.barred[-1].device} [{work.barred[-1].code}]" if work.barred else "")
+        if (work.code, work.detail) == ("engine.uncertified", waits):
+            return work, ()
+        return msgspec.structs.replace(work, code="engine.uncertified", detail=waits), ()
     tried = msgspec.structs.replace(work, state="certifying", second=able[0], since=now, heard=now, offline=0.0)
     return tried, (AskToTry(able[0]),)
 
@@ -317,6 +321,12 @@ def wanted_anew(work: Work) -> Work:
         return work
     state: State = "uncertified" if work.state == "uncertified" else "wanted"
     return msgspec.structs.replace(work, state=state, tries=0, soon=0, barred=(), code="", detail="")
+
+
+def tried_by(work: Work, device: str, now: float) -> Work:
+    """An operator has that board try what was built; what it says counts as a second board's. The caller asks it."""
+    return msgspec.structs.replace(work, state="certifying", second=device, since=now, heard=now, offline=0.0, code="", detail="",
+                                   barred=tuple(one for one in work.barred if one.device != device))
 
 
 def withdrawn(work: Work, now: float) -> Work:

@@ -115,6 +115,13 @@ def engine_name(key: str) -> str:
     return "k" + check_blob(key)[:62]
 
 
+def made_for(footing: Footing) -> str:
+    """What an engine is bound to, in words: ``TensorRT 10.3.0.30, p3767-0005, sm_87 with 8 SMs, L4T 36.4.3``."""
+    gpu = f"sm_{footing.sm}" + (f" with {footing.sm_count} SMs" if footing.sm_count else "") if footing.sm else ""
+    words = (f"{ENGINE_TITLES[footing.backend]} {footing.version}", footing.device, gpu, f"L4T {footing.system}" if footing.system else "")
+    return ", ".join(word for word in words if word)
+
+
 def check_passport(passport: Passport) -> Passport:
     """Names, digests and sizes within bounds.
 

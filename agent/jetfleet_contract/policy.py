@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from .bundle import Evaluation, EvaluationRow, ModelSpec, Variant
+from .engine_use import Judged
 from .messages import AppState, Capability, Message
 from .tuning import CLEARLY_LESS_CPU, ECO_SLOWEST, TuningChoice
 
@@ -95,11 +96,12 @@ class Choice(Message, frozen=True):
 
 class Explanation(Message, frozen=True):
     """The answer to the command `explain`: per app what it runs, the table behind the last choice made since the agent's start, and in
-    `engines` how it gets its compiled engine, or why it has none."""
+    `engines` how it gets its compiled engine, or why it has none. `judged`: every engine of the apps' bundles that was judged."""
 
     apps: dict[str, AppState]
     choices: dict[str, Choice]
     engines: dict[str, str] = {}
+    judged: tuple[Judged, ...] = ()
 
 
 def candidates(spec: ModelSpec) -> tuple[Candidate, ...]:

@@ -176,6 +176,12 @@ def uncertified_of(project: Project, device_class: str) -> frozenset[str]:
     return next(found, frozenset())
 
 
+def vouched(project: Project, device_class: str) -> Targets | None:
+    """What the class's builders have signed last, as it was accepted; None when there is nothing yet."""
+    found = next((one for one in blobs_of_classes(project.repository.load().snapshot.signed) if one.device_class == device_class), None)
+    return read_delegated(device_class, project.blobs.read(found.blob, 0, MAX_DELEGATED_BYTES)).signed if found is not None else None
+
+
 def engines_of(project: Project) -> Iterator[tuple[str, EngineTarget]]:
     """Every engine that the accepted metadata of some class names, with its class."""
     for one in blobs_of_classes(project.repository.load().snapshot.signed):

@@ -12,16 +12,19 @@ import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jetfleet_contract.engine_work import Work, wanted_anew, withdrawn
+from jetfleet_contract.engine_work import Work, tried_by, wanted_anew, withdrawn
 from jetfleet_contract.engines import Passport
 from jetfleet_contract.errors import InputError
+from jetfleet_contract.messages import encode
 
 from .delegations import certify, engines_of, uncertified_of
 from .project import Project
+from .store import commands
 from .store import engines as rows
 from .store.models import AppRow, Device
 
 MIN_DIGITS = 6
+TRY_WAIT_S = 60.0
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -120,6 +123,35 @@ def withdraw(project: Project, session: Session, text: str, now: float) -> Work:
     rows.save(session, out, now)
     certify(project, work.device_class, rows.untried(session, work.device_class, uncertified_of(project, work.device_class)))
     return out
+
+
+def try_on(session: Session, text: str, device: str, now: float) -> Work:
+    """Have that board fetch the engine, verify it and try it now, whoever is its turn; `serve` sends the command.
+
+    Raises:
+        InputError: `engine.unbuilt`, `engine.certified`, `engine.away` when the board is not connected, `engine.class` when it is of
+            another class, `engine.builder` when it built the engine itself, and as `find`.
+    """
+    work = find(session, text)
+    if not work.blob:
+        raise InputError("engine.unbuilt", f"engine {work.key[:12]} is not built: there is nothing to try", where="KEY",
+                         remedy="jetfleet engines list shows which are")
+    if work.state == "certified":
+        raise InputError("engine.certified", f"engine {work.key[:12]} has been tried by {work.second}: boards fetch it by themselves",
+                         where="KEY", remedy=f"to have it tried anew: jetfleet engines withdraw {work.key[:12]} first")
+    row = session.get(Device, device)
+    if row is None or not row.online:
+        raise InputError("engine.away", f"no board {device[:63]!r} is connected", where="--device", remedy="jetfleet devices lists them")
+    if row.device_class != work.device_class:
+        raise InputError("engine.class", f"{device} is of class {row.device_class}, the engine of {work.device_class}", where="--device",
+                         remedy=f"take a board of {work.device_class}")
+    if device == work.by:
+        raise InputError("engine.builder", f"{device} built the engine, and tried it then", where="--device", remedy="take another board")
+    trying = tried_by(work, device, now)
+    args = {"key": work.key, "passport": encode(work.passport).decode()}
+    rows.save(session, trying, now)
+    rows.asked(session, trying, commands.ask(session, device, "engine-certify", args, TRY_WAIT_S, now))
+    return trying
 
 
 def as_json(view: EngineView) -> dict[str, Any]:

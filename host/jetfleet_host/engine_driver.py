@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from jetfleet_contract import engine_work as machine
 from jetfleet_contract import topics
 from jetfleet_contract.bundle import PROBE_INDEX, ProbeSet, decode_manifest
-from jetfleet_contract.chunks import table_of
 from jetfleet_contract.delegations import MAX_DELEGATED_BYTES, EngineTarget, class_of_role, engine_path, read_engine
 from jetfleet_contract.engines import MAX_WORD_BYTES, EngineWord, Passport, check_passport, engine_name, key_of
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.messages import Instant, decode, encode
 
 from . import intake
+from .blob_files import copy_over
 from .collector import Incoming
 from .delegations import accept, certify, delegations_of, engines_of, read_delegated, uncertified_of
-from .durable import write_file
 from .intake import VerifyDevice
 from .project import Project
 from .publish import read_small
@@ -97,7 +97,7 @@ class EngineDriver:
         if word.what == "failed":
             return machine.Failed(word.device, word.code or "engine.failed", intake.clean(word.detail, 300))
         if word.what == "unfit":
-            made = machine.Failed if word.code.startswith(("store.", "device.")) else machine.Unfit
+            made = machine.Failed if word.code.startswith(machine.OWN_REASONS) else machine.Unfit
             return made(word.device, word.code or "engine.unfit", intake.clean(word.detail, 300))
         if word.what == "fit":
             return self._fitting(word)
@@ -246,24 +246,24 @@ class EngineDriver:
             row = rows.uploaded(session, device, target.blob)
         if row is None:
             raise UntrustedError("engine.missing", f"the bytes of {target.path} were not given")
-        data = self._read(row, self._project.settings.uploads.bounds.most["engine"])
-        cut = target.info.chunk_size
-        tabled = table_of((data[at:at + cut] for at in range(0, len(data), cut)), cut)
+        source = self._files.path(device, target.blob)
+        self._check_size(source, row, self._project.settings.uploads.bounds.most["engine"])
+        tabled = copy_over(self._project.blobs, source, target.blob, target.info.chunk_size)
         if tabled.blob != target.blob or tabled.info != target.info:
             raise UntrustedError("engine.flipped", f"the bytes of {target.path} are not what was signed")
-        for blob, page in (*tabled.pages, (tabled.blob, data)):
-            if self._project.blobs.size(blob) != len(page):
-                write_file(self._project.blobs.path(blob), page)
 
     def _read(self, row: UploadRow, limit: int) -> bytes:
+        path = self._files.path(row.device, row.blob)
+        self._check_size(path, row, limit)
+        return path.read_bytes()
+
+    def _check_size(self, path: Path, row: UploadRow, limit: int) -> None:
         try:
-            with self._files.path(row.device, row.blob).open("rb") as stream:
-                data = stream.read(limit + 1)
+            size = path.stat().st_size
         except OSError as error:
             raise InputError("engine.unreadable", f"the upload {row.name} of {row.device} cannot be read: {error.strerror}") from None
-        if len(data) > limit:
+        if size > limit:
             raise MalformedError("message.large", f"{row.name} of {row.device} is over the limit of {limit} bytes")
-        return data
 
 
 def checked(word: EngineWord, device: str) -> EngineWord:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TUF_ROLES = ("root", "targets", "snapshot", "timestamp")
 MESSAGE_ROLES = ("deployment", "command")
 ROLES = (*TUF_ROLES, *MESSAGE_ROLES)
+BUILDER = "builder"
+"""The host's own key for engines that it builds itself. It counts for the device classes that delegate to it, and no TUF role knows it."""
 SERVE_ROLES = ("snapshot", "timestamp", "deployment", "command")
 """What the control machine needs. Root and targets decide what boards trust and run, and belong elsewhere."""
 
@@ -69,11 +71,11 @@ class KeyFolder:
 
     def held(self, role: str) -> tuple[str, ...]:
         """Public halves of the keys of `role` whose private half is here. A file of another name is no key."""
-        found = [path.name.split(".")[1] for path in self.folder.glob(f"{check_role(role)}.*.pem") if path.name.count(".") == 2]
+        found = [path.name.split(".")[1] for path in self.folder.glob(f"{_file_role(role)}.*.pem") if path.name.count(".") == 2]
         return tuple(sorted(public for public in found if _is_public(public)))
 
     def path(self, role: str, public: str) -> Path:
-        return self.folder / f"{check_role(role)}.{check_blob(public)}.pem"
+        return self.folder / f"{_file_role(role)}.{check_blob(public)}.pem"
 
 
 def check_role(role: str) -> str:
@@ -81,6 +83,10 @@ def check_role(role: str) -> str:
     if role not in ROLES:
         raise InputError("keys.role", f"there is no role {role[:40]!r}", remedy=f"use one of {', '.join(ROLES)}")
     return role
+
+
+def _file_role(role: str) -> str:
+    return role if role == BUILDER else check_role(role)
 
 
 def public_hex(signer: CryptoSigner) -> str:

@@ -7,21 +7,21 @@ never changes its content: a board that holds ``detector 2`` and one that gets i
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jetfleet_contract.broker_limits import check_chunks
 from jetfleet_contract.bundle import MAX_SPEC_BYTES, SPEC, ModelSpec, decode_manifest
-from jetfleet_contract.chunks import BlobInfo, table_of
-from jetfleet_contract.errors import InputError, StorageError, UntrustedError
+from jetfleet_contract.chunks import BlobInfo
+from jetfleet_contract.errors import InputError, UntrustedError
 from jetfleet_contract.messages import decode
 from jetfleet_contract.trust import BundleTarget, DeltaTarget, delta_path, read_delta_target, read_target, target_field, target_path
+from jetfleet_host.blob_files import copy_over
 from jetfleet_host.bundles import OpenBundle, open_bundle
 from jetfleet_host.deltas.publishing import KEPT, DeltaRow, Step, Version, delta_infos, make_deltas, read_published, recut, store_index
-from jetfleet_host.durable import locked, sweep_partials, sync_folder, write_file
+from jetfleet_host.durable import locked, sweep_partials, sync_folder
 
 if TYPE_CHECKING:
     from tuf.api.metadata import Targets
@@ -278,36 +278,7 @@ def take_over(blobs: BlobFolder, source: Path, blob: str, cut: int) -> BlobInfo:
     Raises:
         UntrustedError: `bundle.flipped`. StorageError: `store.write`.
     """
-    target = blobs.path(blob)
-    try:
-        intact = target.exists() and table_of(_chunks(target, cut), cut).blob == blob
-        tabled = table_of(_chunks(target, cut) if intact else _copied(source, target, cut), cut)
-        if tabled.blob != blob:
-            target.with_name(f".{target.name}.partial").unlink(missing_ok=True)
-            raise UntrustedError("bundle.flipped", "the file changed while it was published", where=str(source),
-                                 remedy="publish it again")
-        if not intact:
-            target.with_name(f".{target.name}.partial").replace(target)
-    except OSError as error:
-        raise StorageError("store.write", f"cannot store blob {blob[:16]}: {error.strerror or error}", where=str(blobs.folder),
-                           remedy="check free space and permissions of the folder") from None
-    for page, data in tabled.pages:
-        if blobs.size(page) != len(data):
-            write_file(blobs.path(page), data)
+    tabled = copy_over(blobs, source, blob, cut)
+    if tabled.blob != blob:
+        raise UntrustedError("bundle.flipped", "the file changed while it was published", where=str(source), remedy="publish it again")
     return tabled.info
-
-
-def _chunks(path: Path, cut: int) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while data := stream.read(cut):
-            yield data
-
-
-def _copied(source: Path, target: Path, cut: int) -> Iterator[bytes]:
-    """The chunks of `source`, each written to the partial file of `target` before it is handed on; fsynced at the end."""
-    with target.with_name(f".{target.name}.partial").open("wb") as stream:
-        for data in _chunks(source, cut):
-            stream.write(data)
-            yield data
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -199,6 +199,18 @@ def test_an_engine_that_is_built_again_to_the_same_bytes_counts(site: Site) -> N
     assert site.work.state == "uncertified"
 
 
+@pytest.mark.parametrize("code", ["cuda.driver", "backend.memory", "store.full", "device.offline"])
+def test_a_second_board_that_cannot_for_reasons_of_its_own_convicts_nothing(site: Site, code: str) -> None:
+    site.say("c1", "need")
+    site.give_built()
+    assert (site.state(), site.work.second) == ("certifying", "c1")
+    site.say("c1", "unfit", code=code, detail="its own")
+    assert site.state() == "uncertified"
+    assert site.work.detail == f"waits for a second board to try it; not c1 [{code}]"
+    site.say("b2", "need")
+    assert (site.state(), site.work.second) == ("certifying", "b2")
+
+
 def flipped(site: Site) -> None:
     site.give_built(engine=bytes([ENGINE[0] ^ 1]) + ENGINE[1:])
 

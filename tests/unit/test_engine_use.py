@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.delegations import EngineTarget
-from jetfleet_contract.engine_use import judge_engine, why_not_ours
+from jetfleet_contract.engine_use import Verdict, judge_engine, judge_other, why_not_ours
+from jetfleet_contract.engine_use import judged as row_of
 from jetfleet_contract.engines import Footing, Passport, Recipe, key_of
 
 HERE = Passport(Footing("openvino", "2026.4.1-22982-abc", "x86_64", "Some CPU", ("avx2",), cores=4),
@@ -97,3 +98,20 @@ def test_nothing_runs_that_is_not_here_or_failed_before(here: Passport, made: Pa
         assert made is not None
         assert key_of(made) == key_of(here)
     assert verdict.act != "compile" or verdict.code
+
+
+def test_every_engine_of_the_bundle_gets_its_row_and_reason() -> None:
+    own = row_of("gate", HERE, Verdict("fetch", BLOB))
+    assert (own.key, own.act, own.made_for) == (key_of(HERE), "fetch", "OpenVINO 2026.4.1-22982-abc, Some CPU")
+    rtx = msgspec.structs.replace(HERE, footing=Footing("tensorrt-rtx", "1.7.1.116", "x86_64", "", sm=89))
+    here = msgspec.structs.replace(rtx.footing, sm=86)
+    cases = ((rtx, None, "engine.backend", "no driver"), (rtx, here, "engine.sm", "the engine is for sm_89, this GPU is sm_86"),
+             (rtx, rtx.footing, "engine.other", "the app runs as fp32@openvino:fp32"))
+    for made, footing, code, part in cases:
+        row = judge_other("gate", HERE, signed(made), footing, "no driver")
+        assert row is not None
+        assert (row.act, row.code, row.blob, row.made_for) == ("leave", code, BLOB, "TensorRT for RTX 1.7.1.116, sm_89")
+        assert part in row.detail
+    assert judge_other("gate", HERE, signed(HERE), HERE.footing, "") is None, "it is the app's own"
+    assert judge_other("gate", HERE, signed(None), None, "") is None
+    assert judge_other("gate", HERE, signed(msgspec.structs.replace(rtx, subject="ee" * 32)), None, "") is None, "of another bundle"

@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_contract import __version__, topics
+from jetfleet_contract.engine_use import Judged
 from jetfleet_contract.errors import JetfleetError, StorageError
 from jetfleet_contract.messages import AppState, Command, Instant, Response, encode
 from jetfleet_contract.policy import Choice, Explanation
@@ -67,6 +68,7 @@ class Engineering(Protocol):
 
     def obey(self, op: str, command: int, args: Mapping[str, str]) -> tuple[str, str, str]: ...
     def explained(self) -> dict[str, str]: ...
+    def judged(self) -> tuple[Judged, ...]: ...
 
 
 class Commands:
@@ -142,7 +144,7 @@ class Commands:
 
     def _explain(self) -> str:
         return encode(Explanation({state.app: state for state in self._states()}, dict(self._choices()),
-                                  self._engines.explained())).decode()
+                                  self._engines.explained(), self._engines.judged())).decode()
 
     def _logs(self, wanted: str, seq: int) -> tuple[str, str, str]:
         """Offer the last lines, compressed; the body names the blob and counts the lines."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from jetfleet_agent.durable import need_folder, write_file
+from jetfleet_contract.engine_use import Judged
 from jetfleet_contract.engines import Passport
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import Message, decode, encode
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 MAX_RECORD_BYTES = 1 << 20
 MAX_ENTRIES = 256
+JUDGED = "judged.json"
 
 
 class BuildUnderWay(Message, frozen=True):
@@ -40,6 +42,7 @@ class EngineMemory:
     def __init__(self, folder: Path) -> None:
         need_folder(folder)
         self._path = folder / "record.json"
+        self._judged: tuple[Judged, ...] = ()
         self.now = self._load()
 
     def _load(self) -> EngineRecord:
@@ -70,9 +73,23 @@ class EngineMemory:
         if self.now.building != under_way:
             self._save(msgspec.structs.replace(self.now, building=under_way))
 
+    def explain(self, rows: tuple[Judged, ...]) -> None:
+        """What the board does about each engine now, for who asks beside a running agent. StorageError."""
+        if rows != self._judged:
+            write_file(self._path.with_name(JUDGED), msgspec.json.encode(rows[:MAX_ENTRIES]))
+            self._judged = rows
+
     def _save(self, record: EngineRecord) -> None:
         write_file(self._path, encode(record))
         self.now = record
+
+
+def read_judged(folder: Path) -> tuple[Judged, ...]:
+    """What the board last did about each engine, as `EngineMemory.explain` left it; empty when it cannot be read."""
+    try:
+        return msgspec.json.decode((folder / JUDGED).read_bytes(), type=tuple[Judged, ...])
+    except (OSError, msgspec.MsgspecError):
+        return ()
 
 
 def _bounded(entries: dict[str, str], key: str, value: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ that ends by itself while it has an engine is started without it from then on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from jetfleet_contract import topics
 from jetfleet_contract.bundle import ModelSpec
 from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, table_of
 from jetfleet_contract.delegations import EngineTarget, engine_path, role_of_class
-from jetfleet_contract.engine_use import Verdict, judge_engine, why_not_ours
+from jetfleet_contract.engine_use import Judged, Verdict, judge_engine, judge_other, judged, why_not_ours
 from jetfleet_contract.engines import (
     EngineFile,
     EngineWord,
@@ -70,13 +71,14 @@ class Engines:
     """See the module. All methods belong to the control thread.
 
     Args:
-        footing: what engines of a backend are bound to here, None where it has none.
+        footing: what engines of a backend are bound to here, None where it has none; `lacks` says why it has none.
         unit: random numbers in 0..1. own_after_s: a board that nobody has served for so long builds for itself.
     """
 
     def __init__(self, device: str, device_class: str, footing: Callable[[str], Footing | None], trust: Vouching, store: Storing,
                  fetcher: Wanting, uploads: Giving, identity: Signing, link: Saying, work: Working, memory: EngineMemory,
-                 clock: Callable[[], Instant], unit: Callable[[], float], *, own_after_s: float = OWN_AFTER_S) -> None:
+                 clock: Callable[[], Instant], unit: Callable[[], float], *, own_after_s: float = OWN_AFTER_S,
+                 lacks: Callable[[str], str] = "this board has no engines of {}".format) -> None:
         self._device = device
         self._class = device_class
         self._footing = footing
@@ -92,6 +94,8 @@ class Engines:
         self._clock = clock
         self._unit = unit
         self._own_after_s = own_after_s
+        self._lacks = lacks
+        self._tried: dict[str, Verdict] = {}
         self._needs: dict[tuple[str, str], _Need] = {}
         self._loaded: dict[str, set[str]] = {}
         self._order: EngineOrder | None = None
@@ -170,6 +174,21 @@ class Engines:
                                                      f"[{need.verdict.code}]" if need.verdict.code else "") if part)
                 for need in self._needs.values()}
 
+    def judged(self) -> tuple[Judged, ...]:
+        """Every engine of the apps' bundles that the class's builders signed, and what this board does about it."""
+        rows: list[Judged] = []
+        signed = self._trust.engines(self._class)
+        for need in self._needs.values():
+            rows.append(judged(need.app, need.passport, need.verdict))
+            found = (self._other(need, one, one.passport.footing.backend) for one in signed if one.passport is not None)
+            rows += [row for row in found if row is not None]
+        return tuple(rows)
+
+    def _other(self, need: _Need, signed: EngineTarget, backend: str) -> Judged | None:
+        row = judge_other(need.app, need.passport, signed, self._footing(backend), self._lacks(backend))
+        tried = self._tried.get(signed.blob)
+        return msgspec.structs.replace(row, code=tried.code, detail=tried.detail) if row is not None and tried is not None else row
+
     def is_news(self, app: str) -> bool:
         """Whether an engine has come that the app was not started with."""
         return any(need.app == app and need.verdict.act == "run" and need.verdict.blob not in self._loaded.get(app, ())
@@ -217,6 +236,8 @@ class Engines:
             self._answered(answer)
         self._hand_over()
         self._resume()
+        with contextlib.suppress(StorageError):  # it is for people; the next tick tries again
+            self._memory.explain(self.judged())
         now = self._clock().mono
         wait = min((self._ask(need, now) for need in self._needs.values()), default=AGAIN_S)
         if self._order is None:
@@ -260,7 +281,7 @@ class Engines:
     def obey(self, op: str, command: int, args: Mapping[str, str]) -> tuple[str, str, str]:
         """Begin what `engine-build` or `engine-certify` asks for, with the arguments `key` and `passport` (JSON). Code, detail and body."""
         try:
-            passport = self._asked_for(args)
+            passport = self._asked_for(op, args)
             if self._order is not None or self._certify is not None:
                 return "engine.busy", "this board is at work on an engine already", ""
             if op == "engine-build":
@@ -272,13 +293,15 @@ class Engines:
             return error.code, error.what, ""
         return "", f"{op} of {key_of(passport)[:16]} has begun", ""
 
-    def _asked_for(self, args: Mapping[str, str]) -> Passport:
+    def _asked_for(self, op: str, args: Mapping[str, str]) -> Passport:
         passport = check_passport(decode(args.get("passport", "").encode(), Passport, limit=MAX_ARGUMENT))
         if args.get("key") != key_of(passport):
             raise MalformedError("engine.key", "the key is not that of the passport")
         here = self._footing(passport.footing.backend)
+        if here is None and op == "engine-certify":  # asked by name to try it: the runtime is asked anew, once the engine is here and whole
+            return passport
         if here is None:
-            raise IncompatibleError("engine.backend", f"this board has no engines of {passport.footing.backend}")
+            raise IncompatibleError("engine.backend", self._lacks(passport.footing.backend))
         code, detail = why_not_ours(msgspec.structs.replace(passport, footing=here), passport)
         if code:
             raise IncompatibleError(code, detail)
@@ -343,6 +366,8 @@ class Engines:
         order = answer.order
         if self._certify is not None and order.engine is not None:
             self._certify = None
+            what = "it is here and whole; tried, it ended with: " + answer.detail if answer.code else "it was tried, and fits"
+            self._tried[order.engine.digest] = Verdict("compile", order.engine.digest, answer.code, what)
             self._say(order.passport, "unfit" if answer.code else "fit", blob=order.engine.digest, code=answer.code, detail=answer.detail,
                       agreed=answer.agreement, p50_ms=answer.p50_ms)
             return

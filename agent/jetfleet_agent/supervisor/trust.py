@@ -196,6 +196,12 @@ class TrustStore:
                                  remedy="wait until one has built it, or build it on this board")
         return engines[path]
 
+    def engines(self, device_class: str) -> tuple[EngineTarget, ...]:
+        """Every engine that the class's builders have signed; empty where their metadata is not here, or nobody may vouch for the class."""
+        if self._state is None or device_class not in self._trusted().delegations:
+            return ()
+        return tuple((self._engines_of(device_class) or {}).values())
+
     def builders(self, device_class: str) -> dict[str, str]:
         """Who may vouch for engines of that class: key ids by public key (hex)."""
         return self._state.builders.get(device_class, {}) if self._state is not None else {}

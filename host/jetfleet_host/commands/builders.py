@@ -17,6 +17,7 @@ _CLASS = typer.Argument(..., metavar="CLASS", help="Device class, as `jetfleet d
 _FILE = typer.Argument(..., metavar="FILE", help="Targets metadata that a builder has signed.")
 _KEY = typer.Option([], "--key", help="A builder's Ed25519 public key in hex; may be given more than once.")
 _DEVICE = typer.Option([], "--device", help="A builder board that has introduced itself; its pinned key is taken.")
+_HOST = typer.Option(False, "--host", help="This project itself, for engines that are built here; it gets a key of its own for that.")
 
 
 def add_commands(keys: typer.Typer) -> None:
@@ -25,7 +26,7 @@ def add_commands(keys: typer.Typer) -> None:
         keys.command(name)(command)
 
 
-def delegate(device_class: str = _CLASS, key: list[str] = _KEY, device: list[str] = _DEVICE,
+def delegate(device_class: str = _CLASS, key: list[str] = _KEY, device: list[str] = _DEVICE, host: bool = _HOST,
              threshold: int = typer.Option(1, help="How many of the builders have to sign."), folder: Path = _DIR,
              as_json: bool = _JSON) -> None:
     """Let builder boards vouch for the engines of a device class: these, and no others. Needs the targets key.
@@ -35,15 +36,19 @@ def delegate(device_class: str = _CLASS, key: list[str] = _KEY, device: list[str
         jetfleet keys delegate orin-nano --device bench-1 --dir fleet
 
         jetfleet keys delegate orin-nano --key 5e1f... --key 77ab... --threshold 2
+
+        jetfleet keys delegate x86-gpu --host    # its engines are built here: jetfleet engines build --with rtx-aot
     """
     from jetfleet_host.delegations import delegate as name_builders
     from jetfleet_host.delegations import key_of_device
+    from jetfleet_host.engine_publishing import host_key
     from jetfleet_host.project import Project
 
     project = Project.load(folder)
-    publics = [*key, *(key_of_device(project, name) for name in device)]
+    publics = [*key, *(key_of_device(project, name) for name in device), *([host_key(project)] if host else [])]
     if not publics:
-        raise InputError("keys.whom", "say who builds for this class", where="--key, --device", remedy="or: jetfleet keys revoke CLASS")
+        raise InputError("keys.whom", "say who builds for this class", where="--key, --device, --host",
+                         remedy="or: jetfleet keys revoke CLASS")
     made = name_builders(project, device_class, publics, threshold)
     _print(as_json, asdict(made), [f"{made.threshold} of {len(made.keys)} keys vouch for engines of {made.device_class}."])
 

@@ -1,4 +1,4 @@
-"""Commands of the group engines about what boards of a class share: list, show, request, withdraw, attach."""
+"""Commands of the group engines about what boards of a class share: list, show, request, withdraw, attach, publish, try."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import typer
 from .database import transaction
 
 if TYPE_CHECKING:
-
     from jetfleet_host.engine_catalogue import EngineView
 
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
@@ -24,7 +23,8 @@ _KEY = typer.Argument(..., metavar="KEY", help="The engine's key, or its first d
 
 def add_commands(engines: typer.Typer) -> None:
     """Add these to the group `engines`."""
-    for name, command in (("list", list_engines), ("show", show), ("request", request), ("withdraw", withdraw), ("attach", attach)):
+    for name, command in (("list", list_engines), ("show", show), ("request", request), ("withdraw", withdraw), ("attach", attach),
+                          ("publish", publish), ("try", try_engine)):
         engines.command(name)(command)
 
 
@@ -100,6 +100,41 @@ def attach(bundle: Path = typer.Argument(..., metavar="BUNDLE", help="The bundle
             for (owner, target), digest in zip(engines, digests, strict=True)]
     lines = [f"{row['class']:<16} engine {str(row['blob'])[:16]}, {row['size']} bytes: {row['manifest']}" for row in rows]
     _print(as_json, rows, lines or [f"No engine of this bundle is certified. See: jetfleet engines list --dir {folder}"])
+
+
+def publish(engines: Path = typer.Argument(..., metavar="FOLDER", help="What `engines build` left there."),  # noqa: B008 - typer's way
+            device_class: str = typer.Option(..., "--class", help="Device class whose boards may run them."),
+            folder: Path = _DIR, as_json: bool = _JSON) -> None:
+    """Publish engines that were built here for a class of boards, which has to delegate to this project (`keys delegate --host`).
+
+    They are signed with the project's own builder key. Nobody has run them yet: a board of the class tries each before others run it.
+
+    Example: jetfleet engines publish engines --class x86-gpu --dir fleet
+    """
+    from jetfleet_contract.messages import encode
+    from jetfleet_host.engine_publishing import publish_engines
+
+    with transaction(folder) as (project, session):
+        done = publish_engines(project, session, device_class, engines, time.time())
+    rows = [{"key": one.key, "passport": json.loads(encode(one.passport)), "blob": one.blob, "size": one.info.size, "fresh": one.fresh}
+            for one in done]
+    lines = [f"{one.key[:12]} {one.passport.footing.backend:<14} {f'sm_{one.passport.footing.sm}':<8} {one.passport.variant:<12} "
+             f"{one.info.size / 1e6:>8.2f} MB  {'published' if one.fresh else 'was published'}" for one in done]
+    _print(as_json, rows, lines)
+
+
+def try_engine(key: str = _KEY, device: str = typer.Option(..., "--device", help="A connected board of the class."), folder: Path = _DIR,
+               as_json: bool = _JSON) -> None:
+    """Have one board fetch an engine, verify it, and try it with the bundle's probe set now. What comes out: `jetfleet engines show`.
+
+    Example: jetfleet engines try 3fa9c07b21d4 --device dock-2 --dir fleet
+    """
+    from jetfleet_host import engine_catalogue
+
+    with transaction(folder) as (_project, session):
+        work = engine_catalogue.try_on(session, key, device, time.time())
+    _print(as_json, {"key": work.key, "device_class": work.device_class, "state": work.state, "device": device},
+           [f"{device} is to try engine {work.key[:12]}; jetfleet serve asks it. See: jetfleet engines show {work.key[:12]}"])
 
 
 def _row(view: EngineView) -> Iterator[str]:

@@ -104,6 +104,10 @@ def explain(device: str = _NAME, wait: float = _WAIT, folder: Path = _DIR, as_js
         typer.echo(clean(f"{name}: {app.name} {app.version or '-'} {app.candidate} {app.phase} {app.reason}").rstrip())
         if name in told.engines:
             typer.echo(clean(f"  engine: {told.engines[name]}"))
+        for other in told.judged:
+            if other.app == name and other.act == "leave":
+                typer.echo(clean(f"  engine {other.key[:12]} of {other.variant}, for {other.made_for}: not used: {other.detail} "
+                                 f"[{other.code}]"))
         for row in told.choices[name].rows if name in told.choices else ():
             typer.echo(clean(f"  {row.candidate.name:<40} {row.verdict:<9} {row.reason}").rstrip())
     if not told.apps:

@@ -88,6 +88,8 @@ def profile_of(weights: Weights, model: ModelProto, wish: Wish) -> Profile:
     if axes[0] and batches:
         raise InputError("engine.profile", f"the batch of {weights.name} is fixed at {axes[0]}", where="--batch",
                          remedy="leave --batch out, or export the model with a free batch axis")
+    if not shape[0] and not batches and all(weights.size):
+        shape[0] = 1  # as boards run a bundle: a frame at a time
     if not all(shape[1:]) or not (shape[0] or batches):
         raise InputError("engine.profile", f"input {inputs[0].name} of {weights.name} has free axes and no profile",
                          where=str(weights.path), remedy="give --batch MIN,USUAL,MAX, and --size HxW where height and width are free too")
