@@ -7,6 +7,7 @@ image layout, whose `subject` is the bundle's manifest (OCI image-spec 1.1, "ref
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,7 @@ from .durable import write_file
 MEASUREMENTS = "application/vnd.jetfleet.measurements.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 MAX_BYTES = 1 << 20
+M = TypeVar("M", bound=Message)
 
 
 class MeasuredRow(Message, frozen=True):
@@ -59,14 +61,19 @@ class _Index(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 def attach_measurements(bundle: OpenBundle, measurements: Measurements) -> str:
     """Add them to the bundle's layout as a referrer; earlier ones stay. Returns the referrer's manifest digest."""
-    body, empty = encode(measurements), b"{}"
+    return attach_message(bundle, MEASUREMENTS, measurements)
+
+
+def attach_message(bundle: OpenBundle, kind: str, message: Message) -> str:
+    """Add a message as a referrer of that media type; returns its manifest's digest."""
+    body, empty = encode(message), b"{}"
     manifest = encode(Manifest(
-        2, OCI_MANIFEST, MEASUREMENTS, Descriptor(EMPTY, digest_of(empty), len(empty)),
-        (Descriptor(MEASUREMENTS, digest_of(body), len(body)),),
+        2, OCI_MANIFEST, kind, Descriptor(EMPTY, digest_of(empty), len(empty)),
+        (Descriptor(kind, digest_of(body), len(body)),),
         subject=subject_of(bundle)))
     for data in (body, empty, manifest):
         write_file(bundle.blob_path(digest_of(data)), data)
-    entry = Descriptor(OCI_MANIFEST, digest_of(manifest), len(manifest), artifact_type=MEASUREMENTS)
+    entry = Descriptor(OCI_MANIFEST, digest_of(manifest), len(manifest), artifact_type=kind)
     enter_referrer(bundle, entry)
     return entry.digest
 
@@ -89,28 +96,33 @@ def measurements_of(bundle: OpenBundle) -> Measurements | None:
     Raises:
         MalformedError: `bundle.missing`, `bundle.referrer` or `message.*` when a referrer is damaged.
     """
-    found = [_read_referrer(bundle, entry) for entry in _read_index(bundle.path).manifests if entry.artifact_type == MEASUREMENTS]
-    return max((m for m in found if m is not None), key=lambda m: m.taken, default=None)
+    return max(messages_of(bundle, MEASUREMENTS, Measurements), key=lambda m: m.taken, default=None)
 
 
-def _read_referrer(bundle: OpenBundle, entry: Descriptor) -> Measurements | None:
+def messages_of(bundle: OpenBundle, kind: str, form: type[M]) -> list[M]:
+    """The messages of that media type that are attached to the bundle, in the order in which they came; raises as `measurements_of`."""
+    found = [_read_referrer(bundle, entry, kind, form) for entry in _read_index(bundle.path).manifests if entry.artifact_type == kind]
+    return [message for message in found if message is not None]
+
+
+def _read_referrer(bundle: OpenBundle, entry: Descriptor, kind: str, form: type[M]) -> M | None:
     manifest = decode(_blob(bundle, entry), Manifest)
     if manifest.subject is None or manifest.subject.digest != bundle.manifest_digest:
         return None
-    return decode(_blob(bundle, manifest.only(MEASUREMENTS)), Measurements, limit=MAX_BYTES)
+    return decode(_blob(bundle, manifest.only(kind)), form, limit=MAX_BYTES)
 
 
 def _blob(bundle: OpenBundle, descriptor: Descriptor) -> bytes:
     path = bundle.blob_path(descriptor.digest)
     try:
         if descriptor.size > MAX_BYTES or path.stat().st_size != descriptor.size:
-            raise MalformedError("bundle.referrer", "a measurement beside the bundle has another size than announced", where=str(path))
+            raise MalformedError("bundle.referrer", "what stands beside the bundle has another size than announced", where=str(path))
         data = path.read_bytes()
     except OSError:
-        raise MalformedError("bundle.missing", "a measurement beside the bundle is missing", where=str(path),
+        raise MalformedError("bundle.missing", "what stands beside the bundle is missing", where=str(path),
                              remedy="copy the bundle again, or build again") from None
     if digest_of(data) != descriptor.digest:
-        raise MalformedError("bundle.referrer", "a measurement beside the bundle was changed", where=str(path), remedy="build again")
+        raise MalformedError("bundle.referrer", "what stands beside the bundle was changed", where=str(path), remedy="build again")
     return data
 
 

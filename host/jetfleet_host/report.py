@@ -6,15 +6,22 @@ machine; a number that was not measured is empty, never guessed.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from jetfleet_contract.bundle import EvaluationRow
 
+from .build_record import BuildRecord
 from .bundles import OpenBundle
 from .floors import FORMULA, HEADINGS, FloorLine
+from .matrix.pareto import front
 from .measurements import MeasuredRow, Measurements
+from .pages.charts import Bar, Point, bars, scatter
+from .pages.sheet import charts, notes, page, table
+
+MOST_LAYERS = 24
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,8 @@ def lines_of(bundle: OpenBundle, measurements: Measurements | None) -> list[Line
     return sorted(found, key=lambda line: (line.row.verdict != "accepted", line.ms or float("inf"), line.candidate))
 
 
-def as_json(bundle: OpenBundle, measurements: Measurements | None, floors: Sequence[FloorLine] = ()) -> dict[str, object]:
+def as_json(bundle: OpenBundle, measurements: Measurements | None, floors: Sequence[FloorLine] = (),
+            record: BuildRecord | None = None) -> dict[str, object]:
     """The report for machines. `latency_*` is null where nobody measured; `floors` are computed, and stand apart."""
     evaluation = bundle.evaluation
     return {
@@ -52,7 +60,7 @@ def as_json(bundle: OpenBundle, measurements: Measurements | None, floors: Seque
         "max_drop": evaluation.max_drop, "machine": evaluation.machine, "software": evaluation.software,
         "measured_on": measurements.machine if measurements else None, "measured_at": measurements.taken if measurements else None,
         "probes": len(bundle.probe.items), "rows": [_json_row(line) for line in lines_of(bundle, measurements)],
-        "floors": [line.as_dict() for line in floors],
+        "floors": [line.as_dict() for line in floors], "build": msgspec.to_builtins(record) if record else None,
     }
 
 
@@ -99,59 +107,51 @@ def provenance(bundle: OpenBundle, measurements: Measurements | None) -> list[st
     return [accuracy, latency]
 
 
-def as_html(bundle: OpenBundle, measurements: Measurements | None, floors: Sequence[FloorLine] = ()) -> str:
-    """One self-contained page: a bar chart of latency in inline SVG, the table, where the numbers come from."""
+def as_html(bundle: OpenBundle, measurements: Measurements | None, floors: Sequence[FloorLine] = (),
+            record: BuildRecord | None = None) -> str:
+    """One self-contained page: plots in inline SVG, the tables, where the numbers come from."""
     lines = lines_of(bundle, measurements)
-    title = html.escape(f"{bundle.spec.name}:{bundle.spec.version}")
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in headings(bundle.evaluation.metric))
-    body = "".join(_html_row(line) for line in lines)
-    notes = "".join(f"<p>{html.escape(text)}</p>" for text in provenance(bundle, measurements))
-    variants = "".join(f"<li><code>{html.escape(v.name)}</code> {v.size / 1e6:.2f} MB, {html.escape(v.detail)} "
-                       f"<code>{v.digest[:19]}...</code></li>" for v in bundle.spec.variants)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_CSS}</style></head><body>
-<h1>{title}</h1><p>task {html.escape(bundle.spec.task.kind)}, for {html.escape(', '.join(bundle.spec.targets))};
-bundle <code>{bundle.manifest_digest}</code></p>
-{_chart(lines)}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{_floor_table(floors)}<h2>Variants</h2><ul>{variants}</ul>
-<h2>Where the numbers come from</h2>{notes}</body></html>
-"""
-
-
-_CSS = ("body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
-        "table{border-collapse:collapse;width:100%}th,td{padding:.3rem .6rem;border-bottom:1px solid #d8dee4;text-align:left}"
-        "tr.refused td{color:#8a1f11}code{font-size:.85em}svg text{font:13px system-ui,sans-serif;fill:#1b1f24}")
-
-
-def _html_row(line: Line) -> str:
-    cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in table_cells(line))
-    return f'<tr class="{line.row.verdict}">{cells}</tr>'
+    spec, metric = bundle.spec, bundle.evaluation.metric
+    variants = [("", (v.name, f"{v.size / 1e6:.2f}", v.digest[:19], v.detail)) for v in spec.variants]
+    rows = [(line.row.verdict, table_cells(line)) for line in lines]
+    return page(f"{spec.name}:{spec.version}", [
+        notes([f"Task {spec.task.kind}, for {', '.join(spec.targets)}; bundle {bundle.manifest_digest}"]),
+        charts([_latencies(lines), _trade(lines, metric), *record_charts(record)]),
+        table(headings(metric), rows, numbers=range(1, 7)), _floor_table(floors),
+        "<h2>Variants</h2>", table(("variant", "MB", "digest", "what it is"), variants, numbers=(1,)),
+        "<h2>Where the numbers come from</h2>", notes(provenance(bundle, measurements))])
 
 
 def _floor_table(floors: Sequence[FloorLine]) -> str:
     """A table of its own, so that nobody takes a floor for a measurement; nothing when there is none."""
     if not floors:
         return ""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in HEADINGS)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line.cells()) + "</tr>" for line in floors)
-    return (f'<h2>Floors, computed</h2><p>{html.escape(FORMULA)}</p><table class="floors"><thead><tr>{head}</tr></thead>'
-            f"<tbody>{rows}</tbody></table>")
+    rows = [("floor", line.cells()) for line in floors]
+    return f"<h2>Floors, computed</h2>{notes([FORMULA])}{table(HEADINGS, rows, numbers=(3, 4), name='floors')}"
 
 
-def _chart(lines: list[Line]) -> str:
-    """Horizontal bars of p50, a thin mark at p99; nothing when nobody measured."""
-    measured = [line for line in lines if line.ms and line.timing]
-    if not measured:
-        return ""
-    longest = max(line.timing.p99_ms for line in measured if line.timing)
-    rows = []
-    for index, line in enumerate(measured):
-        y, width = 8 + index * 28, 560 * line.ms / longest
-        mark = 260 + 560 * (line.timing.p99_ms if line.timing else line.ms) / longest
-        colour = "#2f6f4f" if line.row.verdict == "accepted" else "#c0604d"
-        rows.append(f'<text x="250" y="{y + 15}" text-anchor="end">{html.escape(line.candidate)}</text>'
-                    f'<rect x="260" y="{y}" width="{width:.1f}" height="20" fill="{colour}"/>'
-                    f'<rect x="{mark:.1f}" y="{y}" width="2" height="20" fill="#1b1f24"/>'
-                    f'<text x="{mark + 8:.1f}" y="{y + 15}">{line.ms:.2f} ms</text>')
-    height = 16 + 28 * len(measured)
-    return (f'<figure><svg viewBox="0 0 920 {height}" role="img" aria-label="latency by candidate">{"".join(rows)}</svg>'
-            "<figcaption>Session latency: bar p50, mark p99. Green is accepted, red is refused.</figcaption></figure>")
+def _latencies(lines: list[Line]) -> str:
+    """Bars of p50, a thin mark at p99; nothing when nobody measured."""
+    found = [Bar(line.candidate, line.ms, f"{line.ms:.2f} ms", "good" if line.row.verdict == "accepted" else "bad", line.timing.p99_ms)
+             for line in lines if line.ms and line.timing]
+    return bars(found, "Session latency", "Bar p50, mark p99. Green is accepted, red is refused.")
+
+
+def _trade(lines: list[Line], metric: str) -> str:
+    """Accuracy against latency, with the Pareto front of what is accepted."""
+    timed = [line for line in lines if line.ms and line.row.samples]
+    accepted = [line for line in timed if line.row.verdict == "accepted"]
+    best = {accepted[index].candidate for index in front([(line.ms, line.row.accuracy) for line in accepted])}
+    points = [Point(line.ms, 100.0 * line.row.accuracy, line.candidate, line.row.verdict, line.candidate in best) for line in timed]
+    return scatter(points, "measured p50, ms", f"{metric}, %", "Accuracy against latency")
+
+
+def record_charts(record: BuildRecord | None) -> list[str]:
+    """Size by stage, and the noisiest layers."""
+    if record is None:
+        return []
+    sizes = [Bar(stage.stage, stage.size / 1e6, f"{stage.size / 1e6:.3g} MB") for stage in record.stages]
+    worst = sorted(record.layers, key=lambda layer: -layer.error)[:MOST_LAYERS]
+    noise = [Bar(layer.layer, layer.error, f"{layer.error:.2%}", "good" if layer.int8 else "bad") for layer in worst]
+    note = f"Relative error of the output when the layer alone is int8; red stays in float. {len(worst)} of {len(record.layers)} layers."
+    return [bars(sizes, "Size by stage"), bars(noise, "Sensitivity by layer", note)]

@@ -27,6 +27,7 @@ from jetfleet_contract.bundle import TaskSpec
 from jetfleet_contract.errors import InputError, MalformedError, UntrustedError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
 from jetfleet_contract.policy import candidates
+from jetfleet_host.build_record import record_of
 from jetfleet_host.bundles import open_bundle
 from jetfleet_host.compress import building
 from jetfleet_host.compress.building import BuildReport, build
@@ -106,6 +107,18 @@ def test_the_bundle_says_what_its_images_were_like(made: tuple[Path, Job, BuildR
     assert reference.frames == report.evaluation.rows[0].samples
     assert {"luma", "blur", "answers", "score"} == set(reference.values)
     assert sum(reference.labels.values()) == pytest.approx(1.0)
+
+
+def test_what_the_build_went_through_is_beside_the_bundle(made: tuple[Path, Job, BuildReport]) -> None:
+    bundle = open_bundle(made[1].out)
+    record = record_of(bundle)
+    assert record is not None
+    sizes = {stage.stage: stage.size for stage in record.stages}
+    assert list(sizes) == ["as given", "prepared", "fp32", "fp16", "int8", "uint8"]
+    assert {name: sizes[name] for name in ("fp16", "int8")} == {v.name: v.size for v in bundle.spec.variants if v.name in ("fp16", "int8")}
+    kept = int(bundle.spec.variant("int8").detail.split()[0])
+    assert sum(layer.int8 for layer in record.layers) == kept
+    assert all(layer.error >= 0 for layer in record.layers)
 
 
 def test_timings_are_beside_the_bundle_never_in_it(made: tuple[Path, Job, BuildReport]) -> None:
@@ -331,7 +344,8 @@ def test_report_page_is_self_contained_and_escaped(made: tuple[Path, Job, BuildR
     assert "<script" not in page
     assert "http://" not in page
     assert "https://" not in page
-    assert page.count("<tr class=") == len(lines_of(bundle, None))
+    rows = page[:page.index("<h2>Variants</h2>")]
+    assert rows.count('<tr class="accepted">') + rows.count('<tr class="refused">') == len(lines_of(bundle, None))
 
 
 def test_a_changed_measurement_is_noticed(tmp_path: Path, made: tuple[Path, Job, BuildReport]) -> None:

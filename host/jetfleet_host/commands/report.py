@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-_BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Bundle folder, made by `jetfleet build`.")
+_BUNDLE = typer.Argument(..., metavar="FOLDER", help="A bundle, made by `jetfleet build`, or a matrix, made by `jetfleet matrix`.")
 _HTML = typer.Option(None, "--html", help="Write the report as one self-contained page.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 
@@ -20,32 +20,55 @@ def register(app: typer.Typer) -> None:
 
 
 def report(bundle: Path = _BUNDLE, as_json: bool = _JSON, page: Path | None = _HTML) -> None:
-    """Show a bundle's candidates: accuracy, latency, verdict, where each number came from; and the floor on each target board.
+    """Show a bundle's candidates: accuracy, latency, verdict, where each number came from; and the floor on each target board. Or show
+    a matrix: every cell, measured, floor or empty with the reason, and which of them are on the Pareto front.
 
     Examples:
 
         jetfleet report detector.bundle
 
         jetfleet report detector.bundle --html report.html
+
+        jetfleet report lab.matrix --html matrix.html
     """
-    from jetfleet_host import report as reports
-    from jetfleet_host.bundles import open_bundle
     from jetfleet_host.durable import write_file
+    from jetfleet_host.matrix.store import is_matrix
+
+    html = _matrix(bundle, as_json, page is not None) if is_matrix(bundle) else _bundle(bundle, as_json, page is not None)
+    if page is not None:
+        write_file(page, html.encode())
+        if not as_json:
+            print(f"Wrote {page}.")
+
+
+def _matrix(folder: Path, as_json: bool, wanted: bool) -> str:
+    """Show it, and give its page where that is wanted."""
+    from jetfleet_host.matrix.page import as_html
+    from jetfleet_host.matrix.store import MatrixStore
+
+    from .matrix import show
+
+    filled = MatrixStore(folder).matrix()
+    show(filled, folder, as_json)
+    return as_html(filled, folder.resolve().name) if wanted else ""
+
+
+def _bundle(folder: Path, as_json: bool, wanted: bool) -> str:
+    from jetfleet_host import report as reports
+    from jetfleet_host.build_record import record_of
+    from jetfleet_host.bundles import open_bundle
     from jetfleet_host.floors import floors_of
     from jetfleet_host.measurements import measurements_of
 
-    opened = open_bundle(bundle)
-    measured, floors = measurements_of(opened), floors_of(opened)
-    if page is not None:
-        write_file(page, reports.as_html(opened, measured, floors).encode())
+    opened = open_bundle(folder)
+    measured, floors, record = measurements_of(opened), floors_of(opened), record_of(opened)
     if as_json:
-        print(json.dumps(reports.as_json(opened, measured, floors), indent=2))
-        return
-    print_table(opened, measured)
-    if floors:
-        _print_floors(floors)
-    if page is not None:
-        print(f"Wrote {page}.")
+        print(json.dumps(reports.as_json(opened, measured, floors, record), indent=2))
+    else:
+        print_table(opened, measured)
+        if floors:
+            _print_floors(floors)
+    return reports.as_html(opened, measured, floors, record) if wanted else ""
 
 
 def print_table(bundle: Any, measurements: Any) -> None:

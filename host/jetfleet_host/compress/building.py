@@ -22,6 +22,7 @@ from jetfleet_contract.errors import IncompatibleError, InputError
 from jetfleet_contract.predictions import agreement
 from jetfleet_contract.topics import check_name
 from jetfleet_host.boards import load_board
+from jetfleet_host.build_record import BuildRecord, LayerLine, StageSize, attach_record
 from jetfleet_host.bundles import open_bundle, write_bundle
 from jetfleet_host.lineage import told_by
 from jetfleet_host.measurements import MeasuredRow, Measurements, attach_measurements
@@ -94,6 +95,8 @@ class _Build:
         self.task = recipe.task
         self.held = held_scales(job.hold) if job.hold is not None else None
         self.answers: dict[tuple[str, str, str], Answer] = {}
+        self.sizes: list[StageSize] = []
+        self.layers: tuple[LayerLine, ...] = ()
 
     def run(self) -> BuildReport:
         self.progress("read", 0, 1)
@@ -104,6 +107,7 @@ class _Build:
         tensors = self._tensors(data)
         float_model = prepare(model, self.recipe.shape, tensors[:_EQUALITY_IMAGES], self.checkpoints,
                               lambda _name, done, of: self.progress("prepare", done, of))
+        self.sizes = [StageSize("as given", model.size), StageSize("prepared", float_model.size)]
         scorer = Scorer(self.runner, self.checkpoints, data, self.task, self.recipe.threads)
         reference = self._reference(scorer, float_model)
         variants = self._variants(scorer, reference, float_model, data, tensors)
@@ -164,6 +168,8 @@ class _Build:
         if twins is None or not twins.passed:
             twins, origin = search(table), f", scales of {self.held.origin} lose too much" if self.held else ""
         self.progress("int8", 1, 1)
+        kept = frozenset(twins.names if twins else ())
+        self.layers = tuple(LayerLine(layer.node, layer.error, layer.node in kept) for layer in noise)
         return _int8_variants(twins, origin) if twins else []
 
     def _scales(self, model: ModelHandle, data: DataSet, tensors: Sequence[Tensor]) -> ScaleTable:
@@ -228,6 +234,8 @@ class _Build:
         digest = write_bundle(self.job.out, spec=spec, evaluation=evaluation, probe=probe, files=files,
                               weights=[(built.variant, built.handle.path) for built in shipped],
                               annotations=told_by(self.job.model, data.digest, decisive, _parent(self.job.parent)))
+        sizes = (*self.sizes, *(StageSize(built.variant.name, built.variant.size) for built in shipped))
+        attach_record(open_bundle(self.job.out, verify=False), BuildRecord(sizes, self.layers))
         self.progress("write", 1, 1)
         measurements = self._time(data, rows, shipped) if recipe.latency_rounds else None
         if measurements:

@@ -32,14 +32,18 @@ class Quantize(msgspec.Struct, frozen=True, tag="quantize"):
 
 @dataclass(frozen=True)
 class Twins:
-    """Both int8 files of one rung; `kept` of `layers` quantizable layers run in int8. `passed`: the guard's verdict."""
+    """Both int8 files of one rung; the layers `names`, of `layers` quantizable ones, run in int8. `passed`: the guard's verdict."""
 
     int8: ModelHandle
     uint8: ModelHandle
-    kept: int
+    names: tuple[str, ...]
     layers: int
     share: float
     passed: bool
+
+    @property
+    def kept(self) -> int:
+        return len(self.names)
 
 
 Guard = Callable[[ModelHandle, ModelHandle], bool]
@@ -62,7 +66,7 @@ def search_twins(model: ModelHandle, table: ScaleTable, noise: Sequence[LayerNoi
         int8 = _written(model, table, Quantize("qdq-int8", layers), checkpoints)
         uint8 = _written(model, table, Quantize("qdq-uint8", layers), checkpoints)
         passed = guard(int8, uint8)
-        last = Twins(int8, uint8, len(layers), len(noise), share, passed)
+        last = Twins(int8, uint8, layers, len(noise), share, passed)
         step(index + 1, len(LADDER))
         if passed:
             break

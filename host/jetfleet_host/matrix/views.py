@@ -8,7 +8,7 @@ import msgspec
 
 from .cells import Cell, Matrix, pareto
 
-HEADINGS = ("model", "target", "method", "metric", "drop, points", "agreement", "MB", "p50 ms", "p95 ms", "peak MB", "mJ", "on")
+HEADINGS = ("model", "target", "method", "accuracy", "drop, points", "agreement", "MB", "p50 ms", "p95 ms", "peak MB", "mJ", "on")
 FLOOR_NOTE = "floor: computed from the board file's roofline, not measured; nothing on that board can be faster."
 FRONT_NOTE = "*: on the Pareto front of its model and target: no other method there is both as fast and as accurate."
 
