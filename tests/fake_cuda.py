@@ -1,4 +1,5 @@
-"""A GPU for tests: its memory is the host's, streams run at once, and whatever a driver would punish fails an assertion here."""
+"""A GPU for tests: its memory is the host's, streams run at once, kernels are their numpy twins, and whatever a driver would
+punish fails an assertion here."""
 
 from __future__ import annotations
 
@@ -7,12 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from fake_kernels import run_kernel
 
 from jetfleet_agent.pipeline.cuda.port import Argument, refused
+from jetfleet_contract.cubins import read_cubin
 
 
 class FakeCuda:
-    """The port `Cuda`. `room` is free memory in bytes; `log` has every copy, run and launch of a graph in order."""
+    """The port `Cuda`. `room` is free memory in bytes; `log` has every copy, run and launch of a graph in order, `ran` every
+    kernel that ran, in a graph or not. Kernels in `broken` fail when they are launched, in a graph too; those it
+    `lacks` are in no cubin. `users` backends have opened it."""
 
     def __init__(self, *, integrated: bool = False, room: int = 1 << 30, captures: bool = True) -> None:
         self.name, self.sm, self.cuda, self.integrated = "Fake GPU", 87, 12, integrated
@@ -22,7 +27,12 @@ class FakeCuda:
         self.streams: set[int] = set()
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.log: list[str] = []
-        self.closed = 0
+        self.ran: list[str] = []
+        self.broken: set[str] = set()
+        self.lacks: set[str] = set()
+        self.refuses_cubins = False
+        self.modules: list[Any] = []
+        self.users, self.closed = 1, 0
         self._capturing: list[Callable[[], None]] | None = None
         self._numbers = iter(range(1, 10_000))
 
@@ -32,10 +42,11 @@ class FakeCuda:
         return len(self.blocks), len(self.pinned), len(self.streams), len(self.graphs)
 
     def enter(self) -> None:
-        assert not self.closed, "used after it was closed"
+        assert self.closed < self.users, "used after it was closed"
 
     def close(self) -> None:
         self.closed += 1
+        assert self.closed < self.users or not self.modules, "a cubin that was not unloaded"
 
     def free_memory(self) -> int:
         return self.room
@@ -71,7 +82,8 @@ class FakeCuda:
         assert stream in self.streams
 
     def upload(self, to: int, array: Any, stream: int) -> None:
-        assert array.ctypes.data in self.pinned
+        assert array.flags.c_contiguous
+        self.owned(array.ctypes.data, array.nbytes, (self.pinned,))
         self.queue(stream, "upload", lambda: self.move(to, array.ctypes.data, array.nbytes))
 
     def download(self, array: Any, source: int, stream: int) -> None:
@@ -80,8 +92,15 @@ class FakeCuda:
 
     def move(self, to: int, source: int, size: int) -> None:
         for address in (to, source):
-            assert address in self.blocks or address in self.pinned, "memory that is not the GPU's, or not any more"
+            self.owned(address, size)
         ctypes.memmove(to, source, size)
+
+    def owned(self, address: int, size: int, kinds: tuple[Any, ...] = ()) -> None:
+        """Assert that these bytes are the GPU's, all in one piece of it."""
+        pieces = [(start, held if isinstance(held, int) else len(held)) for kind in kinds or (self.blocks, self.pinned)
+                  for start, held in kind.items()]
+        assert any(start <= address and address + size <= start + length for start, length in pieces), \
+            "memory that is not the GPU's, or not any more"
 
     def queue(self, stream: int, what: str, work: Callable[[], None]) -> None:
         """Do it, or keep it for the graph that is being captured."""
@@ -93,14 +112,29 @@ class FakeCuda:
         work()
 
     def load(self, cubin: bytes) -> Any:
-        return cubin
+        found = read_cubin(cubin)
+        if self.refuses_cubins:
+            refused("CUDA_ERROR_INVALID_IMAGE", "loading a cubin")
+        if found.sm != self.sm:
+            refused("CUDA_ERROR_NO_BINARY_FOR_GPU", "loading a cubin")
+        self.modules.append(found)
+        return found
 
     def unload(self, module: Any) -> None:
-        assert module
+        self.modules.remove(module)
 
     def launch(self, module: Any, kernel: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Argument],
                stream: int) -> None:
-        self.queue(stream, kernel, lambda: None)
+        assert module in self.modules
+        if kernel not in module.kernels or kernel in self.lacks:
+            refused("CUDA_ERROR_NOT_FOUND", f"looking for {kernel}")
+        self.queue(stream, kernel, lambda: self._run(kernel, grid, threads, arguments))
+
+    def _run(self, kernel: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Argument]) -> None:
+        if kernel in self.broken:
+            refused("CUDA_ERROR_LAUNCH_FAILED", f"launching {kernel}")
+        self.ran.append(kernel)
+        run_kernel(self, kernel, grid, threads, arguments)
 
     def begin_capture(self, stream: int) -> None:
         if not self.captures:
@@ -123,12 +157,15 @@ class FakeCuda:
     def end_graph(self, graph: Any) -> None:
         del self.graphs[graph]
 
+    def array(self, address: int, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+        """The GPU's own memory as an array."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.owned(address, size)
+        return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
     def read(self, address: int, shape: tuple[int, ...]) -> Any:
-        """float32 of the GPU's memory."""
-        assert address in self.blocks or address in self.pinned
-        return np.frombuffer(ctypes.string_at(address, 4 * int(np.prod(shape))), np.float32).reshape(shape)
+        """A copy of float32 of the GPU's memory."""
+        return self.array(address, shape).copy()
 
     def write(self, address: int, values: Any) -> None:
-        assert address in self.blocks or address in self.pinned
-        whole = np.ascontiguousarray(values, np.float32)
-        ctypes.memmove(address, whole.ctypes.data, whole.nbytes)
+        self.array(address, np.shape(values))[...] = values

@@ -96,7 +96,8 @@ class InputSpec(Message, frozen=True):
     """How a frame becomes the model's input tensor.
 
     ``tensor = (resize(frame_as_color) * scale - mean) / std``, NCHW float32, batch 1. `stretch` resizes to exactly
-    width x height; `letterbox` keeps the aspect ratio, centres, and fills with `pad` (0..255).
+    width x height; `letterbox` keeps the aspect ratio, centres, and fills with `pad` (0..255). `input_scale`: of a model whose input is
+    int8, which then gets ``round(tensor / input_scale)``; 0: its input is a float.
     """
 
     name: str
@@ -108,6 +109,7 @@ class InputSpec(Message, frozen=True):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pad: int = 114
+    input_scale: float = 0.0
 
 
 class TaskSpec(Message, frozen=True):

@@ -96,7 +96,7 @@ def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[
     for name in job.images:
         image = read_image(Path(name))
         frames.append(luma_and_blur(image))
-        geometry = task.prepare(image, lane.tensor)
+        geometry = backend.prepare(image, lane, 0, task.prepare)
         outputs = backend.infer(lane)
         predictions.append(task.decode(outputs, geometry))
         if job.raw_output:
@@ -114,7 +114,7 @@ def _times(job: EvaluationJob, task: Task, backend: Backend) -> tuple[FrameTimes
 def _time_session(job: EvaluationJob, task: Task, backend: Backend) -> tuple[list[float], float]:
     """Milliseconds of the session alone, on the first image's tensor (a gray one without images), and the mean CPU time of one."""
     lane = backend.lanes[0]
-    task.prepare(_first_image(job, task), lane.tensor)
+    backend.prepare(_first_image(job, task), lane, 0, task.prepare)
     for _ in range(job.warmup):
         backend.infer(lane)
     latencies = []

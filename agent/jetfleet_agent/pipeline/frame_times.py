@@ -43,7 +43,7 @@ def time_frames(uri: str, task: Task, backend: Backend, *, warmup: int, frames: 
     for number in range(warmup + frames):
         image = next(images)
         marks = [time.perf_counter()]
-        geometry = task.prepare(image, lane.tensor)
+        geometry = backend.prepare(image, lane, 0, task.prepare)
         marks.append(time.perf_counter())
         outputs = backend.infer(lane)
         marks.append(time.perf_counter())

@@ -160,15 +160,17 @@ class LoadedModel:
 
     def infer(self, lane: Lane) -> Outputs:
         """Run what the lane holds. Errors as `Backend.infer`."""
-        backend = self._wide if self._wide is not None and len(lane.tensor) > 1 else self.backend
-        return backend.infer(lane)
+        return self._backend_of(lane).infer(lane)
+
+    def _backend_of(self, lane: Lane) -> Backend:
+        return self._wide if self._wide is not None and len(lane.tensor) > 1 else self.backend
 
     def prepare(self, image: Image, lane: Lane, index: int = 0) -> Geometry:
-        """Fill picture `index` of the lane's tensor. Safe from any thread: scratch memory is kept per thread."""
+        """Give the lane the image as its picture `index`. Safe from any thread: scratch memory is kept per thread."""
         preprocessor: Preprocessor | None = getattr(self._scratch, "preprocessor", None)
         if preprocessor is None:
             preprocessor = self._scratch.preprocessor = Preprocessor(self.model.spec.task.input)
-        return preprocessor.run(image, lane.tensor if len(lane.tensor) == 1 else lane.tensor[index:index + 1])
+        return self._backend_of(lane).prepare(image, lane, index, preprocessor.run)
 
 
 def _batch_ms(wide: Backend) -> float:

@@ -13,6 +13,7 @@ import threading
 
 import numpy as np
 
+from jetfleet_agent.pipeline.cuda.frame_memory import frame_buffer
 from jetfleet_agent.pipeline.preprocess import Image
 
 MOST = 96
@@ -53,7 +54,7 @@ class FramePool:
 
     def _make(self, size: _Size, height: int, width: int) -> Image:
         self._give_up_stale()
-        buffer = np.empty((height, width, 3), np.uint8)
+        buffer = frame_buffer(height, width)
         self.allocated += 1
         if len(self._ids) < self._most:
             size.buffers.append(buffer)

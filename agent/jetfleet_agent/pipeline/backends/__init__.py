@@ -19,12 +19,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from jetfleet_agent.durable import write_file
+from jetfleet_agent.pipeline.preprocess import Geometry, Image
 from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.engines import EngineFile
 from jetfleet_contract.errors import IncompatibleError, InputError, OrderError, RuntimeFailure, UntrustedError
@@ -45,7 +47,7 @@ _CLASSES = {
 
 class Lane:
     """One frame in flight, or a batch of N: `tensor` is (N, 3, H, W) float32, or (N, H, W, 3) uint8 BGR where normalising is folded into
-    the graph; `binding` is the runtime's own, `outputs` are its results."""
+    the graph; `binding` is the runtime's own, `outputs` are its results. Where the backend takes frames itself nothing reads `tensor`."""
 
     __slots__ = ("binding", "index", "outputs", "tensor")
 
@@ -68,9 +70,11 @@ class Backend(ABC):
         tuning: how the runtime is set up.
         spec: the bundle's input, needed where `tuning` folds its normalisation into the graph.
         engine: what this runtime, or that of a board alike, compiled from the file in the same set-up; loaded instead of compiling.
+        kernels: the agent's state folder, where kernels that the host signed may lie; None where there is none.
 
     After `activate`, also one that ended in `backend.fallback`, `provider` is what the runtime really uses, `precision` what it really runs
-    in, and `layers` how many layers with weights run in which (empty: the runtime does not tell).
+    in, and `layers` how many layers with weights run in which (empty: the runtime does not tell). `preparation` says where frames become
+    tensors, and on a GPU's runtime also why not there.
     """
 
     name = ""
@@ -79,7 +83,8 @@ class Backend(ABC):
     has_engines = False
 
     def __init__(self, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1,
-                 tuning: Tuning = DEFAULTS, spec: InputSpec | None = None, engine: EngineFile | None = None) -> None:
+                 tuning: Tuning = DEFAULTS, spec: InputSpec | None = None, engine: EngineFile | None = None,
+                 kernels: Path | None = None) -> None:
         if precision not in self.precisions:
             raise IncompatibleError("backend.precision", f"{self.name} does not run in {precision}",
                                     remedy=f"use one of {', '.join(self.precisions)}")
@@ -96,6 +101,8 @@ class Backend(ABC):
         self.input_shape = input_shape
         self.tuning = tuning
         self.spec = spec
+        self.kernels = kernels
+        self.preparation = "CPU"
         self.provider = ""
         self.layers: dict[str, int] = {}
         self.versions: dict[str, str] = {}
@@ -134,8 +141,17 @@ class Backend(ABC):
                 "backend.fallback", f"{self.name} was asked for {self.requested} and ran {same} of {total} layers in {self.precision}",
                 remedy=f"ask for {self.precision}, or use a CPU and a file that {self.name} can run in {self.requested}")
 
+    def prepare(self, image: Image, lane: Lane, index: int, fill: Callable[[Image, Tensor], Geometry]) -> Geometry:
+        """The frame becomes picture `index` of the lane's next run: here, when that is run, or by `fill`, which gets its part of the lane's
+        tensor, (1, ...). Called by whoever has the lane, from any thread.
+
+        Raises:
+            InputError: `frame.shape`.
+        """
+        return fill(image, lane.tensor if len(lane.tensor) == 1 else lane.tensor[index:index + 1])
+
     def infer(self, lane: Lane) -> Outputs:
-        """Run the lane's tensor; the outputs are valid until the lane is run again.
+        """Run what the lane was given; the outputs are valid until the lane is run again.
 
         Raises:
             RuntimeFailure: `backend.run`.
@@ -193,7 +209,7 @@ class Backend(ABC):
 
 def open_backend(
     name: str, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1, tuning: Tuning = DEFAULTS,
-    spec: InputSpec | None = None, engine: EngineFile | None = None,
+    spec: InputSpec | None = None, engine: EngineFile | None = None, kernels: Path | None = None,
 ) -> Backend:
     """The backend of that name, not yet activated.
 
@@ -205,7 +221,7 @@ def open_backend(
     module, kind = _CLASSES[name]
     backend: type[Backend] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
     return backend(path, precision=precision, threads=tuning.threads or threads, input_shape=input_shape, lanes=lanes, tuning=tuning,
-                   spec=spec, engine=engine)
+                   spec=spec, engine=engine, kernels=kernels)
 
 
 def read_engine(engine: EngineFile) -> bytes:

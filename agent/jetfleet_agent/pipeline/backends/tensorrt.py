@@ -1,20 +1,27 @@
 """TensorRT 10 and 11 on the board's own GPU: a serialized plan, or the ONNX file built here (`tensorrt_build`).
 
 TensorRT comes from JetPack; memory and streams go through the port `pipeline.cuda`. Everything a frame needs is allocated at activation.
-Upload, engine and download are captured once a lane as a CUDA graph, so that a frame is one launch and one wait; where that cannot be done
-they are queued one after the other, and the log says why. On a Jetson the GPU reads the lane's tensor where it is: nothing is copied.
+Pre-processing, engine and download are captured once a lane as a CUDA graph, so that a frame is one launch and one wait; where that cannot
+be done they are queued one after the other, and the log says why. On a Jetson the GPU reads frames where they are: nothing is copied.
+
+Frames become the engine's input in one kernel (`tensorrt_frames`) where this GPU has it; `preparation` says so, or why the CPU does it. A
+kernel that fails while the pipeline runs costs the one run that it is done again for: from then on the CPU prepares.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jetfleet_agent.pipeline.backends import Backend, Lane, Outputs, read_engine
+from jetfleet_agent.pipeline.backends import Backend, Lane, Outputs, Tensor, read_engine
 from jetfleet_agent.pipeline.backends.tensorrt_build import build_plan
+from jetfleet_agent.pipeline.backends.tensorrt_frames import Frames
+from jetfleet_agent.pipeline.backends.tensorrt_kernels import Kernels, open_kernels
+from jetfleet_agent.pipeline.backends.tensorrt_lane import LaneBinding, Tensors
 from jetfleet_agent.pipeline.backends.tensorrt_plan import (
     Port,
     activation_bytes,
@@ -27,71 +34,12 @@ from jetfleet_agent.pipeline.backends.tensorrt_plan import (
 )
 from jetfleet_agent.pipeline.cuda import check_driver, open_cuda
 from jetfleet_agent.pipeline.cuda.port import Cuda, page_aligned
+from jetfleet_agent.pipeline.preprocess import Geometry, Image, Preprocessor
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, RuntimeFailure
 
 log = logging.getLogger(__name__)
 
 DLA = "DLA"
-
-
-class _Binding:
-    """A lane's context, stream and memory. `uploads` and `downloads` pair a host array with its copy on the GPU; `graph` does all of it."""
-
-    def __init__(self, cuda: Cuda) -> None:
-        self.cuda = cuda
-        self.context: Any = None
-        self.stream = cuda.stream()
-        self.graph: Any = None
-        self.uploads: list[tuple[Any, int]] = []
-        self.downloads: list[tuple[Any, int]] = []
-        self._pinned: list[Any] = []
-        self._blocks: list[int] = []
-
-    def memory(self, port: Port) -> tuple[Any, int]:
-        """(the host's array, the address that the GPU uses): the same memory where the GPU is integrated."""
-        array = page_aligned(port.shape, np.dtype(port.dtype))
-        mapped = self.cuda.pin(array)
-        self._pinned.append(array)
-        if self.cuda.integrated:
-            return array, mapped
-        self._blocks.append(self.cuda.allocate(port.size))
-        return array, self._blocks[-1]
-
-    def queue(self, model: str) -> None:
-        for array, address in self.uploads:
-            self.cuda.upload(address, array, self.stream)
-        if not self.context.execute_async_v3(self.stream):
-            raise RuntimeFailure("backend.run", f"TensorRT failed on {model}")
-        for array, address in self.downloads:
-            self.cuda.download(array, address, self.stream)
-
-    def capture(self, model: str) -> None:
-        """Make the graph. The context has run once before: its first run may allocate, which no graph can."""
-        self.cuda.begin_capture(self.stream)
-        try:
-            self.queue(model)
-        except BaseException:
-            self._abandon_capture()
-            raise
-        self.graph = self.cuda.end_capture(self.stream)
-
-    def _abandon_capture(self) -> None:
-        try:
-            self.cuda.end_graph(self.cuda.end_capture(self.stream))
-        except RuntimeFailure as error:
-            log.debug("the failed capture ended with: %s", error.what)
-
-    def free(self) -> None:
-        """What the GPU gave, the stream last."""
-        if self.graph is not None:
-            self.cuda.end_graph(self.graph)
-        self.graph = self.context = None
-        for block in self._blocks:
-            self.cuda.free(block)
-        for array in self._pinned:
-            self.cuda.unpin(array)
-        self._blocks, self._pinned = [], []
-        self.cuda.end_stream(self.stream)
 
 
 class TensorRt(Backend):
@@ -107,7 +55,10 @@ class TensorRt(Backend):
     _cuda: Cuda | None = None
     _runtime: Any = None
     _engine: Any = None
-    _bindings: tuple[_Binding, ...] = ()
+    _bindings: tuple[LaneBinding, ...] = ()
+    _source: Port = Port("", (), "float32")
+    _kernels: Kernels | None = None
+    _failed = False  # the kernel did, while it ran
 
     def _load(self, count: int) -> tuple[Lane, ...]:
         check_driver()  # before the import: without a driver the runtime has ended the process
@@ -127,9 +78,10 @@ class TensorRt(Backend):
             self._runtime.DLA_core = core
         self.versions = {self.module: trt.__version__}
         self.provider = f"{DLA}{core}" if core is not None else cuda.name
-        source, outputs, profile = self._opened(trt, logger, plan)
+        outputs, profile = self._opened(trt, logger, plan)
         check_memory(cuda.free_memory(), count * activation_bytes(self._engine), f"{self.path.name} with {count} frames in flight")
-        return tuple(self._lane(cuda, index, source, outputs, profile) for index in range(count))
+        self._kernels = self._found_kernels(cuda)
+        return tuple(self._lane(cuda, index, outputs, profile) for index in range(count))
 
     def _plan(self, trt: Any, logger: Any, core: int | None) -> bytes:
         if self.engine is not None:
@@ -138,12 +90,12 @@ class TensorRt(Backend):
             return self.path.read_bytes()
         return build_plan(trt, logger, self.path, self.input_shape, exact=self.requested == "fp32", dla_core=core)
 
-    def _opened(self, trt: Any, logger: Any, plan: bytes) -> tuple[str, tuple[str, ...], int]:
-        """Load the plan: its input, its outputs and the profile to use. A signed engine that does not fit is no fault of the model."""
+    def _opened(self, trt: Any, logger: Any, plan: bytes) -> tuple[tuple[str, ...], int]:
+        """Load the plan: its outputs and the profile to use. A signed engine that does not fit is no fault of the model."""
         try:
             self._engine = open_engine(trt, self._runtime, logger, plan, self.path.name)
-            source, outputs = ports_of(trt, self._engine, self.path.name)
-            return source, outputs, choose_profile(self._engine, source, self.input_shape, self.path.name)
+            self._source, outputs = ports_of(trt, self._engine, self.path.name, self.input_shape)
+            return outputs, choose_profile(self._engine, self._source.name, self._source.shape, self.path.name)
         except JetfleetError as error:
             if self.engine is None or error.code not in ("backend.load", "backend.input"):
                 raise
@@ -164,48 +116,82 @@ class TensorRt(Backend):
             raise IncompatibleError("backend.dla", f"there is no DLA core {wanted!r}", remedy="use DLA0 or DLA1")
         return int(wanted.removeprefix(DLA))
 
-    def _lane(self, cuda: Cuda, index: int, source: str, outputs: tuple[str, ...], profile: int) -> Lane:
-        binding = _Binding(cuda)
+    def _found_kernels(self, cuda: Cuda) -> Kernels | None:
+        """None when the CPU has to prepare; `preparation` then says why."""
+        try:
+            kernels = open_kernels(cuda, self.spec, self._source, self.kernels)
+        except JetfleetError as error:
+            self.preparation = f"CPU: {error.what} [{error.code}]"
+            log.info("frames for %s are prepared by the CPU: %s", self.path.name, error.what)
+            return None
+        self.preparation = kernels.text
+        return kernels
+
+    def _lane(self, cuda: Cuda, index: int, outputs: tuple[str, ...], profile: int) -> Lane:
+        binding = LaneBinding(cuda, self.path.name)
         self._bindings = (*self._bindings, binding)
         binding.context = context = self._context()
+        source = self._source
         if context is None:
             raise RuntimeFailure("backend.memory", f"{self.module} gives no execution context for {self.path.name}: too little GPU memory")
         if profile and not context.set_optimization_profile_async(profile, binding.stream):
             raise IncompatibleError("backend.input", f"{self.path.name} refuses its profile {profile}")
-        if not context.set_input_shape(source, self.input_shape):
-            raise IncompatibleError("backend.input", f"{self.path.name}'s input {source!r} refuses {list(self.input_shape)}")
-        tensor, address = binding.memory(Port(source, self.input_shape, "float32"))
-        context.set_tensor_address(source, address)
-        results = []
-        for port in outputs_of(self._trt, self._engine, context, outputs, self.path.name):
-            array, target = binding.memory(port)
-            context.set_tensor_address(port.name, target)
-            results.append(array)
-            if not cuda.integrated:
-                binding.downloads.append((array, target))
-        if not cuda.integrated:
-            binding.uploads.append((tensor, address))
-        binding.queue(self.path.name)
-        cuda.wait(binding.stream)
-        try:
-            binding.capture(self.path.name)
-        except JetfleetError as error:
-            log.warning("%s runs without a CUDA graph: %s", self.path.name, error.what)
+        if not context.set_input_shape(source.name, source.shape):
+            raise IncompatibleError("backend.input", f"{self.path.name}'s input {source.name!r} refuses {list(source.shape)}")
+        tensor = page_aligned(self.input_shape, np.float32)
+        binding.lead_in(source.name, self._tensors(cuda, tensor) if self._kernels is None or self.spec is None
+                        else Frames(cuda, self._kernels.launch, self.spec))
+        results = [binding.lead_out(port) for port in outputs_of(self._trt, self._engine, context, outputs, self.path.name)]
+        binding.start()
         return Lane(index, tensor, binding, tuple(results))
+
+    def _tensors(self, cuda: Cuda, tensor: Tensor) -> Tensors:
+        scale = self.spec.input_scale if self.spec is not None else 0.0
+        if self._source.dtype == "int8" and scale <= 0:
+            raise IncompatibleError("backend.input", f"{self.path.name} takes int8, and its scale is not told",
+                                    remedy="give the bundle's input its input_scale")
+        return Tensors(cuda, tensor, self._source, "nchw" if self._source.shape == self.input_shape else "nhwc", scale)
 
     def _context(self) -> Any:
         return self._engine.create_execution_context()
 
+    def prepare(self, image: Image, lane: Lane, index: int, fill: Callable[[Image, Tensor], Geometry]) -> Geometry:
+        if isinstance(lane.binding.inlet, Frames) and not self._failed:
+            return lane.binding.inlet.give(index, image)
+        return super().prepare(image, lane, index, fill)
+
     def _run(self, lane: Lane) -> Outputs:
-        binding: _Binding = lane.binding
-        cuda = binding.cuda
-        cuda.enter()
-        if binding.graph is not None:
-            cuda.launch_graph(binding.graph, binding.stream)
-        else:
-            binding.queue(self.path.name)
-        cuda.wait(binding.stream)
+        binding: LaneBinding = lane.binding
+        binding.cuda.enter()
+        if isinstance(binding.inlet, Frames):
+            return self._run_frames(lane, binding, binding.inlet)
+        binding.run()
         return lane.outputs
+
+    def _run_frames(self, lane: Lane, binding: LaneBinding, frames: Frames) -> Outputs:
+        if not self._failed:
+            try:
+                binding.run()
+            except RuntimeFailure as error:
+                if not error.code.startswith("cuda."):
+                    raise
+                self._failed = True
+                self.preparation = f"CPU: {error.what} [{error.code}]"
+                log.warning("frames for %s are prepared by the CPU from now on: %s", self.path.name, error.what)
+            else:
+                return lane.outputs
+        self._fill(lane, frames)
+        binding.lead_in(self._source.name, self._tensors(binding.cuda, lane.tensor))
+        binding.start()
+        return lane.outputs
+
+    def _fill(self, lane: Lane, frames: Frames) -> None:
+        """The CPU's turn, with what the lane was given."""
+        assert self.spec is not None  # noqa: S101  there are no Frames without
+        preprocessor = Preprocessor(self.spec)
+        for index, image in enumerate(frames.given):
+            if image is not None:
+                preprocessor.run(image, lane.tensor[index:index + 1])
 
     def _unload(self) -> None:
         if self._cuda is None:
@@ -214,6 +200,8 @@ class TensorRt(Backend):
         for binding in self._bindings:
             binding.free()
         self._bindings = ()
-        self._engine = self._runtime = None
+        if self._kernels is not None:
+            self._kernels.close()
+        self._engine = self._runtime = self._kernels = None
         self._cuda.close()
         self._cuda = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jetfleet_agent.pipeline.backends import check_input_shape
+from jetfleet_agent.pipeline.backends.tensorrt_plan import as_declared
 from jetfleet_contract.errors import IncompatibleError, RuntimeFailure
 
 MAX_CACHE_BYTES = 256 << 20
@@ -42,6 +43,7 @@ def build_plan(trt: Any, logger: Any, path: Path, shape: tuple[int, ...], *, exa
         names = ", ".join(network.get_input(index).name for index in range(network.num_inputs))
         raise IncompatibleError("backend.input", f"{path.name} has {network.num_inputs} inputs ({names}), it needs one image")
     source = network.get_input(0)
+    shape = as_declared(list(source.shape), shape)
     check_input_shape(f"{path.name}'s input {source.name!r}", list(source.shape), shape)
     config = builder.create_builder_config()
     if exact:

@@ -13,6 +13,7 @@ from jetfleet_contract.errors import IncompatibleError, JetfleetError, RuntimeFa
 
 log = logging.getLogger(__name__)
 
+_INPUT_TYPES = ("float32", "float16", "int8")
 _REMEDY = "a plan runs only on the GPU and TensorRT build it was made for; build it here from the ONNX file"
 # What the runtime logs before it gives no engine (NVIDIA/TensorRT and forum threads quote these lines).
 _TOLD = (("compute capability", "engine.sm"), ("expecting compute", "engine.sm"), ("target gpu", "engine.sm"),
@@ -92,18 +93,37 @@ def _told(reason: str, name: str, version: str) -> JetfleetError:
     return IncompatibleError(code, what, remedy=_REMEDY) if code else RuntimeFailure("backend.load", what, remedy=_REMEDY)
 
 
-def ports_of(trt: Any, engine: Any, model: str) -> tuple[str, tuple[str, ...]]:
-    """(the input's name, the outputs' names): one float32 image goes in.
+def ports_of(trt: Any, engine: Any, model: str, shape: tuple[int, ...]) -> tuple[Port, tuple[str, ...]]:
+    """(the input, the outputs' names) for images of `shape`, (N, 3, H, W). One image goes in: float32, float16 or int8, its channels first
+    or last; the input's shape is as the engine has it.
 
     Raises:
         IncompatibleError: `backend.input`.
     """
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    if len(inputs) != 1 or engine.get_tensor_dtype(inputs[0]) != trt.float32:
-        told = ", ".join(f"{name} ({getattr(engine.get_tensor_dtype(name), 'name', engine.get_tensor_dtype(name))})" for name in inputs)
-        raise IncompatibleError("backend.input", f"{model} takes {told or 'nothing'}; it needs exactly one float32 input")
-    return inputs[0], tuple(name for name in names if name != inputs[0])
+    types = [_type_of(trt, engine.get_tensor_dtype(name)) for name in inputs]
+    if len(inputs) != 1 or types[0] not in _INPUT_TYPES:
+        told = ", ".join(f"{name} ({kind})" for name, kind in zip(inputs, types, strict=True))
+        raise IncompatibleError("backend.input", f"{model} takes {told or 'nothing'}; it needs exactly one input, of "
+                                                 f"{' or '.join(_INPUT_TYPES)}")
+    return Port(inputs[0], as_declared(list(engine.get_tensor_shape(inputs[0])), shape), types[0]), tuple(
+        name for name in names if name != inputs[0])
+
+
+def as_declared(declared: list[int], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(N, 3, H, W), or (N, H, W, 3) where a model declares its channels last and not first."""
+    if len(declared) == len(shape) == 4 and declared[3] == 3 and declared[1] not in (3, -1):
+        return shape[0], shape[2], shape[3], shape[1]
+    return shape
+
+
+def _type_of(trt: Any, kind: Any) -> str:
+    """As numpy names it; TensorRT's own name of what numpy has not."""
+    try:
+        return str(trt.nptype(kind)().dtype)
+    except TypeError:
+        return str(getattr(kind, "name", kind)).lower()
 
 
 def choose_profile(engine: Any, name: str, shape: tuple[int, ...], model: str) -> int:
