@@ -1,5 +1,6 @@
 // The kernel's own source, compiled for the CPU: what CUDA gives it is played here, so that its arithmetic can be held against the twin
-// without a GPU. Only float32: the other types need PTX. The test puts the source, its asm taken out, where KERNEL_SOURCE says.
+// without a GPU. Only float32: the other types need more PTX. The test puts the source where KERNEL_SOURCE says, its asm taken out, or
+// replaced by the functions below.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -20,6 +21,11 @@ static unsigned int __byte_perm(unsigned int low, unsigned int high, unsigned in
     for (int i = 0; i < 4; ++i) picked |= (unsigned int)(both >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
     return picked;
 }
+static float __saturatef(float value) { return std::min(std::max(value, 0.0f), 1.0f); }
+static unsigned int dp2a_lo(unsigned int halves, unsigned int bytes) {  // as PTX has it: two 16-bit numbers times the lower two bytes
+    return (halves & 65535) * (bytes & 255) + (halves >> 16) * (bytes >> 8 & 255);
+}
+static unsigned int dp2a_hi(unsigned int halves, unsigned int bytes) { return dp2a_lo(halves, bytes >> 16); }
 #include KERNEL_SOURCE
 
 template <class Kernel> static void launch(Kernel kernel, unsigned int wide, unsigned int high, unsigned int images, unsigned int threads) {

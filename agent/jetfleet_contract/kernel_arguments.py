@@ -20,6 +20,9 @@ Fit = Literal["stretch", "letterbox", "crop"]
 Matrix = Literal["bt601", "bt601-full", "bt709", "bt709-full"]
 
 THREADS = 256  # the most a block may have
+ONE = 1 << 15
+"""Positions are counted in 1/ONE of a pixel, and the four weights of a blend add up to ONE."""
+MAX_SIDE = 32_768
 FRAME_BYTES = 80
 RULES_BYTES = 100
 _FRAME = struct.Struct("<QQiiiiiiffffffffq")
@@ -36,6 +39,12 @@ def single(value: float) -> float:
     return rounded
 
 
+def _below(value: int) -> float:
+    """The float32 just below a whole number over 0."""
+    below: float = struct.unpack("<f", struct.pack("<I", struct.unpack("<I", struct.pack("<f", value))[0] - 1))[0]
+    return below
+
+
 class Region(msgspec.Struct, frozen=True):
     """A rectangle of the frame, in pixels; taps never leave it."""
 
@@ -47,7 +56,7 @@ class Region(msgspec.Struct, frozen=True):
 
 class Sampling(msgspec.Struct, frozen=True):
     """Where a frame lies in the tensor (`left` ... `height`, in tensor pixels) and where it is sampled, in frame pixels as float32:
-    tensor pixel i of the picture at ``clamp((i + 0.5) * step + start, low, high)``."""
+    tensor pixel i of the picture at ``clamp((i + 0.5) * step + start, low, high)``, where the last pixel itself is just not reached."""
 
     left: int
     top: int
@@ -62,10 +71,15 @@ class Sampling(msgspec.Struct, frozen=True):
     low_y: float
     high_y: float
 
+    @property
+    def fixed(self) -> tuple[float, ...]:
+        """Step, start, low and high in 1/ONE of a pixel, of x and then of y. ONE is a power of two: nothing is rounded."""
+        return tuple(ONE * value for value in (self.step_x, self.start_x, self.low_x, self.high_x,
+                                               self.step_y, self.start_y, self.low_y, self.high_y))
+
     def pack(self, first: int, first_pitch: int, second: int = 0, second_pitch: int = 0, offset: int = 0) -> bytes:
         """The kernel's `Frame`: device addresses, bytes from row to row, and the picture's first element in the output."""
-        return _FRAME.pack(first, second, first_pitch, second_pitch, self.left, self.top, self.width, self.height,
-                           self.step_x, self.start_x, self.low_x, self.high_x, self.step_y, self.start_y, self.low_y, self.high_y, offset)
+        return _FRAME.pack(first, second, first_pitch, second_pitch, self.left, self.top, self.width, self.height, *self.fixed, offset)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -82,13 +96,18 @@ def sampling(spec: InputSpec, width: int, height: int, fit: Fit, region: Region 
     loses what hangs over, alike on both sides.
 
     Raises:
-        InputError: `frame.shape` when a size is not positive, `frame.region` when the region is not inside of the frame.
+        InputError: `frame.shape` when a size is not positive or over `MAX_SIDE`, `frame.region` when the region is not inside of the frame,
+            or has no two pixels to blend in a direction.
     """
     if min(width, height, spec.width, spec.height) < 1:
         raise InputError("frame.shape", f"a frame of {width} x {height} and a tensor of {spec.width} x {spec.height}: all must be positive")
+    if max(width, height) > MAX_SIDE:
+        raise InputError("frame.shape", f"a frame of {width} x {height} is over the limit of {MAX_SIDE} pixels a side")
     part = region or Region(0, 0, width, height)
     if min(part.x, part.y) < 0 or min(part.width, part.height) < 1 or part.x + part.width > width or part.y + part.height > height:
         raise InputError("frame.region", f"the region {part.x},{part.y} {part.width} x {part.height} is not inside of {width} x {height}")
+    if min(part.width, part.height) < 2:
+        raise InputError("frame.region", f"{part.width} x {part.height} pixels: at least two are blended in each direction")
     wide, high, over_x, over_y = spec.width, spec.height, 0.0, 0.0
     step_x, step_y = part.width / wide, part.height / high
     if fit == "letterbox":
@@ -99,12 +118,16 @@ def sampling(spec: InputSpec, width: int, height: int, fit: Fit, region: Region 
         step_x = step_y = min(step_x, step_y)
         over_x, over_y = (part.width - wide * step_x) / 2, (part.height - high * step_y) / 2
     return Sampling((spec.width - wide) // 2, (spec.height - high) // 2, wide, high,
-                    single(step_x), single(part.x + over_x - 0.5), float(part.x), float(part.x + part.width - 1),
-                    single(step_y), single(part.y + over_y - 0.5), float(part.y), float(part.y + part.height - 1))
+                    single(step_x), single(part.x + over_x - 0.5), float(part.x), _below(part.x + part.width - 1),
+                    single(step_y), single(part.y + over_y - 0.5), float(part.y), _below(part.y + part.height - 1))
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """What values become, the same for a whole batch; every figure is float32. See the formula in the twin."""
+    """What values become, the same for a whole batch; every figure is float32. See the formula in the twin.
+
+    `luma`, `from_u` and `from_v` take a blended byte, which is ONE times too large, to colours of 0 .. 1, as `base` is; `gain` takes those
+    on, or, where there is no YUV, the blended byte itself.
+    """
 
     width: int
     height: int
@@ -135,14 +158,16 @@ def rules(spec: InputSpec, pixels: PixelFormat, matrix: Matrix = "bt601", input_
     """
     if min(spec.std) <= 0 or input_scale <= 0:
         raise InputError("input.bad", f"input {spec.name!r}: std and the input's scale must be positive")
-    gain = _three(spec.scale / std / input_scale for std in spec.std)
+    gain = tuple(spec.scale / std / input_scale for std in spec.std)
     bias = _three(-mean / std / input_scale for mean, std in zip(spec.mean, spec.std, strict=True))
     pad = _three(spec.pad * g + b for g, b in zip(gain, bias, strict=True))
     luma, from_u, from_v, base = _matrix(matrix)
     if spec.color == "bgr":
         from_u, from_v, base = from_u[::-1], from_v[::-1], base[::-1]
     order = _BYTE_ORDER.get((pixels, spec.color), (0, 1, 2))
-    return Rules(spec.width, spec.height, order, luma, _three(from_u), _three(from_v), _three(base), gain, bias, pad)
+    in_levels = 255.0 if pixels in ("nv12", "yuyv") else 1 / ONE
+    return Rules(spec.width, spec.height, order, single(luma / 255 / ONE), _three(u / 255 / ONE for u in from_u),
+                 _three(v / 255 / ONE for v in from_v), _three(b / 255 for b in base), _three(g * in_levels for g in gain), bias, pad)
 
 
 def check_frame(pixels: PixelFormat, width: int, height: int, pitch: int) -> None:
@@ -173,4 +198,4 @@ def _matrix(matrix: Matrix) -> tuple[float, tuple[float, ...], tuple[float, ...]
     from_u = (0.0, -2 * (1 - blue) * blue / green * chroma, 2 * (1 - blue) * chroma)
     from_v = (2 * (1 - red) * chroma, -2 * (1 - red) * red / green * chroma, 0.0)
     base = tuple(-luma * black - 128 * (u + v) for u, v in zip(from_u, from_v, strict=True))
-    return single(luma), from_u, from_v, base
+    return luma, from_u, from_v, base

@@ -15,7 +15,7 @@ from jetfleet_agent.pipeline.kernel_twin import new_tensor, preprocess
 from jetfleet_agent.pipeline.preprocess import Preprocessor
 from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.errors import InputError
-from jetfleet_contract.kernel_arguments import FRAME_BYTES, RULES_BYTES, Fit, Matrix, Region, check_frame, rules, sampling
+from jetfleet_contract.kernel_arguments import FRAME_BYTES, MAX_SIDE, ONE, RULES_BYTES, Fit, Matrix, Region, check_frame, rules, sampling
 from jetfleet_contract.kernels import FORMATS, LAYOUTS, TYPES, PixelFormat
 
 SPECS = {
@@ -55,7 +55,7 @@ def test_the_twin_agrees_with_the_cpu(spec: InputSpec, pixels: PixelFormat, size
 
 
 @pytest.mark.parametrize("pixels", ["bgr", "rgba", "gray"])
-@given(width=st.integers(1, 200), height=st.integers(1, 200), tensor=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+@given(width=st.integers(2, 200), height=st.integers(2, 200), tensor=st.tuples(st.integers(1, 90), st.integers(1, 90)),
        seed=st.integers(0, 999))
 def test_any_size_agrees(pixels: PixelFormat, width: int, height: int, tensor: tuple[int, int], seed: int) -> None:
     spec = InputSpec("x", *tensor, resize="letterbox", scale=1.0)
@@ -110,10 +110,10 @@ def test_grey_and_primaries_of_every_matrix(matrix: Matrix) -> None:
     told = rules(InputSpec("x", 4, 4, color="rgb", scale=1.0), "nv12", matrix)
     white, black = (255, 0) if matrix.endswith("full") else (235, 16)
     for luma, level in ((white, 255), (black, 0)):
-        got = [luma * told.luma + 128 * (told.from_u[c] + told.from_v[c]) + told.base[c] for c in range(3)]
+        got = [255 * (ONE * (luma * told.luma + 128 * (told.from_u[c] + told.from_v[c])) + told.base[c]) for c in range(3)]
         assert got == pytest.approx([level] * 3, abs=1e-3)
     red = {"bt601": 1.402, "bt709": 1.5748}[matrix.removesuffix("-full")]
-    assert told.from_v[0] == pytest.approx(red * (1 if matrix.endswith("full") else 255 / 224), rel=1e-6)
+    assert told.from_v[0] * 255 * ONE == pytest.approx(red * (1 if matrix.endswith("full") else 255 / 224), rel=1e-6)
 
 
 def test_arguments_have_the_kernel_s_size() -> None:
@@ -123,7 +123,7 @@ def test_arguments_have_the_kernel_s_size() -> None:
     assert len(rules(spec, "bgr").pack()) == RULES_BYTES
 
 
-@given(width=st.integers(1, 5000), height=st.integers(1, 5000), tensor=st.integers(1, 2000))
+@given(width=st.integers(2, 5000), height=st.integers(2, 5000), tensor=st.integers(1, 2000))
 def test_a_grid_covers_the_picture_and_a_block_is_legal(width: int, height: int, tensor: int) -> None:
     where = sampling(InputSpec("x", tensor, tensor), width, height, "letterbox")
     threads, columns, rows = where.grid
@@ -147,6 +147,11 @@ def test_regions_and_scales_that_cannot_be_are_refused() -> None:
     for region in (Region(0, 0, 101, 10), Region(-1, 0, 5, 5), Region(5, 5, 0, 5)):
         with pytest.raises(InputError, match="not inside"):
             sampling(spec, 100, 100, "stretch", region)
+    for size, part in (((1, 100), None), ((100, 1), None), ((100, 100), Region(99, 0, 1, 50))):
+        with pytest.raises(InputError, match="at least two"):
+            sampling(spec, *size, "stretch", part)
+    with pytest.raises(InputError, match="limit"):
+        sampling(spec, MAX_SIDE + 1, 100, "stretch")
     with pytest.raises(InputError, match="positive"):
         sampling(spec, 0, 100, "stretch")
     with pytest.raises(InputError, match="positive"):
