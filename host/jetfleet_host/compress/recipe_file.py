@@ -69,12 +69,13 @@ class Sparsify(_Strict, frozen=True, tag_field="kind", tag="sparsify"):
 class Distil(_Strict, frozen=True, tag_field="kind", tag="distil"):
     """Train against a teacher: the model as it came in, or `teacher` (any input that a build takes). `student`: a factory
     ``package.module:function`` whose model takes this one's place; empty keeps the present one. `alpha`: weight of the teacher's
-    loss; `hints`: weight of the feature loss."""
+    loss; `hints`: weight of the feature loss over `pairs` of modules, each ``student.module=teacher.module``."""
 
     epochs: Epochs = 3
     temperature: Positive = 4.0
     alpha: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.7
     hints: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    pairs: tuple[str, ...] = ()
     teacher: str = ""
     student: str = ""
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from jetfleet_contract.errors import InputError
 from jetfleet_host.compress.float_stage import FloatStage
-from jetfleet_host.compress.recipe_file import FloatStageConfig, Prune, Tune
+from jetfleet_host.compress.recipe_file import FloatStageConfig, Prune, Separate, Sparsify, Tune
 
-_STAGES: dict[type, str] = {Tune: "tune", Prune: "prune"}
+_STAGES: dict[type, str] = {Tune: "tune", Prune: "prune", Sparsify: "sparsify", Separate: "separate"}
 
 
 def stage_for(config: FloatStageConfig) -> FloatStage[Any]:
