@@ -1,0 +1,200 @@
+"""The float half of a recipe: stage after stage, each judged by the guard, each a checkpoint that a killed build goes on from.
+
+Every stage is tried at its own strength first. When the guard does not pass it, it begins again from the last good artefact, which is read
+back byte for byte, at gentler settings found by bisection; the strongest that passed stays. When none did, the stage is left out, with the
+reason written down. The limit is on what all stages together may lose, so each is compared with the model as it came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+from jetfleet_contract.errors import InputError, JetfleetError, StorageError
+
+from .checkpoints import Checkpoints
+from .float_stage import FloatStage, Workshop
+from .gentler import Tried, at_strength, next_strength
+from .guard import Scores, Verdict, judge_paired
+from .handles import ModelHandle
+from .recipe_file import FloatStageConfig
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+Ending = Literal["kept", "gentler", "left-out"]
+
+
+class Try(msgspec.Struct, frozen=True):
+    """One setting of a stage. `error` is the code and sentence of a stage that could not run; then there is no verdict. `digest` names
+    the model that came of it."""
+
+    strength: float
+    config: FloatStageConfig
+    verdict: Verdict | None = None
+    error: str = ""
+    digest: str = ""
+
+    @property
+    def reason(self) -> str:
+        return self.error or (self.verdict.reason if self.verdict else "")
+
+
+class StageRecord(msgspec.Struct, frozen=True):
+    """What became of one stage: `ending`, every setting that was tried, and the metric (0..1) of the model that it left behind."""
+
+    kind: str
+    ending: Ending
+    tried: tuple[Try, ...]
+    metric: float
+    digest: str
+
+    @property
+    def reason(self) -> str:
+        """Why it ended so, in one sentence."""
+        if self.ending == "kept":
+            return self.tried[-1].reason
+        best = max((entry for entry in self.tried if _passed(entry)), key=lambda entry: entry.strength, default=None)
+        first = f"at its own strength: {self.tried[0].reason}"
+        return f"{first}; at {best.strength:.2f} of it: {best.reason}" if best else f"left out; {first}"
+
+
+class FloatRun(msgspec.Struct, frozen=True):
+    """All stages. `baseline` and `metric`: of the model as it came in and as it goes out, 0..1 on `samples` validation samples."""
+
+    baseline: float
+    metric: float
+    samples: int
+    stages: tuple[StageRecord, ...]
+
+
+@dataclass(frozen=True)
+class _Artefact:
+    """A model that the guard let stay: its bytes on disk and its scores."""
+
+    handle: ModelHandle
+    scores: Scores
+
+
+class StageDriver:
+    """Runs a recipe's float stages over one module.
+
+    Args:
+        stage_for: the stage that a configuration tells of.
+        workshop: one for the stage of that number; `folder` is its own there.
+        max_drop: points of the metric that all stages together may lose.
+        announce: number of the stage, how many there are, its kind and strength.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, stage_for: Callable[[FloatStageConfig], FloatStage[FloatStageConfig]],
+                 workshop: Callable[[int], Workshop], max_drop: float, announce: Callable[[int, int, str, float], None]) -> None:
+        self._checkpoints, self._stage_for, self._workshop = checkpoints, stage_for, workshop
+        self._max_drop, self._announce = max_drop, announce
+
+    def run(self, module: Module, stages: Sequence[FloatStageConfig]) -> tuple[Module, FloatRun]:
+        """The module after all stages, and what became of each.
+
+        Raises:
+            StorageError: `build.cache`. InputError: what a stage says of the user's model or data; any other error of a stage is a reason
+                to leave it out.
+        """
+        baseline = self._kept(self._checkpoints.key("float-start", _weights_key(module), self._facts(0)), lambda: module, 0)
+        present, records = baseline, []
+        for index, config in enumerate(stages):
+            record, present = self._stage(index, len(stages), config, baseline, present)
+            records.append(record)
+        return _read(present.handle), FloatRun(_mean(baseline), _mean(present), int(baseline.scores.size), tuple(records))
+
+    def _stage(self, index: int, of: int, config: FloatStageConfig, baseline: _Artefact,
+               before: _Artefact) -> tuple[StageRecord, _Artefact]:
+        tried: list[Try] = []
+        found: dict[float, _Artefact] = {}
+        strength = next_strength([])
+        while strength is not None:
+            gentler = at_strength(config, strength, self._workshop(index).training.learning_rate)
+            if gentler is None:
+                break
+            self._announce(index, of, _kind(config), strength)
+            entry, artefact = self._try(index, gentler, strength, baseline, before)
+            tried.append(entry)
+            if artefact is not None:
+                found[strength] = artefact
+            strength = next_strength([Tried(one.strength, one.verdict.outcome if one.verdict else "fail") for one in tried])
+        passed = [entry.strength for entry in tried if _passed(entry)]
+        after = found[max(passed)] if passed else before
+        ending: Ending = "left-out" if not passed else "kept" if max(passed) >= 1.0 else "gentler"
+        return StageRecord(_kind(config), ending, tuple(tried), _mean(after), after.handle.digest), after
+
+    def _try(self, index: int, config: FloatStageConfig, strength: float, baseline: _Artefact,
+             before: _Artefact) -> tuple[Try, _Artefact | None]:
+        """One setting, from the last good artefact. A stage's own failure is an answer; an error in the user's input is raised."""
+        key = self._checkpoints.key("float-stage", _kind(config), config, before.handle.digest, self._facts(index))
+        try:
+            artefact = self._kept(key, lambda: self._stage_for(config)(_read(before.handle), config, self._workshop(index)), index)
+        except (InputError, StorageError):
+            raise
+        except JetfleetError as error:
+            return Try(strength, config, error=f"{error.code}: {error.what}"), None
+        verdict = judge_paired(baseline.scores, artefact.scores, self._max_drop)
+        return Try(strength, config, verdict, digest=artefact.handle.digest), artefact
+
+    def _kept(self, key: str, make: Callable[[], Module], index: int) -> _Artefact:
+        """The artefact under `key`, made when it is not there. Its scores are kept beside it."""
+        handle = self._checkpoints.model(key)
+        if handle is None:
+            handle = self._checkpoints.keep_model(key, _written(make()))
+        known = self._checkpoints.value(self._checkpoints.key("float-scores", handle.digest, self._facts(index)), list[float])
+        if known is None:
+            workshop = self._workshop(index)
+            known = [float(value) for value in workshop.score(_read(handle), workshop.validation)]
+            self._checkpoints.keep_value(self._checkpoints.key("float-scores", handle.digest, self._facts(index)), known)
+        return _Artefact(handle, np.asarray(known, np.float64))
+
+    def _facts(self, index: int) -> list[object]:
+        """What a stage's result depends on besides its configuration and the model."""
+        workshop = self._workshop(index)
+        return [index, workshop.seed, workshop.train.digest, workshop.validation.digest, list(workshop.shape),
+                msgspec.to_builtins(workshop.training)]
+
+
+def _passed(entry: Try) -> bool:
+    return entry.verdict is not None and entry.verdict.outcome == "pass"
+
+
+def _mean(artefact: _Artefact) -> float:
+    return float(artefact.scores.mean())
+
+
+def _kind(config: FloatStageConfig) -> str:
+    return str(type(config).__struct_config__.tag)
+
+
+def _weights_key(module: Module) -> str:
+    """Names the module as it came in: structure and weights."""
+    digest = hashlib.sha256(str(module).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _written(module: Module) -> bytes:
+    """The whole module, structure included: pruning changes it."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(module.cpu().eval(), buffer)
+    return buffer.getvalue()
+
+
+def _read(handle: ModelHandle) -> Module:
+    """A module that this build wrote into its own cache; `Checkpoints` has just compared its digest."""
+    import torch
+
+    module: Module = torch.load(io.BytesIO(handle.path.read_bytes()), map_location="cpu", weights_only=False)
+    return module.eval()
