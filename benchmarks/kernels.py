@@ -1,8 +1,10 @@
-"""The fused pre-processing kernel beside a chain of three, counted from their machine code: no GPU runs anything here.
+"""Every kernel beside a chain of separate ones, counted from their machine code: no GPU runs anything here.
 
-1080p NV12 into a 640x640 letterbox, float16, on the Orin Nano Super as its board file has it. `compute` is machine instructions x threads /
-(SMs x 128 lanes x clock), with every instruction of the kernel counted once, its edge path and padding too; `bytes` is what must be read
-and written (touched rows, the band written once) at the memory's peak. A kernel cannot be faster than the larger of both.
+1080p into a 640x640 letterbox on the Orin Nano Super as its board file has it. `compute` is the machine instructions of a thread inside the
+picture x threads / (SMs x 128 lanes x clock), `integer` those among them that run on the integer lanes, of which there are half as many,
+`accesses` its loads and stores, for which there are 16 units; `bytes` is what must be read and written (touched rows, the band written
+once) at the memory's peak. A kernel cannot be faster than the largest of them. `all` counts every instruction of the kernel, the path of
+the picture's edge too.
 
     python benchmarks/kernels.py [--quick]
 """
@@ -16,35 +18,54 @@ import tomllib
 from pathlib import Path
 
 import msgspec
+from sass import Instruction, disassembled, disassembler, has_loop, paths
 
-from jetfleet_contract.cubins import read_cubin
-from jetfleet_contract.kernels import FORMATS
-from jetfleet_host.kernels.building import SOURCE, open_compiler, source
+from jetfleet_contract.kernels import VARIANTS, PixelFormat
+from jetfleet_host.kernels.building import open_compiler, source
 from jetfleet_host.kernels.toolchains import default_cache
 
 HERE = Path(__file__).resolve().parent
+SM, CUDA = 87, 12
 WIDTH, HEIGHT, SIDE = 1920, 1080, 640
 INNER = SIDE * HEIGHT // WIDTH
-READ = {"nv12": min(HEIGHT, 2 * INNER) * WIDTH + min(HEIGHT // 2, 2 * INNER) * WIDTH,
-        **{name: min(HEIGHT, 2 * INNER) * WIDTH * size for name, size in (("yuyv", 2), ("bgr", 3), ("rgba", 4), ("gray", 1))}}
-CHAIN = {  # threads, bytes read and written
-    "convert": (WIDTH * HEIGHT, WIDTH * HEIGHT * 3 // 2 + WIDTH * HEIGHT * 3),
-    "resize": (SIDE * INNER, min(HEIGHT, 2 * INNER) * WIDTH * 3 + SIDE * INNER * 3),
-    "normalise": (SIDE * INNER, SIDE * INNER * 3 + SIDE * INNER * 3 * 2),
-}
+PIXELS = SIDE * INNER
+TOUCHED = min(HEIGHT, 2 * INNER)
+PIXEL_BYTES = {"nv12": 1.5, "yuyv": 2, "bgr": 3, "rgba": 4, "gray": 1}
+READ = {**{name: TOUCHED * WIDTH * size for name, size in PIXEL_BYTES.items()},
+        "nv12": TOUCHED * WIDTH + min(HEIGHT // 2, TOUCHED) * WIDTH}  # two rows of the tensor share a row of chroma, at most
+ELEMENT_BYTES = {"f32": 4, "f16": 2, "i8": 1}
+CHAINS: tuple[PixelFormat, ...] = ("nv12", "yuyv", "bgr", "rgba")
+A_THREAD = 4  # pixels that a fused kernel's thread makes
+STORES = 3  # vector stores of a thread inside the picture
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """The board, a second: instructions of all lanes, of the integer lanes and of the load and store units, and bytes."""
+
+    lanes: float
+    integer: float
+    accesses: float
+    bytes: float
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """One kernel's bounds, in microseconds."""
+    """One kernel: instructions an output pixel, and its bounds in microseconds. `every`: with what a thread inside the picture skips."""
 
     kernel: str
     per_pixel: float
+    every: float
     compute_us: float
+    integer_us: float
+    accesses_us: float
     bytes_us: float
 
     @property
-    def bound(self) -> float:
-        return max(self.compute_us, self.bytes_us)
+    def bounds(self) -> dict[str, float]:
+        return {"compute": self.compute_us, "integer": self.integer_us, "accesses": self.accesses_us, "bytes": self.bytes_us}
+
+    @property
+    def bound_us(self) -> float:
+        return max(self.bounds.values())
 
 
 def main() -> None:
@@ -54,28 +75,68 @@ def main() -> None:
     parser.parse_args()
     board = tomllib.loads((HERE.parent / "firmware_configs/orin-nano.toml").read_text())
     mode = next(mode for mode in board["power_modes"] if mode["name"] == "MAXN_SUPER")
-    lanes, memory = board["gpu"]["sm_count"] * 128 * mode["gpu_mhz"] * 1e6, mode["memory_gb_s"] * 1e9
-    compiler = open_compiler(12, default_cache(), True, lambda line: print(f"kernels: {line}", file=sys.stderr))
-    fused = read_cubin(compiler.compile(source(), SOURCE, 87))
-    chain = read_cubin(compiler.compile((HERE / "unfused.cu").read_text(), "unfused.cu", 87))
-    rows = []
-    for pixels in FORMATS:
-        per_pixel = fused.instructions(f"jf_preprocess_{pixels}_nchw_f16") / 4  # a thread makes four
-        moved = READ[pixels] + SIDE * INNER * 3 * 2
-        rows.append(Counted(f"fused {pixels}", per_pixel, per_pixel * SIDE * INNER / lanes * 1e6, moved / memory * 1e6))
-    parts = [Counted(f"chain nv12: {name}", chain.instructions(name) * threads / (SIDE * INNER),
-                     chain.instructions(name) * threads / lanes * 1e6, moved / memory * 1e6) for name, (threads, moved) in CHAIN.items()]
-    rows += parts
-    print("| kernel | SASS instructions an output pixel | compute, us | bytes, us | compute / bytes |\n|---|---|---|---|---|")
-    for row in rows:
-        print(f"| {row.kernel} | {row.per_pixel:.0f} | {row.compute_us:.1f} | {row.bytes_us:.1f} | {row.compute_us / row.bytes_us:.2f} |")
-    total, moved_us = sum(part.bound for part in parts), sum(part.bytes_us for part in parts)
-    print(f"\nNV12: the chain's bound is {total:.1f} us in three launches, the fused kernel's {rows[0].bound:.1f} us in one: "
-          f"{total / rows[0].bound:.1f} times. By bytes alone it is {moved_us:.1f} us, {moved_us / rows[0].bound:.1f} times.")
-    counted = [{**msgspec.to_builtins(row), "bound_us": row.bound} for row in rows]
-    kept = {"board": "orin-nano, MAXN_SUPER", "nvrtc": compiler.version, "sm": 87, "measured": False, "lanes_per_s": lanes,
-            "bytes_per_s": memory, "kernels": counted, "chain_bound_us": total, "chain_bytes_us": moved_us}
+    lanes = board["gpu"]["sm_count"] * 128 * mode["gpu_mhz"] * 1e6
+    rates = Rates(lanes, lanes / 2, lanes / 8, mode["memory_gb_s"] * 1e9)
+    cache = default_cache()
+    compiler = open_compiler(CUDA, cache, True, lambda line: print(f"kernels: {line}", file=sys.stderr))
+    tool = disassembler(cache.parent / "nvdisasm")
+    code = disassembled(tool, compiler.compile(source(), "kernels.cu", SM))
+    fused = {variant.name: _fused(code[variant.name], variant.name, variant.pixels, variant.type, rates)
+             for variant in VARIANTS if variant.pixels is not None}
+    chain = disassembled(tool, compiler.compile((HERE / "unfused.cu").read_text(), "unfused.cu", SM))
+    parts = {(pixels, kind): _chain(chain, pixels, kind, rates) for pixels in CHAINS for kind in ELEMENT_BYTES}
+    others = {name: body for name, body in sorted(code.items()) if name not in fused}
+    _print(fused, parts, others)
+    kept = {"board": "orin-nano, MAXN_SUPER", "nvrtc": compiler.version, "sm": SM, "measured": False, "lanes_per_s": rates.lanes,
+            "bytes_per_s": rates.bytes, "kernels": [{**msgspec.to_builtins(row), "bound_us": row.bound_us} for row in fused.values()],
+            "chains": {f"{pixels}_nchw_{kind}": [msgspec.to_builtins(row) for row in rows] for (pixels, kind), rows in parts.items()},
+            "others": {name: {"instructions": len(body), "loops": has_loop(body)} for name, body in others.items()}}
     (HERE / "results/kernels.json").write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def _fused(body: list[Instruction], name: str, pixels: PixelFormat, kind: str, rates: Rates) -> Counted:
+    inside = min((way for way in paths(body) if way.stores == STORES), key=lambda way: len(way.instructions))
+    threads, moved = PIXELS / A_THREAD, READ[pixels] + PIXELS * 3 * ELEMENT_BYTES[kind]
+    return Counted(name, len(inside.instructions) / A_THREAD, len(body) / A_THREAD, len(inside.instructions) * threads / rates.lanes * 1e6,
+                   inside.integer * threads / rates.integer * 1e6, inside.accesses * threads / rates.accesses * 1e6,
+                   moved / rates.bytes * 1e6)
+
+
+def _chain(code: dict[str, list[Instruction]], pixels: PixelFormat, kind: str, rates: Rates) -> list[Counted]:
+    frame, small = WIDTH * HEIGHT, PIXELS * 3
+    steps = [(f"convert_{pixels}", frame, frame * PIXEL_BYTES[pixels] + frame * 3)] if pixels != "bgr" else []
+    steps += [("resize", PIXELS, TOUCHED * WIDTH * 3 + small), (f"normalise_nchw_{kind}", PIXELS, small + small * ELEMENT_BYTES[kind])]
+    rows = []
+    for name, threads, moved in steps:
+        longest = max(paths(code[name]), key=lambda way: len(way.instructions))
+        count = len(longest.instructions)
+        rows.append(Counted(name, count * threads / PIXELS, len(code[name]) * threads / PIXELS, count * threads / rates.lanes * 1e6,
+                            longest.integer * threads / rates.integer * 1e6, longest.accesses * threads / rates.accesses * 1e6,
+                            moved / rates.bytes * 1e6))
+    return rows
+
+
+def _print(fused: dict[str, Counted], parts: dict[tuple[PixelFormat, str], list[Counted]], others: dict[str, list[Instruction]]) -> None:
+    print("| fused kernel | instructions an output pixel | all | compute, us | integer, us | accesses, us | bytes, us | bound by | "
+          "compute / bytes |\n|---|---|---|---|---|---|---|---|---|")
+    for row in fused.values():
+        by, name = max(row.bounds, key=row.bounds.__getitem__), row.kernel.removeprefix("jf_preprocess_")
+        print(f"| {name} | {row.per_pixel:.0f} | {row.every:.0f} | {row.compute_us:.1f} | {row.integer_us:.1f} | {row.accesses_us:.1f} | "
+              f"{row.bytes_us:.1f} | {by} | {row.compute_us / row.bytes_us:.2f} |")
+    over = [row.kernel for row in fused.values() if row.bound_us > row.bytes_us]
+    print(f"\n{len(fused) - len(over)} of {len(fused)} kernels are bound by bytes, not by instructions"
+          f"{'; the others: ' + ', '.join(over) if over else ''}.\n")
+    print("| chain, NCHW | launches | instructions an output pixel | its bound, us | its bytes, us | the fused kernel's bound, us | "
+          "by bound | by bytes alone |\n|---|---|---|---|---|---|---|---|")
+    for (pixels, kind), rows in parts.items():
+        bound, moved = sum(row.bound_us for row in rows), sum(row.bytes_us for row in rows)
+        one = fused[f"jf_preprocess_{pixels}_nchw_{kind}"]
+        count = sum(row.per_pixel for row in rows)
+        print(f"| {pixels} {kind} | {len(rows)} | {count:.0f} | {bound:.1f} | {moved:.1f} | {one.bound_us:.1f} | "
+              f"{bound / one.bound_us:.1f}x | {moved / one.bound_us:.1f}x |")
+    print("\n| other kernel | instructions | |\n|---|---|---|")
+    for name, body in others.items():
+        print(f"| {name} | {len(body)} | {'loops' if has_loop(body) else 'no loop'} |")
 
 
 if __name__ == "__main__":
