@@ -1,5 +1,5 @@
-"""A machine with a GPU and a TensorRT, for tests of what goes around both: ``python -m tensorrt_machine VERSION SM JOB RESULT`` is the
-agent's evaluation there.
+"""A machine with a GPU and a TensorRT, for tests of what goes around both: ``python -m tensorrt_machine VERSION SM DLA_CORES JOB RESULT``
+is the agent's evaluation there.
 
 A plan of this TensorRT is a line that says what it was built by and for, and the ONNX file, which ONNX Runtime runs when the engine is
 executed. Like the real one it gives no engine, and tells why in its log, when version or compute capability is another.
@@ -20,7 +20,7 @@ CACHED = b"timings:"
 
 
 class Machine:
-    """One TensorRT on one GPU. `DLA` in a plan's line says that it was built for a DLA core; `timed` are layers that a cache knew."""
+    """One TensorRT on one GPU. A plan's line also says for which kind of device it is, and how many builds had filled the timing cache."""
 
     def __init__(self, version: str, sm: int, dla_cores: int = 0) -> None:
         self.version, self.sm, self.dla_cores = version, sm, dla_cores
@@ -204,8 +204,8 @@ def install(machine: Machine) -> None:
 def main() -> int:
     from jetfleet_agent.pipeline import evaluate
 
-    version, sm, *rest = sys.argv[1:]
-    install(Machine(version, int(sm)))
+    version, sm, cores, *rest = sys.argv[1:]
+    install(Machine(version, int(sm), int(cores)))
     return evaluate.main(rest)
 
 

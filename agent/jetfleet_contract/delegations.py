@@ -6,6 +6,7 @@ being large, it travels as a blob, whose chunk table stands in jetfleet's field 
 
     snapshot meta "class-CLASS.json"   x-jetfleet = {"table": hex, or none for a blob of one chunk, "chunk_size", "uncertified": [names]}
     each engine target custom          = {"size", "table", "chunk_size", "subject": the bundle's manifest (hex), "passport"}
+    a timing cache's custom            = the same with "timing", the footing that it was measured on, and no passport
 
 An engine whose name stands in `uncertified` was tried by its builder alone: no board runs it unless the host asks, by a signed command.
 """
@@ -17,12 +18,14 @@ from collections.abc import Iterable
 import msgspec
 
 from .chunks import CHUNK_BYTES, BlobInfo, top_page
-from .engines import Passport, check_passport
+from .engines import Footing, Passport, check_passport, timing_name
 from .errors import MalformedError
 from .topics import check_blob, check_name
 
 MAX_DELEGATED_BYTES = 4 << 20
 MAX_ENGINES = 10_000
+MAX_TIMING_BYTES = 32 << 20
+"""Of the timing cache that a class's builders share: kernels and what they took, some hundred kB a model."""
 MAX_CLASSES = 64
 _PREFIX = "class-"
 
@@ -36,13 +39,15 @@ class DelegationField(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class EngineField(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An engine target's custom field: how its blob is fetched, the manifest of the bundle that it was built from, and its passport."""
+    """An engine target's custom field: how its blob is fetched, the manifest of the bundle that it was built from, and its passport; or
+    `timing`: it is no engine, but what the builders of that footing measured of kernels, and `subject` the bundle that was built last."""
 
     size: int
     subject: str
     table: str = ""
     chunk_size: int = CHUNK_BYTES
     passport: Passport | None = None
+    timing: Footing | None = None
 
 
 class DelegationBlob(msgspec.Struct, frozen=True):
@@ -57,13 +62,15 @@ class DelegationBlob(msgspec.Struct, frozen=True):
 
 class EngineTarget(msgspec.Struct, frozen=True):
     """An engine that a builder of the class signed. `subject` is the manifest of the bundle that it belongs to; `passport` says what it is
-    bound to (None in metadata of before there were passports: such an engine is run by nobody)."""
+    bound to (None in metadata of before there were passports: such an engine is run by nobody). `timing`: it is a timing cache of that
+    footing, and no engine."""
 
     path: str
     blob: str
     info: BlobInfo
     subject: str
     passport: Passport | None = None
+    timing: Footing | None = None
 
 
 def role_of_class(device_class: str) -> str:
@@ -95,6 +102,13 @@ def delegation_field(info: BlobInfo, uncertified: Iterable[str] = ()) -> dict[st
 def engine_field(info: BlobInfo, subject: str, passport: Passport | None = None) -> dict[str, object]:
     """The custom field of an engine target, as plain JSON values."""
     built: dict[str, object] = msgspec.to_builtins(EngineField(info.size, check_blob(subject), info.table, info.chunk_size, passport))
+    return built
+
+
+def timing_field(info: BlobInfo, subject: str, footing: Footing) -> dict[str, object]:
+    """The custom field of a timing cache, as plain JSON values."""
+    field = EngineField(info.size, check_blob(subject), info.table, info.chunk_size, timing=footing)
+    built: dict[str, object] = msgspec.to_builtins(field)
     return built
 
 
@@ -133,4 +147,6 @@ def read_engine(device_class: str, path: str, blob: str, custom: object) -> Engi
     passport = check_passport(field.passport) if field.passport is not None else None
     if passport is not None and passport.subject != field.subject:
         raise MalformedError("trust.target", f"target {path[:120]}: its passport is of another bundle")
-    return EngineTarget(path, check_blob(blob), info, check_blob(field.subject), passport)
+    if field.timing is not None and (passport is not None or parts[2] != timing_name(field.timing) or field.size > MAX_TIMING_BYTES):
+        raise MalformedError("trust.target", f"target {path[:120]} is no timing cache of what it says")
+    return EngineTarget(path, check_blob(blob), info, check_blob(field.subject), passport, field.timing)

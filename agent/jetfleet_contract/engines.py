@@ -8,7 +8,8 @@ by name why an engine is not for it, before a byte of it is loaded.
     need       board -> host   d/{device}/engine      signed: this key would serve me
     build      host -> board   d/{device}/cmd         signed: you are the builder that was elected
     progress   board -> host   d/{device}/engine      signed: how far it is; silence elects another
-    built      board -> host   d/{device}/up/{blob}   the engine, and the class's metadata with it, signed by the builder
+    built      board -> host   d/{device}/up/{blob}   the engine, its timing cache where it has one, and the class's metadata with both,
+                                                      signed by the builder
     certify    host -> board   d/{device}/cmd         signed: a second board is to try it
     fit/unfit  board -> host   d/{device}/engine      signed: what came out
 """
@@ -113,6 +114,11 @@ def key_of(passport: Passport) -> str:
 def engine_name(key: str) -> str:
     """The engine's name below ``engine/CLASS/``: the key's first 62 digits, because a name has at most 63 characters."""
     return "k" + check_blob(key)[:62]
+
+
+def timing_name(footing: Footing) -> str:
+    """The name below ``engine/CLASS/`` of the timing cache of builds on that footing."""
+    return "t" + hashlib.sha256(b"jetfleet-timing-1\0" + msgspec.json.encode(footing)).hexdigest()[:62]
 
 
 def made_for(footing: Footing) -> str:

@@ -26,7 +26,8 @@ class EvaluationJob(Message, frozen=True):
     the first image's tensor are timed after `warmup` untimed ones. `raw_output` names a .npz for the raw tensors.
     With a `source` (a URI as `pipeline.sources` has it) its frames are timed instead, each through the whole work and then the session
     alone. `tuning` is how the runtime is set up for all of that; `settings` are measured beside each other for `settings_s` seconds.
-    `engine` is loaded instead of compiling the model; what was compiled is written to the file that `export` names.
+    `engine` is loaded instead of compiling the model; what was compiled is written to the file that `export` names. `timing` names a file
+    of kernels' timings, which a build of TensorRT reads where it is there, and writes.
     """
 
     model: str
@@ -44,6 +45,7 @@ class EvaluationJob(Message, frozen=True):
     settings_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 0.0
     engine: EngineFile | None = None
     export: str = ""
+    timing: str = ""
 
 
 class EvaluationResult(Message, frozen=True):

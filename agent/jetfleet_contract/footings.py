@@ -23,13 +23,15 @@ DLA = "DLA"
 
 class EngineKind(msgspec.Struct, frozen=True):
     """One runtime's engines. `footing` gives None where the machine does not tell what they are bound to. `threaded`: code is laid out for
-    a number of threads; `folds`: normalising may be part of it; `dla`: it may run on a DLA core."""
+    a number of threads; `folds`: normalising may be part of it; `dla`: it may run on a DLA core; `timed`: a build measures kernels, which
+    a cache spares the next one (TensorRT for RTX measures none, and asks for a GPU when it is given a cache)."""
 
     backend: EngineBackend
     footing: Callable[[Capability, BackendInfo], Footing | None]
     threaded: bool = False
     folds: bool = False
     dla: bool = False
+    timed: bool = False
 
 
 def _openvino(here: Capability, info: BackendInfo) -> Footing:
@@ -49,7 +51,7 @@ def _tensorrt_rtx(here: Capability, info: BackendInfo) -> Footing | None:
 
 KINDS: dict[str, EngineKind] = {kind.backend: kind for kind in (
     EngineKind("openvino", _openvino, threaded=True, folds=True),
-    EngineKind("tensorrt", _tensorrt, dla=True),
+    EngineKind("tensorrt", _tensorrt, dla=True, timed=True),
     EngineKind("tensorrt-rtx", _tensorrt_rtx),
 )}
 

@@ -233,12 +233,13 @@ class EngineDriver:
         if dropped:
             raise UntrustedError("engine.dropped", f"the metadata leaves out {len(dropped)} engines of before, such as {dropped[0]}")
         fresh = [target for target in targets if known.get(target.path) != target.blob or target.path.rpartition("/")[2] in again]
-        passports = [_checked_passport(device_class, target, row.device) for target in fresh]
+        engines = [target for target in fresh if target.timing is None]
+        passports = [_checked_passport(device_class, target, row.device) for target in engines]
         for target in fresh:
             self._store(target, row.device)
-        names = self._untried(device_class) | {target.path.rpartition("/")[2] for target in fresh}
+        names = self._untried(device_class) | {target.path.rpartition("/")[2] for target in engines}
         accept(self._project, device_class, data, names)
-        return [(device_class, target.blob, passport) for target, passport in zip(fresh, passports, strict=True)]
+        return [(device_class, target.blob, passport) for target, passport in zip(engines, passports, strict=True)]
 
     def _store(self, target: EngineTarget, device: str) -> None:
         """The engine among the published blobs: whole, with the signed digest, size and chunk table."""

@@ -51,6 +51,7 @@ pytest.importorskip("onnx")
 
 CLASS = "cpu-test"
 CANDIDATE = Candidate("fp32", "openvino", "fp32")
+DEFAULTS = Tuning()
 WAIT_S = 120.0
 ORIN = GpuInfo("Orin", 87, 8, integrated=True, driver="12.6")
 TENSORRT = "10.3.0.30"
@@ -112,7 +113,7 @@ class Board:
             info = BackendInfo("tensorrt", "10.3.0", precisions=("fp32",), build=build)
             here = msgspec.structs.replace(here, arch="aarch64", backends=(info,), gpu=ORIN, module="p3767-0005", system="36.4.3")
             self.candidate = Candidate("fp32", "tensorrt", "fp32")
-            program = (sys.executable, "-m", "tensorrt_machine", build, "87")
+            program = (sys.executable, "-m", "tensorrt_machine", build, "87", "2")
         self.work = EngineWork(folder / "engines", threads=1, program=program)
         self.engines = Engines(self.device, CLASS, partial(footing_of, here), self.trust, self.store, self, self, self.identity, self.link,
                                self.work, EngineMemory(folder / "engines"), clock, random.random, own_after_s=own_after_s)
@@ -127,6 +128,7 @@ class Board:
 
     def deliver(self) -> None:
         for blob in [blob for blob in self.wanted if not self.store.has(blob)]:
+            assert blob in self.fleet.given
             self.store.put_bytes(blob, self.fleet.given[blob])
             self.engines.blob_done(blob)
 
@@ -149,8 +151,8 @@ class Board:
             self.trust.accept_delegation(CLASS, self.fleet.metadata(), now())
         self.engines.follow()
 
-    def engine(self) -> EngineFile | None:
-        return self.engines.engine("reader", self.slot, self.spec, self.candidate, Tuning(), 1)
+    def engine(self, tuning: Tuning = DEFAULTS) -> EngineFile | None:
+        return self.engines.engine("reader", self.slot, self.spec, self.candidate, tuning, 1)
 
     def words(self) -> list[EngineWord]:
         return [unseal(payload, "engine", EngineWord, {self.identity.public_hex}, verify_ed25519)
@@ -264,6 +266,33 @@ def test_a_plan_of_tensorrt_goes_the_same_way(fleet: Fleet, board: Callable[...,
     assert newer.engine() is None
     assert newer.said("need").key != word.key, "after an upgrade of TensorRT a board asks for another"
     assert newer.order("engine-certify", word.passport) == "engine.version"
+
+
+def test_builders_of_a_class_build_upon_each_others_timings_on_gpu_and_dla(fleet: Fleet, board: Callable[..., Board]) -> None:
+    first, second = board("one", orin=True, build=TENSORRT), board("two", orin=True, build=TENSORRT)
+    fleet.delegate(first, second)
+    first.follow()
+    assert first.engine() is None
+    assert first.order("engine-build", first.said("need").passport) == ""
+    first.said("built")
+    names = [name for _, name, _ in fleet.offers]
+    assert [name[0] for name in names] == ["k", "t", "c"], "the engine, its timings, and what names both"
+    accept(fleet.project, CLASS, fleet.metadata())
+    second.follow()
+    dla = Tuning(provider="DLA1")
+    assert second.engine(dla) is None
+    passport = second.said("need").passport
+    assert passport.recipe.dla
+    assert second.order("engine-certify", passport) == "trust.unknown-engine"
+    second.deliver()
+    assert second.order("engine-build", passport, 9) == ""
+    built_by_second = second.said("built")
+    line = fleet.given[built_by_second.blob].partition(b"\n")[0]
+    assert line == b'{"version": "10.3.0.30", "sm": 87, "device": "DLA", "known": 1}'
+    timings = [fleet.given[blob] for blob, name, _ in fleet.offers if name.startswith("t")]
+    assert timings == [b"timings:1", b"timings:2"]
+    accept(fleet.project, CLASS, fleet.metadata())
+    assert {one.timing is not None for one in second.trust.engines(CLASS)} == {True, False}
 
 
 def test_a_bit_that_flipped_on_disk_is_found_before_the_engine_is_loaded(fleet: Fleet, board: Callable[..., Board]) -> None:

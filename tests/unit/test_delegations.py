@@ -18,7 +18,8 @@ from jetfleet_agent.supervisor.identity import Identity
 from jetfleet_agent.supervisor.store import BlobStore
 from jetfleet_agent.supervisor.trust import TrustStore
 from jetfleet_contract.chunks import BlobInfo
-from jetfleet_contract.delegations import engine_path, read_delegation, read_engine
+from jetfleet_contract.delegations import MAX_TIMING_BYTES, engine_path, read_delegation, read_engine, timing_field
+from jetfleet_contract.engines import Footing, timing_name
 from jetfleet_contract.errors import JetfleetError, MalformedError
 from jetfleet_contract.messages import Birth, Capability, Instant
 from jetfleet_host.blob_use import referenced_blobs
@@ -269,3 +270,17 @@ def test_commands(tmp_path: Path) -> None:
     assert run("delegations") == []
     for command in ("delegate", "delegations", "revoke", "add-delegated"):
         assert "Example" in CliRunner().invoke(app, ["keys", command, "--help"]).output
+
+
+def test_a_timing_cache_is_named_by_its_footing_bounded_and_no_engine() -> None:
+    footing = Footing("tensorrt", "10.3.0.30", "aarch64", "p3767-0005", sm=87, sm_count=8)
+    path = engine_path(ORIN, timing_name(footing))
+    field = timing_field(BlobInfo(1000), "5b" * 32, footing)
+    read = read_engine(ORIN, path, "e0" * 32, field)
+    assert (read.timing, read.passport) == (footing, None)
+    other = engine_path(ORIN, timing_name(Footing("tensorrt", "10.3.0.31", "aarch64", "p3767-0005", sm=87, sm_count=8)))
+    large = timing_field(BlobInfo(MAX_TIMING_BYTES + 1, table="ab" * 32), "5b" * 32, footing)
+    for wrong, custom in ((other, field), (path, large)):
+        with pytest.raises(MalformedError) as refused:
+            read_engine(ORIN, wrong, "e0" * 32, custom)
+        assert refused.value.code == "trust.target"

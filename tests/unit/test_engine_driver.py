@@ -17,9 +17,9 @@ from tuf.api.metadata import TargetFile
 from jetfleet_agent.supervisor.identity import Identity
 from jetfleet_contract import topics
 from jetfleet_contract.chunks import table_of
-from jetfleet_contract.delegations import engine_field, engine_path
+from jetfleet_contract.delegations import engine_field, engine_path, timing_field
 from jetfleet_contract.engine_work import Work
-from jetfleet_contract.engines import EngineWord, Footing, Passport, Recipe, engine_name, key_of
+from jetfleet_contract.engines import EngineWord, Footing, Passport, Recipe, engine_name, key_of, timing_name
 from jetfleet_contract.messages import Instant
 from jetfleet_host.collector import Incoming
 from jetfleet_host.delegations import delegate, engine_blobs, uncertified_of
@@ -197,6 +197,21 @@ def test_an_engine_that_is_built_again_to_the_same_bytes_counts(site: Site) -> N
     site.turn()
     site.give_built(metadata=site.signed(target(), version=2))
     assert site.work.state == "uncertified"
+
+
+def test_a_timing_cache_comes_with_its_engine_and_is_no_engine(site: Site) -> None:
+    timings = b"kernels" * 700
+    cut = table_of((timings[at:at + CHUNK] for at in range(0, len(timings), CHUNK)), CHUNK)
+    path = engine_path(CLASS, timing_name(PASSPORT.footing))
+    beside = TargetFile(len(timings), {"sha256": cut.blob}, path, {"custom": timing_field(cut.info, PASSPORT.subject, PASSPORT.footing)})
+    site.say("c1", "need")
+    site.give("b1", timing_name(PASSPORT.footing), timings)
+    site.give_built(metadata=site.signed(target(passport=by("b1")), beside))
+    assert site.state() == "certifying"
+    assert set(engine_blobs(site.project)[CLASS]) == {hashlib.sha256(ENGINE).hexdigest(), cut.blob}
+    assert uncertified_of(site.project, CLASS) == {NAME}, "nobody runs timings"
+    with site.database.reading() as session:
+        assert len(engines.every(session)) == 1
 
 
 @pytest.mark.parametrize("code", ["cuda.driver", "backend.memory", "store.full", "device.offline"])

@@ -60,7 +60,8 @@ def _run(job: EvaluationJob) -> EvaluationResult:
         raise InputError("job.bad", f"warmup {job.warmup} or latency_runs {job.latency_runs} is out of bounds")
     task = load_task(job.task)
     backend = open_backend(job.backend, Path(job.model), precision=job.precision, threads=job.threads,
-                           input_shape=task.input_shape, tuning=job.tuning, spec=task.spec.input, engine=job.engine)
+                           input_shape=task.input_shape, tuning=job.tuning, spec=task.spec.input, engine=job.engine,
+                           timing=Path(job.timing) if job.timing else None)
     empty_mb = resident_mb()
     began = time.perf_counter()
     try:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from jetfleet_agent.durable import need_folder
-from jetfleet_contract.engines import EngineFile, Passport, key_of
+from jetfleet_agent.durable import need_folder, write_file
+from jetfleet_contract.engines import EngineFile, Passport, key_of, timing_name
+from jetfleet_contract.errors import StorageError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
-from jetfleet_contract.footings import tuning_of
+from jetfleet_contract.footings import KINDS, tuning_of
 from jetfleet_contract.predictions import agreement
 
 from .bundle_reader import Contents
@@ -33,17 +34,20 @@ RUNAWAY_MB = 512.0
 
 
 class EngineOrder(msgspec.Struct, frozen=True):
-    """Build an engine, or try the one that `engine` names. `command` is the signed command behind it, 0: the board's own wish."""
+    """Build an engine, or try the one that `engine` names. `command` is the signed command behind it, 0: the board's own wish. `timings`:
+    the class's timing cache, to build upon; without it the board's own is taken."""
 
     passport: Passport
     contents: Contents
     weights: Path
     command: int = 0
     engine: EngineFile | None = None
+    timings: Path | None = None
 
 
 class EngineAnswer(msgspec.Struct, frozen=True):
-    """How far it is (`percent` below 100), or what came out: `engine` with `agreement` 0..1 and `p50_ms`, or `code` and `detail`."""
+    """How far it is (`percent` below 100), or what came out: `engine` with `agreement` 0..1 and `p50_ms`, or `code` and `detail`.
+    `timings`: the timing cache after a build that kept one."""
 
     order: EngineOrder
     percent: float = 100.0
@@ -52,6 +56,7 @@ class EngineAnswer(msgspec.Struct, frozen=True):
     p50_ms: float = 0.0
     code: str = ""
     detail: str = ""
+    timings: Path | None = None
 
 
 class EngineWork:
@@ -104,11 +109,26 @@ class EngineWork:
         if order.engine is not None:
             return self._tried(order, order.engine)
         path = self._folder / f"{key_of(order.passport)[:16]}.engine"
-        built = self._run(msgspec.structs.replace(self._job(order), export=str(path)))
+        timings = self._timings(order)
+        built = self._run(msgspec.structs.replace(self._job(order), export=str(path), timing=str(timings or "")))
         if built.error or built.engine is None:
             return EngineAnswer(order, code=built.error or "engine.export", detail=built.detail)
         self._answers.put(EngineAnswer(order, 60.0))
-        return self._tried(order, built.engine)
+        return msgspec.structs.replace(self._tried(order, built.engine), timings=timings if timings and timings.is_file() else None)
+
+    def _timings(self, order: EngineOrder) -> Path | None:
+        """The file of timings that the build reads and writes: as the class has it now, else as this board's last build left it."""
+        footing = order.passport.footing
+        if not KINDS[footing.backend].timed:
+            return None
+        path = self._folder / f"{timing_name(footing)[:17]}.timing"
+        for other in self._folder.glob("*.timing"):
+            if other != path:  # of before an upgrade
+                other.unlink(missing_ok=True)
+        if order.timings is not None:
+            with contextlib.suppress(OSError, StorageError):  # without it the build only takes longer
+                write_file(path, order.timings.read_bytes())
+        return path
 
     def _tried(self, order: EngineOrder, engine: EngineFile) -> EngineAnswer:
         images = tuple(str(image) for image in order.contents.images)

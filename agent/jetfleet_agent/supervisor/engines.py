@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from jetfleet_agent.supervisor.engine_record import BuildUnderWay, EngineMemory
 from jetfleet_agent.supervisor.engine_work import EngineAnswer, EngineOrder
-from jetfleet_agent.supervisor.vouching import vouch
+from jetfleet_agent.supervisor.vouching import Vouched, vouch
 from jetfleet_contract import topics
 from jetfleet_contract.bundle import ModelSpec
-from jetfleet_contract.chunks import CHUNK_BYTES, BlobInfo, table_of
-from jetfleet_contract.delegations import EngineTarget, engine_path, role_of_class
-from jetfleet_contract.engine_use import Judged, Verdict, judge_engine, judge_other, judged, why_not_ours
+from jetfleet_contract.chunks import CHUNK_BYTES, table_of
+from jetfleet_contract.delegations import MAX_TIMING_BYTES, EngineTarget, engine_field, engine_path, role_of_class, timing_field
+from jetfleet_contract.engine_use import Judged, Verdict, judge_engine, why_not_ours
 from jetfleet_contract.engines import (
     EngineFile,
     EngineWord,
@@ -29,6 +29,7 @@ from jetfleet_contract.engines import (
     check_passport,
     engine_name,
     key_of,
+    timing_name,
 )
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, MalformedError, StorageError, UntrustedError
 from jetfleet_contract.footings import recipe_of
@@ -38,6 +39,7 @@ from jetfleet_contract.slot_records import Slot
 from jetfleet_contract.tuning import Tuning
 
 from .bundle_reader import BundleReader
+from .engine_needs import Need, in_words, rows_of
 from .engine_ports import Giving, Saying, Signing, Storing, Vouching, Wanting, Working
 
 log = logging.getLogger(__name__)
@@ -51,20 +53,6 @@ OWN_AFTER_S = 600.0
 WORD_EXPIRY_S = 3600
 MODELS_AN_APP = 2
 MAX_ARGUMENT = 16_384
-
-
-class _Need:
-    """An engine that would serve a model here."""
-
-    __slots__ = ("app", "asked_at", "attempt", "look_at", "passport", "since", "verdict", "wanted_at")
-
-    def __init__(self, app: str, passport: Passport, now: float) -> None:
-        self.app = app
-        self.passport = passport
-        self.since = now
-        self.asked_at = self.wanted_at = self.look_at = 0.0
-        self.attempt = 0
-        self.verdict = Verdict("ask")
 
 
 class Engines:
@@ -96,13 +84,13 @@ class Engines:
         self._own_after_s = own_after_s
         self._lacks = lacks
         self._tried: dict[str, Verdict] = {}
-        self._needs: dict[tuple[str, str], _Need] = {}
+        self._needs: dict[tuple[str, str], Need] = {}
         self._loaded: dict[str, set[str]] = {}
         self._order: EngineOrder | None = None
         self._percent = 0.0
         self._told_at = 0.0
         self._certify: tuple[int, Passport, EngineTarget] | None = None
-        self._handing: tuple[EngineAnswer, BlobInfo] | None = None
+        self._handing: tuple[EngineAnswer, tuple[Vouched, ...]] | None = None
 
     # --- what a model runs with -------------------------------------------------------------------------------
 
@@ -112,7 +100,7 @@ class Engines:
         if passport is None:
             return None
         known = self._needs.pop((app, slot.bundle), None)
-        need = known if known is not None and known.passport == passport else _Need(app, passport, self._clock().mono)
+        need = known if known is not None and known.passport == passport else Need(app, passport, self._clock().mono)
         self._needs[app, slot.bundle] = need
         for old in [one for one in self._needs if one[0] == app][:-MODELS_AN_APP]:
             del self._needs[old]
@@ -138,7 +126,7 @@ class Engines:
             return None
         return Passport(footing, recipe, slot.bundle, candidate.variant, self._device)
 
-    def _judge(self, need: _Need) -> Verdict:
+    def _judge(self, need: Need) -> Verdict:
         key, record = key_of(need.passport), self._memory.now
         own, name = record.own.get(key, ""), engine_name(key)
         try:
@@ -152,7 +140,7 @@ class Engines:
             self._fetch(need, signed)
         return need.verdict
 
-    def _fetch(self, need: _Need, signed: EngineTarget) -> None:
+    def _fetch(self, need: Need, signed: EngineTarget) -> None:
         """Wanting twice is fine: others may have cancelled the fetch."""
         now = self._clock().mono
         if now < need.wanted_at:
@@ -169,25 +157,11 @@ class Engines:
 
     def explained(self) -> dict[str, str]:
         """By app, how it gets its engine, or why it has none."""
-        texts = {"run": "runs with engine", "fetch": "fetches engine", "ask": "asks for an engine", "compile": "compiles"}
-        return {need.app: " ".join(part for part in (texts[need.verdict.act], need.verdict.blob[:16], need.verdict.detail,
-                                                     f"[{need.verdict.code}]" if need.verdict.code else "") if part)
-                for need in self._needs.values()}
+        return {need.app: in_words(need.verdict) for need in self._needs.values()}
 
     def judged(self) -> tuple[Judged, ...]:
         """Every engine of the apps' bundles that the class's builders signed, and what this board does about it."""
-        rows: list[Judged] = []
-        signed = self._trust.engines(self._class)
-        for need in self._needs.values():
-            rows.append(judged(need.app, need.passport, need.verdict))
-            found = (self._other(need, one, one.passport.footing.backend) for one in signed if one.passport is not None)
-            rows += [row for row in found if row is not None]
-        return tuple(rows)
-
-    def _other(self, need: _Need, signed: EngineTarget, backend: str) -> Judged | None:
-        row = judge_other(need.app, need.passport, signed, self._footing(backend), self._lacks(backend))
-        tried = self._tried.get(signed.blob)
-        return msgspec.structs.replace(row, code=tried.code, detail=tried.detail) if row is not None and tried is not None else row
+        return rows_of(self._needs.values(), self._trust.engines(self._class), self._footing, self._lacks, self._tried)
 
     def is_news(self, app: str) -> bool:
         """Whether an engine has come that the app was not started with."""
@@ -249,7 +223,7 @@ class Engines:
     def close(self) -> None:
         self._work.stop()
 
-    def _ask(self, need: _Need, now: float) -> float:
+    def _ask(self, need: Need, now: float) -> float:
         if now < need.look_at:
             return need.look_at - now
         before, verdict = need.verdict.act, self._judge(need)
@@ -265,6 +239,8 @@ class Engines:
             return AGAIN_S
         if now >= need.asked_at:
             self._say(need.passport, "need")
+            if self._identity.public_hex in self._trust.builders(self._class):  # it may be asked to build: what helps comes now
+                self._timings(need.passport)
             need.asked_at = now + backoff(need.attempt, self._unit(), base_s=ASK_BASE_S, cap_s=ASK_CAP_S)
             need.attempt += 1
         return need.asked_at - now
@@ -325,7 +301,8 @@ class Engines:
     def _begin(self, passport: Passport, command: int) -> None:
         try:
             weights = self._store.verified(passport.recipe.weights)
-            order = EngineOrder(passport, self._reader.contents(passport.subject), weights, command, self._built_before(passport))
+            order = EngineOrder(passport, self._reader.contents(passport.subject), weights, command, self._built_before(passport),
+                                self._timings(passport))
         except StorageError as error:
             raise StorageError("engine.no-weights", f"the bundle to build from is not on this board: {error.what}") from None
         if command:
@@ -333,6 +310,19 @@ class Engines:
         self._order = order
         self._work.put(order)
         self._tell_building(0.0)
+
+    def _timings(self, passport: Passport) -> Path | None:
+        """What the class's builders measured of kernels on this footing, when it is here; else it is fetched for the next build."""
+        try:
+            signed = self._trust.engine(self._class, engine_path(self._class, timing_name(passport.footing)))
+            if self._store.has(signed.blob):
+                return self._store.verified(signed.blob)
+            self._memory.uses(signed.blob, passport.subject)
+            self._store.check_space(self._store.needed(signed.blob, signed.info.size))
+            self._fetcher.want(signed.blob, signed.info)
+        except JetfleetError as error:
+            log.debug("no timing cache of the class is used: %s [%s]", error.what, error.code)
+        return None
 
     def _built_before(self, passport: Passport) -> EngineFile | None:
         """What this board built of that key: it is tried and signed again, on top of what another builder has signed since."""
@@ -394,27 +384,41 @@ class Engines:
         self._memory.built(key_of(order.passport), engine.digest, order.passport.subject)
         log.info("engine %s of %s is built", engine.digest[:16], order.passport.variant)
         if order.command:
-            info = table_of(data[at:at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)).info
-            self._uploads.offer_bytes(data, "engine", engine_name(key_of(order.passport)), command=order.command)
-            self._order, self._handing = order, (answer, info)
+            self._handing = answer, (self._offered(order, data), *self._timed(order, answer.timings))
+            self._order = order
             self._tell_building(90.0)
 
-    def _hand_over(self) -> None:
-        """The host has judged the engine's bytes: sign for them, on top of the class's newest metadata."""
-        if self._handing is None or self._handing[0].engine is None or self._uploads.is_waiting(self._handing[0].engine.digest):
+    def _offered(self, order: EngineOrder, data: bytes) -> Vouched:
+        name, subject = engine_name(key_of(order.passport)), order.passport.subject
+        tabled = table_of(data[at:at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+        self._uploads.offer_bytes(data, "engine", name, command=order.command)
+        return Vouched(engine_path(self._class, name), tabled.blob, len(data), engine_field(tabled.info, subject, order.passport))
+
+    def _timed(self, order: EngineOrder, timings: Path | None) -> Iterator[Vouched]:
+        """The timing cache, unless it is too large to share."""
+        if timings is None or not 0 < timings.stat().st_size <= MAX_TIMING_BYTES:
             return
-        (answer, info), self._handing, self._order = self._handing, None, None
-        order, blob = answer.order, self._memory.now.own[key_of(answer.order.passport)]
+        data, footing = timings.read_bytes(), order.passport.footing
+        tabled = table_of(data[at:at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+        self._uploads.offer_bytes(data, "engine", timing_name(footing), command=order.command)
+        yield Vouched(engine_path(self._class, timing_name(footing)), tabled.blob, len(data),
+                      timing_field(tabled.info, order.passport.subject, footing))
+
+    def _hand_over(self) -> None:
+        """The host has judged the bytes: sign for them, on top of the class's newest metadata."""
+        if self._handing is None or any(self._uploads.is_waiting(one.blob) for one in self._handing[1]):
+            return
+        (answer, fresh), self._handing, self._order = self._handing, None, None
+        order = answer.order
         try:
-            path = engine_path(self._class, engine_name(key_of(order.passport)))
-            signed = vouch(self._trust.vouched(self._class), path, blob, info, order.passport, keyid=self._check_builder(),
-                           sign=self._identity.sign_bytes, now=self._signing_time())
+            signed = vouch(self._trust.vouched(self._class), fresh, keyid=self._check_builder(), sign=self._identity.sign_bytes,
+                           now=self._signing_time())
             self._uploads.offer_bytes(signed, "engine", f"{role_of_class(self._class)}.json", command=order.command)
         except JetfleetError as error:
             self._gave_up(order, error)
             return
         self._memory.building(None)
-        self._say(order.passport, "built", percent=100.0, blob=blob, agreed=answer.agreement, p50_ms=answer.p50_ms)
+        self._say(order.passport, "built", percent=100.0, blob=fresh[0].blob, agreed=answer.agreement, p50_ms=answer.p50_ms)
 
     # --- certifying -------------------------------------------------------------------------------------------
 

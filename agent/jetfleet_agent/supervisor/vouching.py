@@ -1,21 +1,27 @@
-"""A builder board's signature: the metadata of its class with one engine more, signed with the board's own key."""
+"""A builder board's signature: the metadata of its class with what it built, signed with the board's own key."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from typing import NamedTuple
 
-from jetfleet_contract.chunks import BlobInfo
-from jetfleet_contract.delegations import engine_field
-from jetfleet_contract.engines import Passport
 from jetfleet_contract.errors import MalformedError
 
 VOUCHED_S = 180 * 86_400.0
 
 
-def vouch(known: bytes | None, path: str, blob: str, info: BlobInfo, passport: Passport, *, keyid: str,
-          sign: Callable[[bytes], bytes], now: float) -> bytes:
-    """TUF targets metadata that follows on `known` (verified, None: there is none yet) and names the engine under `path`.
+class Vouched(NamedTuple):
+    """One blob that a builder signs for: where it is named, what it is, and its custom field (`engine_field`, `timing_field`)."""
+
+    path: str
+    blob: str
+    size: int
+    field: dict[str, object]
+
+
+def vouch(known: bytes | None, fresh: Sequence[Vouched], *, keyid: str, sign: Callable[[bytes], bytes], now: float) -> bytes:
+    """TUF targets metadata that follows on `known` (verified, None: there is none yet) and names these under their paths.
 
     Args:
         keyid: of the board's key in the class's delegation. sign: Ed25519 over bytes. now: seconds since 1970.
@@ -31,8 +37,8 @@ def vouch(known: bytes | None, path: str, blob: str, info: BlobInfo, passport: P
         old = Metadata[Targets].from_bytes(known).signed if known is not None else None
     except DeserializationError as error:
         raise MalformedError("trust.malformed", f"the class's metadata cannot be read: {error}") from None
-    file = TargetFile(info.size, {"sha256": blob}, path, {"custom": engine_field(info, passport.subject, passport)})
-    targets = {**(old.targets if old else {}), path: file}
+    files = {one.path: TargetFile(one.size, {"sha256": one.blob}, one.path, {"custom": one.field}) for one in fresh}
+    targets = {**(old.targets if old else {}), **files}
     until = datetime.fromtimestamp(int(now + VOUCHED_S), timezone.utc)
     metadata = Metadata(Targets(version=old.version + 1 if old else 1, expires=until, targets=targets))
     metadata.signatures[keyid] = Signature(keyid, sign(metadata.signed_bytes).hex())

@@ -15,8 +15,8 @@ OPEN = "receiving"
 STORED = "stored"
 REFUSED = "refused"
 KEEP_REFUSED = 200
-UPLOADS_OF = {"engine-build": 2}
-"""How many uploads answer a command, where it is not one: an engine, and the metadata that names it."""
+UPLOADS_OF = {"engine-build": 3}
+"""How many uploads answer a command, where it is not one: an engine, its timing cache, and the metadata that names both."""
 
 
 def key_of(session: Session, device: str) -> str:

@@ -71,6 +71,7 @@ class Backend(ABC):
         spec: the bundle's input, needed where `tuning` folds its normalisation into the graph.
         engine: what this runtime, or that of a board alike, compiled from the file in the same set-up; loaded instead of compiling.
         kernels: the agent's state folder, where kernels that the host signed may lie; None where there is none.
+        timing: file of kernels' timings that a build reads and writes (TensorRT; others have none).
 
     After `activate`, also one that ended in `backend.fallback`, `provider` is what the runtime really uses, `precision` what it really runs
     in, and `layers` how many layers with weights run in which (empty: the runtime does not tell). `preparation` says where frames become
@@ -84,7 +85,7 @@ class Backend(ABC):
 
     def __init__(self, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1,
                  tuning: Tuning = DEFAULTS, spec: InputSpec | None = None, engine: EngineFile | None = None,
-                 kernels: Path | None = None) -> None:
+                 kernels: Path | None = None, timing: Path | None = None) -> None:
         if precision not in self.precisions:
             raise IncompatibleError("backend.precision", f"{self.name} does not run in {precision}",
                                     remedy=f"use one of {', '.join(self.precisions)}")
@@ -95,6 +96,7 @@ class Backend(ABC):
             raise IncompatibleError("engine.backend", f"{self.name} loads no engines", remedy="run the model from its ONNX file")
         self.path = path
         self.engine = engine
+        self.timing = timing
         self.requested = precision
         self.precision = precision
         self.threads = threads
@@ -209,7 +211,7 @@ class Backend(ABC):
 
 def open_backend(
     name: str, path: Path, *, precision: str, threads: int, input_shape: tuple[int, ...], lanes: int = 1, tuning: Tuning = DEFAULTS,
-    spec: InputSpec | None = None, engine: EngineFile | None = None, kernels: Path | None = None,
+    spec: InputSpec | None = None, engine: EngineFile | None = None, kernels: Path | None = None, timing: Path | None = None,
 ) -> Backend:
     """The backend of that name, not yet activated.
 
@@ -221,7 +223,7 @@ def open_backend(
     module, kind = _CLASSES[name]
     backend: type[Backend] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
     return backend(path, precision=precision, threads=tuning.threads or threads, input_shape=input_shape, lanes=lanes, tuning=tuning,
-                   spec=spec, engine=engine, kernels=kernels)
+                   spec=spec, engine=engine, kernels=kernels, timing=timing)
 
 
 def read_engine(engine: EngineFile) -> bytes:

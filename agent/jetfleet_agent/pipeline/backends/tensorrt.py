@@ -48,6 +48,7 @@ class TensorRt(Backend):
     name = "tensorrt"
     precisions = ("fp32", "fp16", "int8")
     has_engines = True
+    timed = True
     module = "tensorrt"
     remedy = "run on a Jetson with JetPack 6 or newer (TensorRT 10), with cuda-bindings installed in the agent's environment"
 
@@ -88,7 +89,8 @@ class TensorRt(Backend):
             return read_engine(self.engine)
         if self.path.suffix in (".plan", ".engine"):
             return self.path.read_bytes()
-        return build_plan(trt, logger, self.path, self.input_shape, exact=self.requested == "fp32", dla_core=core)
+        return build_plan(trt, logger, self.path, self.input_shape, exact=self.requested == "fp32", dla_core=core,
+                          timing=self.timing if self.timed else None)
 
     def _opened(self, trt: Any, logger: Any, plan: bytes) -> tuple[tuple[str, ...], int]:
         """Load the plan: its outputs and the profile to use. A signed engine that does not fit is no fault of the model."""

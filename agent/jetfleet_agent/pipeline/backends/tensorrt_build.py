@@ -6,16 +6,18 @@ TensorRT 10 is told so by a flag; 11 knows nothing else, and where it has the fl
 
 from __future__ import annotations
 
-import os
-import tempfile
+import logging
 from pathlib import Path
 from typing import Any
 
+from jetfleet_agent.durable import write_file
 from jetfleet_agent.pipeline.backends import check_input_shape
 from jetfleet_agent.pipeline.backends.tensorrt_plan import as_declared
-from jetfleet_contract.errors import IncompatibleError, RuntimeFailure
+from jetfleet_contract.delegations import MAX_TIMING_BYTES
+from jetfleet_contract.errors import IncompatibleError, RuntimeFailure, StorageError
 
-MAX_CACHE_BYTES = 256 << 20
+log = logging.getLogger(__name__)
+
 MAX_NAMED = 3
 
 
@@ -59,7 +61,7 @@ def build_plan(trt: Any, logger: Any, path: Path, shape: tuple[int, ...], *, exa
         reason = logger.reason or "it gives no reason"
         raise RuntimeFailure("backend.load", f"TensorRT {trt.__version__} cannot build {path.name}: {reason}", where=str(path))
     if cache is not None and timing is not None:
-        _write(timing, bytes(cache.serialize()))
+        _keep(timing, bytes(cache.serialize()))
     return bytes(plan)
 
 
@@ -92,29 +94,24 @@ def _use_dla(trt: Any, builder: Any, config: Any, core: int, path: Path) -> None
 
 
 def _attach(trt: Any, config: Any, path: Path) -> Any:
-    """The timing cache of `path`, or a fresh one where TensorRT refuses it (another version, another GPU)."""
+    """The timing cache of `path`, or a fresh one: where TensorRT refuses it (another version, another GPU), and where it grew out of
+    bounds, by kernels that no model has any more."""
     config.set_flag(trt.BuilderFlag.EDITABLE_TIMING_CACHE)
     try:
         with path.open("rb") as file:
-            kept = file.read(MAX_CACHE_BYTES)
+            kept = file.read(MAX_TIMING_BYTES + 1)
     except FileNotFoundError:
         kept = b""
-    cache = config.create_timing_cache(kept)
+    cache = config.create_timing_cache(kept if len(kept) <= MAX_TIMING_BYTES else b"")
     if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     return cache
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: another board reads it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+def _keep(timing: Path, data: bytes) -> None:
+    """A full disk costs the next build some minutes, and this one nothing."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        write_file(timing, data)
+    except StorageError as error:
+        log.warning("the timing cache is not kept: %s", error.what)

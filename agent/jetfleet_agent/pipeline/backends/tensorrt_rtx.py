@@ -16,6 +16,7 @@ class TensorRtRtx(TensorRt):
 
     name = "tensorrt-rtx"
     module = "tensorrt_rtx"
+    timed = False
     remedy = "pip install tensorrt-rtx-cu12 or tensorrt-rtx-cu13, as the driver's CUDA is, on an x86 machine with an RTX GPU"
 
     _settings: Any = None
