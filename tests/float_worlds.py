@@ -138,6 +138,17 @@ class GroupedNet(nn.Module):
         return self.head(self.point(both).mean((2, 3)))
 
 
+class Branching(nn.Module):
+    """What it does depends on the values that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(x) if x.sum() > 0 else x
+
+
 def seeded(factory: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """A model whose first weights are those of `seed`."""
     torch.manual_seed(seed)

@@ -88,10 +88,12 @@ class Separate(_Strict, frozen=True, tag_field="kind", tag="separate"):
 
 
 class Qat(_Strict, frozen=True, tag_field="kind", tag="qat"):
-    """Train with fake quantization where the twins will quantize; the scales that it learned go into the scale table."""
+    """Train with fake quantization where the twins will quantize; the scales that it learned go into the scale table. `observer`:
+    scales of activations are learned with the weights, or follow the greatest magnitude."""
 
     epochs: Epochs = 2
     learning_rate: Positive = 1e-4
+    observer: Literal["lsq", "ema"] = "lsq"
 
 
 class Quantize(_Strict, frozen=True, tag_field="kind", tag="quantize"):

@@ -6,7 +6,6 @@ L1: sum of magnitudes (Li et al., arXiv 1608.08710). Taylor: |weight x gradient 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from jetfleet_host.compress.recipe_file import Prune
 from .allocation import Sensitivity, Stock, by_importance, by_sensitivity
 from .channel_groups import ChannelGraph, ChannelGroup, importance_measure, output_shapes
 from .channel_scan import scan
+from .fake_quantization import working_copy
 from .samples import batches
 from .trainer import LabelLoss, Plan, deterministic, fit
 
@@ -34,7 +34,7 @@ def prune(model: nn.Module, config: Prune, workshop: Workshop) -> nn.Module:
         InputError: `build.prune` names the operation that cannot be pruned, or says that there is nothing to remove.
         RuntimeFailure: `build.diverged`.
     """
-    model = copy.deepcopy(model).cpu()
+    model = working_copy(model)
     shapes = output_shapes(model, workshop.shape)
     before: dict[str, int] | None = None
     scanned: dict[str, Sensitivity] = {}

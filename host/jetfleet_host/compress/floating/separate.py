@@ -6,7 +6,6 @@ squares (Eckart and Young, 1936), so no data is needed for the start. Then the n
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -16,6 +15,7 @@ from jetfleet_contract.errors import InputError
 from jetfleet_host.compress.float_stage import Workshop
 from jetfleet_host.compress.recipe_file import Separate
 
+from .fake_quantization import working_copy
 from .trainer import LabelLoss, Plan, fit
 
 
@@ -26,7 +26,7 @@ def separate(model: nn.Module, config: Separate, workshop: Workshop) -> nn.Modul
         InputError: `build.separate` when there is no dense convolution larger than 1x1.
         RuntimeFailure: `build.diverged`.
     """
-    model = copy.deepcopy(model)
+    model = working_copy(model)
     savings = _savings(model, workshop.shape)
     if not savings:
         raise InputError("build.separate", "the model has no dense convolution with a kernel above 1x1 that would be cheaper in two",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from jetfleet_contract.errors import InputError
 from jetfleet_host.compress.float_stage import Workshop
 from jetfleet_host.compress.recipe_file import Sparsify
 
+from .fake_quantization import working_copy
 from .trainer import LabelLoss, Plan, fit
 
 _RUN, _KEPT = 4, 2
@@ -41,7 +41,7 @@ def sparsify(model: nn.Module, config: Sparsify, workshop: Workshop) -> nn.Modul
         InputError: `build.sparsify` when no layer can take the pattern.
         RuntimeFailure: `build.diverged`.
     """
-    model = copy.deepcopy(model)
+    model = working_copy(model)
     for step in range(1, config.steps + 1):
         masks = two_of_four(model, step / config.steps) if config.pattern == "2:4" else smallest(model, _share(config, step))
         if not masks.masks:
