@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MODELS = typer.Option(..., "--models", metavar="MODEL.onnx", help="Trained models, one or more.")
 _TARGETS = typer.Option(..., "--targets", metavar="BOARD", help="Targets, by the names of their board files.")
 _METHODS = typer.Option(["fp32", "fp16", "int8"], "--methods", metavar="METHOD",
-                        help="fp32, bf16, fp16, int8: one or more.")
+                        help="fp32, bf16, fp16, int8, ptq-minmax, ptq-percentile, ptq-entropy, ptq-mse: one or more.")
 _DATA = typer.Option(..., "--data", help="Folder of images, with labels.json or class sub-folders where there are labels.")
 _OUT = typer.Option(..., "--out", help="Folder of the matrix; an earlier run's cells in it stay.")
 _RECORDS = typer.Option([], "--record", metavar="FILE",

@@ -173,11 +173,12 @@ class _Build:
         return _int8_variants(twins, origin) if twins else []
 
     def _scales(self, model: ModelHandle, data: DataSet, tensors: Sequence[Tensor]) -> ScaleTable:
-        key = self.checkpoints.key("scales", model.digest, data.digest, self.task.input, len(tensors), self.recipe.percentile)
+        key = self.checkpoints.key("scales", model.digest, data.digest, self.task.input, len(tensors), self.recipe.percentile,
+                                   self.recipe.calibrator)
         self.progress("calibrate", 0, len(tensors))
         table = self.checkpoints.value(key, ScaleTable)
         if table is None:
-            table = calibrate(model, self._announced(tensors), percentile=self.recipe.percentile)
+            table = calibrate(model, self._announced(tensors), percentile=self.recipe.percentile, calibrator=self.recipe.calibrator)
             self.checkpoints.keep_value(key, table)
         self.progress("calibrate", len(tensors), len(tensors))
         return table

@@ -11,6 +11,8 @@ import msgspec
 from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.errors import InputError
 
+from .calibration import Calibrator
+
 Shape = tuple[int, int, int, int]
 
 
@@ -53,7 +55,8 @@ DEFAULT_PRESET = {"detect-db": "ppocr-det", "classify": "imagenet", "detect-yolo
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """One build. `task.input.name` is filled from the model; `percentile` clips calibration outliers; `methods` come beside fp32."""
+    """One build. `task.input.name` is filled from the model; `percentile` clips calibration outliers where that is the
+    `calibrator`; `methods` come beside fp32."""
 
     name: str
     version: str
@@ -63,6 +66,7 @@ class Recipe(msgspec.Struct, frozen=True):
     methods: tuple[Literal["fp16", "int8"], ...] = ("fp16", "int8")
     max_drop: float = 0.5
     percentile: float = 99.99
+    calibrator: Calibrator = "percentile"
     calibration_images: int = 32
     probe_images: int = 8
     threads: int = 0

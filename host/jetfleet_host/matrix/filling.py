@@ -134,7 +134,8 @@ class _Filler:
         bundle = _whole(out)
         if bundle is None:
             recipe = Recipe(name, VERSION, wish.targets, task, shape, methods=method.makes, max_drop=wish.max_drop,  # type: ignore[arg-type]
-                            calibration_images=wish.calibration_images, threads=wish.threads, latency_rounds=0)
+                            calibrator=method.calibrator, calibration_images=wish.calibration_images, threads=wish.threads,
+                            latency_rounds=0)
             try:
                 build(Job(path, wish.data, out, self.store.cache), recipe,
                       lambda stage, done, of: self.progress(f"{name}, {method.name}: {stage}", done, of))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from jetfleet_contract.bundle import EvaluationRow
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.messages import Message
+from jetfleet_host.compress.calibration import Calibrator
 
 
 class Method(Message, frozen=True):
@@ -15,6 +18,7 @@ class Method(Message, frozen=True):
     makes: tuple[str, ...]
     variants: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
+    calibrator: Calibrator = "percentile"
 
     def counts(self, variant: str, precision: str) -> bool:
         """Whether a candidate stands for this method."""
@@ -31,6 +35,7 @@ NAMED = {method.name: method for method in (
     Method("bf16", (), ("fp32",), ("bf16",)),
     Method("fp16", ("fp16",), ("fp16",)),
     Method("int8", ("int8",), _INT8),
+    *(Method(f"ptq-{calibrator}", ("int8",), _INT8, calibrator=calibrator) for calibrator in get_args(Calibrator)),
 )}
 
 

@@ -1,0 +1,1 @@
+"""Search over recipes: accuracy and the target's latency as objectives, resumable, with storage that several machines may share."""
