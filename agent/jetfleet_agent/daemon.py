@@ -38,6 +38,7 @@ from .bundle_folder import BundleFolder, read_bundle
 from .capability import Machine, l4t_release, probe, probe_machine
 from .clocks import BoardClock
 from .config import EXAMPLE, AgentConfig, MeasureConfig, load
+from .doctor_kernels import kernels_line
 from .explained import Explained, with_engines
 from .gpu_probe import gpu_of
 from .power import read_conditions
@@ -112,7 +113,9 @@ def _probe(parsed: argparse.Namespace) -> int:
         _show(parsed, boards, "\n".join(f"{b.board:20} {b.title} ({b.support}) {b.why_not}".rstrip() for b in boards))
         return 0
     capability = _capability(parsed.board)
-    _show(parsed, capability, capability_text(capability))
+    gpu = capability.gpu
+    found = kernels_line(gpu.sm, int(gpu.driver.partition(".")[0] or 0)) if gpu is not None else ""
+    _show(parsed, capability, capability_text(capability, found))
     return 0
 
 

@@ -13,6 +13,15 @@ from .gpu_probe import Gpu
 _ORIGIN = {"signed": "signed by the host", "wheel": "from this agent's wheel"}
 
 
+def kernels_line(sm: int, cuda: int) -> str:
+    """What `probe` says: the cubin of this agent's wheel that serves a GPU, or why none does."""
+    try:
+        found = find_cubin(sm, cuda, places(None))
+    except IncompatibleError as error:
+        return f"{error.what} [{error.code}]"
+    return f"{found.cubin.file} {_ORIGIN[found.origin]}, NVRTC {found.cubin.nvrtc}, source {found.source[7:19]}"
+
+
 def kernels(gpu: Gpu, state: Path) -> Check | None:
     """None where there is no GPU. `state`: the agent's state folder.
 

@@ -26,8 +26,8 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str 
     return "\n".join(indent + line for line in lines)
 
 
-def capability_text(capability: Capability) -> str:
-    """The board as `probe` prints it."""
+def capability_text(capability: Capability, kernels: str = "") -> str:
+    """The board as `probe` prints it. `kernels`: what serves its GPU."""
     simulated = f"   (simulated: board file {capability.board} put over this {capability.arch} machine)" if capability.simulated else ""
     memory = f"{capability.memory_mb} MB" if capability.memory_mb else "unknown"
     rows = [(b.name, b.version or "-", " ".join(b.precisions) or "-", b.missing) for b in capability.backends]
@@ -38,6 +38,7 @@ def capability_text(capability: Capability) -> str:
         f"memory   {memory}",
         *([f"module   {capability.module}, L4T {capability.system or 'unknown'}"] if capability.module else []),
         *([f"gpu      {gpu_text(capability.gpu)}"] if capability.gpu is not None else []),
+        *([f"kernels  {kernels}"] if kernels else []),
         *textwrap.wrap("isa      " + (" ".join(capability.isa) or "unknown"), WIDTH, subsequent_indent=" " * 9),
         "",
         columns(("backend", "version", "precisions", "why not"), rows),

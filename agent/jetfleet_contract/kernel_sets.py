@@ -23,7 +23,7 @@ from .topics import check_blob
 from .trust import TargetField, blobs_of_field, read_field
 
 INTERFACE = 1
-"""What a launch is given: the arguments of every kernel, and which kernels there are. It grows when an argument changes its layout."""
+"""What a launch is given. It grows when an argument changes its layout or meaning, not when kernels are added."""
 
 WHEEL_FOLDER = "cubins"
 RECEIVED_FOLDER = "kernels"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from small_cubins import cubin, fill
 
+from jetfleet_agent import cubin_files
 from jetfleet_agent.boards import load_board
 from jetfleet_agent.cubin_files import IN_WHEEL, find_cubin, places
-from jetfleet_agent.doctor_kernels import kernels
+from jetfleet_agent.doctor_kernels import kernels, kernels_line
 from jetfleet_agent.gpu_probe import Gpu, ask_driver, gpu_of
 from jetfleet_contract.errors import IncompatibleError
 from jetfleet_contract.kernel_sets import INTERFACE
@@ -100,6 +101,13 @@ def test_the_doctor_says_which_cubin_serves_or_why_none(tmp_path: Path) -> None:
     assert none is not None
     assert none.verdict == "warning"
     assert "only for sm_72, sm_87" in none.finding
+
+
+def test_the_probe_s_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cubin_files, "IN_WHEEL", tmp_path)
+    assert "this wheel was built without cubins" in kernels_line(87, 12)
+    fill(tmp_path, ORIN)
+    assert kernels_line(87, 12).startswith("jetfleet.sm_87.cu12.cubin from this agent's wheel")
 
 
 def test_the_gpu_of_a_board() -> None:

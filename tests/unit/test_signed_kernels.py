@@ -14,7 +14,7 @@ from jetfleet_agent.supervisor.signed_kernels import AGAIN_S, SignedKernels
 from jetfleet_contract.chunks import BlobInfo
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, MalformedError, UntrustedError
 from jetfleet_contract.kernel_sets import INTERFACE, KernelsTarget, kernels_path, read_kernels_target
-from jetfleet_contract.kernels import MANIFEST, KernelSet
+from jetfleet_contract.kernels import MANIFEST, NAMES, CubinFile, KernelSet
 from jetfleet_contract.messages import Instant, encode
 from jetfleet_contract.trust import target_field
 
@@ -74,6 +74,19 @@ def test_the_board_keeps_its_own_gpus_kernels(tmp_path: Path) -> None:
     board.part.follow()
     board.deliver()
     assert list(board.folder.iterdir()) == []
+
+
+def test_a_set_older_than_the_agent_is_kept_for_what_it_has(tmp_path: Path) -> None:
+    board = Board(tmp_path / "kernels")
+    names = frozenset(sorted(NAMES)[:3])
+    data = cubin(87, names)
+    (tmp_path / "jetfleet.cubin").write_bytes(data)
+    row = CubinFile("jetfleet.cubin", 87, 12, "12.0.1", "sha256:" + hashlib.sha256(data).hexdigest(), len(data))
+    board.sign(tmp_path, KernelSet("sha256:" + "5" * 64, (), tuple(names), (row,), INTERFACE))
+    board.deliver()
+    assert find_cubin(87, 12, (("signed", board.folder),), names).data == data
+    with pytest.raises(IncompatibleError, match=r"cubin\.kernels"):
+        find_cubin(87, 12, (("signed", board.folder),))
 
 
 def test_a_damaged_file_on_the_board_is_fetched_again(tmp_path: Path) -> None:

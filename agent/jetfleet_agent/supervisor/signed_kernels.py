@@ -2,7 +2,8 @@
 blob is.
 
 They lie in ``STATE/kernels``, laid out as in the wheel. The manifest is written last, so a power cut leaves the old set, or a set whose
-file does not match and is passed over until the next start mends it. A pipeline loads what it finds when it starts.
+file does not match and is passed over until the next start mends it. A pipeline loads what it finds when it starts. A set may be older than
+this agent and lack a kernel: it is kept, and whoever needs that kernel passes it over.
 """
 
 from __future__ import annotations
@@ -86,8 +87,10 @@ class SignedKernels:
             if hashlib.sha256((self._folder / MANIFEST).read_bytes()).hexdigest() != target.manifest:
                 return False
             found = read_manifest(self._folder)
-            for cubin in cubins_for(found, self._sm) if found is not None else ():
-                read_checked(self._folder, cubin)
+            if found is None:
+                return False
+            for cubin in cubins_for(found, self._sm):
+                read_checked(self._folder, cubin, frozenset(found.kernels))
         except (JetfleetError, OSError):
             return False
         return True
@@ -132,9 +135,9 @@ class SignedKernels:
             self._fetcher.want(blob, target.blobs[blob])
 
     def _take_cubin(self, target: KernelsTarget, blob: str) -> None:
-        data = self._store.read(blob, MAX_CUBIN_BYTES)
+        data, kernels = self._store.read(blob, MAX_CUBIN_BYTES), frozenset(read_kernel_set(self._manifest).kernels)
         for cubin in self._missing[blob]:
-            check_bytes(data, cubin)
+            check_bytes(data, cubin, kernels)
             write_file(self._folder / cubin.file, data)
         del self._missing[blob]
         if not self._missing:
