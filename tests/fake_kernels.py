@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from fake_decode import is_decode, run_decode
 
 from jetfleet_agent.pipeline.kernel_twin import new_tensor, preprocess
 from jetfleet_contract.kernel_arguments import FRAME_BYTES, RULES_BYTES, THREADS, Rules, Sampling
@@ -22,6 +23,9 @@ class Memory(Protocol):
 
 
 def run_kernel(memory: Memory, name: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]) -> None:
+    if is_decode(name):
+        run_decode(memory, name, grid, threads, arguments)
+        return
     variant = _VARIANTS[name]
     assert 0 < threads <= THREADS
     assert min(grid) > 0

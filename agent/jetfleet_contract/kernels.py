@@ -1,7 +1,9 @@
 """The CUDA kernels that jetfleet ships: which there are, how each is called, and what a folder of them says of itself.
 
-The source is `jetfleet_host/kernels/preprocess.cu`, the oracle `jetfleet_agent/pipeline/kernel_twin.py`, the arguments of a launch are
-`kernel_arguments`. A kernel's name is ``jf_preprocess_FORMAT_LAYOUT_TYPE`` or ``jf_fill_LAYOUT_TYPE``; one cubin holds them all.
+One cubin holds them all. Each source of `jetfleet_host/kernels` has its oracle in `jetfleet_agent/pipeline`, its launches' arguments here:
+
+    preprocess.cu   kernel_twin.py   kernel_arguments   ``jf_preprocess_FORMAT_LAYOUT_TYPE``, ``jf_fill_LAYOUT_TYPE``
+    decode.cu       decode_twin.py   decode_arguments   ``jf_decode_STEP_HEAD_TYPE`` for what reads a head, else ``jf_decode_STEP``
 """
 
 from __future__ import annotations
@@ -18,17 +20,23 @@ from .topics import is_name
 PixelFormat = Literal["nv12", "yuyv", "bgr", "rgba", "gray"]
 Layout = Literal["nchw", "nhwc"]
 ElementType = Literal["f32", "f16", "i8"]
+HeadLayout = Literal["v5", "v8", "v8-rows"]
+HeadType = Literal["f32", "f16"]
+HeadStep = Literal["scan", "gather"]
 
 FORMATS: tuple[PixelFormat, ...] = ("nv12", "yuyv", "bgr", "rgba", "gray")
 LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
 TYPES: tuple[ElementType, ...] = ("f32", "f16", "i8")
+HEADS: tuple[HeadLayout, ...] = ("v5", "v8", "v8-rows")
+HEAD_TYPES: tuple[HeadType, ...] = ("f32", "f16")
+HEAD_STEPS: tuple[HeadStep, ...] = ("scan", "gather")
 
 MANIFEST = "kernels.json"
 MAX_MANIFEST_BYTES = 64 * 1024
 
 
 class Variant(msgspec.Struct, frozen=True):
-    """One compiled kernel: what comes in (None: nothing, it fills the band), and what goes out."""
+    """One compiled kernel of pre-processing: what comes in (None: nothing, it fills the band), and what goes out."""
 
     pixels: PixelFormat | None
     layout: Layout
@@ -46,9 +54,41 @@ class Variant(msgspec.Struct, frozen=True):
         return f"JF_PREPROCESS({self.pixels}, {self.layout}, {self.type})" if self.pixels else f"JF_FILL({self.layout}, {self.type})"
 
 
+class HeadVariant(msgspec.Struct, frozen=True):
+    """One compiled kernel of decoding that reads a head: `scan` finds candidates, `gather` takes what goes along with the survivors."""
+
+    step: HeadStep
+    head: HeadLayout
+    type: HeadType
+
+    @property
+    def name(self) -> str:
+        """The kernel's symbol."""
+        return f"jf_decode_{self.step}_{self._head}_{self.type}"
+
+    @property
+    def instance(self) -> str:
+        """The source line that makes it."""
+        return f"JF_DECODE_{self.step.upper()}({self._head}, {self.type})"
+
+    @property
+    def _head(self) -> str:
+        return self.head.replace("-", "_")
+
+
 VARIANTS: tuple[Variant, ...] = tuple(
     Variant(pixels, layout, kind) for pixels in (*FORMATS, None) for layout in LAYOUTS for kind in TYPES)
-NAMES: frozenset[str] = frozenset(variant.name for variant in VARIANTS)
+HEAD_VARIANTS: tuple[HeadVariant, ...] = tuple(
+    HeadVariant(step, head, kind) for step in HEAD_STEPS for head in HEADS for kind in HEAD_TYPES)
+# Of decoding, what reads no head.
+DECODE_CLEAR, DECODE_RANK, DECODE_COMPARE, DECODE_KEEP = DECODE_STEPS = tuple(
+    f"jf_decode_{step}" for step in ("clear", "rank", "compare", "keep"))
+# The sources, and the lines that are compiled at the end of each.
+SOURCES: dict[str, tuple[str, ...]] = {
+    "preprocess.cu": tuple(variant.instance for variant in VARIANTS),
+    "decode.cu": tuple(variant.instance for variant in HEAD_VARIANTS),
+}
+NAMES: frozenset[str] = frozenset((*(variant.name for variant in VARIANTS), *(variant.name for variant in HEAD_VARIANTS), *DECODE_STEPS))
 
 
 class CubinFile(Message, frozen=True):

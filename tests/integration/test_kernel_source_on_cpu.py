@@ -17,7 +17,7 @@ from jetfleet_agent.pipeline.kernel_twin import new_tensor, preprocess
 from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.kernel_arguments import Fit, rules, sampling
 from jetfleet_contract.kernels import FORMATS, LAYOUTS, Layout, PixelFormat
-from jetfleet_host.kernels.building import source
+from jetfleet_host.kernels.building import source_of
 
 pytestmark = pytest.mark.slow
 SIZES = ((320, 180), (318, 242), (50, 130), (2, 2))
@@ -29,7 +29,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if shutil.which("g++") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("g++ is not installed")
     folder = tmp_path_factory.mktemp("kernel")
-    dots = re.sub(r'asm\("dp2a\.(lo|hi)[^;]*;[^;]*;', r"sum += dp2a_\1(halves, bytes);", source())
+    dots = re.sub(r'asm\("dp2a\.(lo|hi)[^;]*;[^;]*;', r"sum += dp2a_\1(halves, bytes);", source_of("preprocess.cu"))
     plain = re.sub(r'asm\("[^;]*;', "", re.sub(r'asm\("(cvt[^;]*;[^;]*);', "", dots))
     plain = "\n".join(line for line in plain.splitlines() if not line.startswith("JF_") or "f32" in line)
     (folder / "kernel.h").write_text(plain)

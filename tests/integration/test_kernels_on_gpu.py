@@ -13,7 +13,7 @@ from jetfleet_agent.pipeline.kernel_twin import new_tensor, preprocess
 from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.kernel_arguments import Fit, Sampling, rules, sampling
 from jetfleet_contract.kernels import FORMATS, LAYOUTS, TYPES, ElementType, Layout, PixelFormat, Variant
-from jetfleet_host.kernels.building import SOURCE, open_compiler, source
+from jetfleet_host.kernels.building import UNIT, open_compiler, source
 from jetfleet_host.kernels.targets import chosen
 from jetfleet_host.kernels.toolchains import default_cache
 
@@ -30,7 +30,7 @@ def gpu() -> CudaPort:
 @pytest.fixture(scope="module")
 def module(gpu: CudaPort) -> Any:
     target = max((one for one in chosen((gpu.sm,)) if one.cuda <= gpu.cuda), key=lambda one: one.cuda)
-    return gpu.load(open_compiler(target.cuda, default_cache(), True, print).compile(source(), SOURCE, gpu.sm))
+    return gpu.load(open_compiler(target.cuda, default_cache(), True, print).compile(source(), UNIT, gpu.sm))
 
 
 def uploaded(gpu: CudaPort, planes: tuple[Any, ...], where: Sampling, offset: int) -> bytes:

@@ -12,7 +12,21 @@ from small_cubins import elf
 
 from jetfleet_contract.cubins import MAX_SECTIONS, check_cubin, read_cubin
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, MalformedError
-from jetfleet_contract.kernels import FORMATS, LAYOUTS, NAMES, TYPES, VARIANTS, CubinFile, KernelSet, read_kernel_set
+from jetfleet_contract.kernels import (
+    DECODE_STEPS,
+    FORMATS,
+    HEAD_STEPS,
+    HEAD_TYPES,
+    HEAD_VARIANTS,
+    HEADS,
+    LAYOUTS,
+    NAMES,
+    TYPES,
+    VARIANTS,
+    CubinFile,
+    KernelSet,
+    read_kernel_set,
+)
 from jetfleet_contract.messages import encode
 
 
@@ -73,12 +87,14 @@ def test_noise_is_refused(data: bytes) -> None:
 
 
 def test_the_table_of_variants_follows_the_scheme() -> None:
-    assert len(VARIANTS) == len(NAMES) == len(LAYOUTS) * len(TYPES) * (len(FORMATS) + 1)
-    assert {"jf_preprocess_nv12_nchw_f16", "jf_fill_nhwc_i8"} <= NAMES
+    assert len(VARIANTS) == len(LAYOUTS) * len(TYPES) * (len(FORMATS) + 1)
+    assert len(HEAD_VARIANTS) == len(HEAD_STEPS) * len(HEADS) * len(HEAD_TYPES)
+    assert len(NAMES) == len(VARIANTS) + len(HEAD_VARIANTS) + len(DECODE_STEPS)
+    assert {"jf_preprocess_nv12_nchw_f16", "jf_fill_nhwc_i8", "jf_decode_scan_v8_rows_f16", "jf_decode_keep"} <= NAMES
 
 
 def cubin(sm: int, cuda: int, file: str = "") -> CubinFile:
-    return CubinFile(file or f"preprocess.sm_{sm}.cu{cuda}.cubin", sm, cuda, f"{cuda}.0.1", "sha256:" + "0" * 64, 10)
+    return CubinFile(file or f"jetfleet.sm_{sm}.cu{cuda}.cubin", sm, cuda, f"{cuda}.0.1", "sha256:" + "0" * 64, 10)
 
 
 def test_the_newest_cubin_that_a_driver_loads_is_chosen() -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from jetfleet_agent.pipeline.preprocess import Geometry
 from jetfleet_agent.pipeline.tasks import load_task
-from jetfleet_agent.pipeline.tasks.yolo_outputs import LAYOUTS, MAX_CANDIDATES, tell_layout
+from jetfleet_agent.pipeline.tasks.yolo_outputs import LAYOUTS, tell_layout
 from jetfleet_contract.bundle import InputSpec, TaskSpec
+from jetfleet_contract.decode_arguments import MAX_CANDIDATES
 from jetfleet_contract.errors import IncompatibleError
 from jetfleet_contract.predictions import Detection
 from jetfleet_contract.similarity import iou

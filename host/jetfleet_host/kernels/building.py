@@ -17,13 +17,13 @@ from jetfleet_contract.bundle import digest_of
 from jetfleet_contract.cubins import MAX_CUBIN_BYTES, check_cubin
 from jetfleet_contract.errors import InputError, JetfleetError, StorageError, UntrustedError
 from jetfleet_contract.kernel_sets import INTERFACE
-from jetfleet_contract.kernels import MANIFEST, NAMES, VARIANTS, CubinFile, KernelSet, read_kernel_set
+from jetfleet_contract.kernels import MANIFEST, NAMES, SOURCES, CubinFile, KernelSet, read_kernel_set
 from jetfleet_contract.messages import encode
 from jetfleet_host.durable import write_file
 from jetfleet_host.kernels import nvrtc, toolchains
 from jetfleet_host.kernels.targets import TOOLCHAINS, Target
 
-SOURCE = "preprocess.cu"
+UNIT = "jetfleet.cu"  # what the compiler calls all sources together; its messages name the file itself
 
 
 class Compiler(Protocol):
@@ -42,9 +42,14 @@ class Built(msgspec.Struct, frozen=True):
 
 
 def source() -> str:
-    """The whole text that is compiled: the file, and a line for each variant of the contract's table."""
-    text = resources.files(__package__).joinpath(SOURCE).read_text()
-    return text + "\n" + "\n".join(variant.instance for variant in VARIANTS) + "\n"
+    """The whole text that is compiled: every file of the contract's table, one after the other."""
+    return "".join(f'#line 1 "{name}"\n{source_of(name)}' for name in SOURCES)
+
+
+def source_of(name: str) -> str:
+    """One file, and a line for each of its variants."""
+    text = resources.files(__package__).joinpath(name).read_text()
+    return "\n".join((text, *SOURCES[name], ""))
 
 
 def source_digest() -> str:
@@ -91,7 +96,7 @@ def build(out: Path, targets: Iterable[Target], compiler: Callable[[int], Compil
             compilers[target.cuda] = compiler(target.cuda)
         chosen = compilers[target.cuda]
         told(f"sm_{target.sm}, NVRTC {chosen.version}")
-        data = chosen.compile(text, SOURCE, target.sm)
+        data = chosen.compile(text, UNIT, target.sm)
         check_cubin(data, target.sm, NAMES)
         write_file(out / target.file, data)
         done.append(Built(CubinFile(target.file, target.sm, target.cuda, chosen.version, digest_of(data), len(data)), fresh=True))

@@ -40,7 +40,7 @@ class Target(msgspec.Struct, frozen=True):
     @property
     def file(self) -> str:
         """The cubin's name in a folder of them."""
-        return f"preprocess.sm_{self.sm}.cu{self.cuda}.cubin"
+        return f"jetfleet.sm_{self.sm}.cu{self.cuda}.cubin"
 
 
 TOOLCHAINS = {

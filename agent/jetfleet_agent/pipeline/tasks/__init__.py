@@ -7,12 +7,14 @@ from __future__ import annotations
 import functools
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from jetfleet_agent.pipeline.decoded import HeadDecode, OutputPort
 from jetfleet_agent.pipeline.preprocess import Geometry, Image, Preprocessor
 from jetfleet_agent.pipeline.tasks.crops import MAX_CROPS, Crop, Cutter
 from jetfleet_contract.bundle import TaskSpec
@@ -63,6 +65,14 @@ class Task(ABC):
         """Write the frame into the (1, 3, h, w) float32 tensor `out`; the geometry maps the answer back."""
         return self.preprocessor.run(frame, out)
 
+    def on_gpu(self, outputs: Sequence[OutputPort]) -> HeadDecode | None:  # noqa: ARG002
+        """What a GPU can do of `decode` for a model with these outputs, of a batch of any size; None when nothing.
+
+        Raises:
+            IncompatibleError: as `decode` of such outputs.
+        """
+        return None
+
     @abstractmethod
     def decode(self, outputs: tuple[npt.NDArray[Any], ...], geometry: Geometry) -> tuple[Detection, ...]:
         """The model's outputs as detections in frame pixels.
@@ -87,6 +97,18 @@ class Guarded(Task):
 
     def prepare(self, frame: Image, out: npt.NDArray[np.float32]) -> Geometry:
         return self._task.prepare(frame, out)
+
+    def on_gpu(self, outputs: Sequence[OutputPort]) -> HeadDecode | None:
+        """Raises:
+            IncompatibleError: what the task says of the outputs.
+            RuntimeFailure: `task.crash`.
+        """
+        try:
+            return self._task.on_gpu(outputs)
+        except JetfleetError:
+            raise
+        except Exception as error:
+            raise self._crash("on_gpu", error) from error
 
     def decode(self, outputs: tuple[npt.NDArray[Any], ...], geometry: Geometry) -> tuple[Detection, ...]:
         """Raises:

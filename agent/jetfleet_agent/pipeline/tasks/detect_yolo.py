@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from jetfleet_agent.pipeline.decoded import HEAD_TYPE_OF, HeadDecode, OutputPort, is_decoded
 from jetfleet_agent.pipeline.preprocess import Geometry
 from jetfleet_agent.pipeline.tasks import Task, choice, flag, number
 from jetfleet_agent.pipeline.tasks.placing import boxes_in_frame, shares
-from jetfleet_agent.pipeline.tasks.yolo_outputs import LAYOUTS, Candidates, Outputs, Reading, read, suppress, tell_layout
+from jetfleet_agent.pipeline.tasks.yolo_outputs import LAYOUTS, Candidates, Outputs, Reading, read, read_decoded, suppress, tell_layout
 from jetfleet_contract.bundle import TaskSpec
-from jetfleet_contract.errors import IncompatibleError
+from jetfleet_contract.decode_arguments import head_rules
+from jetfleet_contract.errors import IncompatibleError, InputError
+from jetfleet_contract.kernels import HEADS, HeadLayout
 from jetfleet_contract.predictions import MAX_DETECTIONS, Detection
+
+_HEADS: dict[str, HeadLayout] = {head: head for head in HEADS}
 
 
 class YoloTask(Task):
@@ -40,14 +46,7 @@ class YoloTask(Task):
         Raises:
             IncompatibleError: `task.output`, `task.layout`, `task.labels`.
         """
-        reading = self._reading(outputs, extra)
-        found = read(outputs, reading, self._threshold)
-        if not np.isfinite(found.boxes).all():
-            found = _only(found, np.flatnonzero(np.isfinite(found.boxes).all(axis=1)))
-        if reading.suppressed:
-            found = _only(found, np.argsort(-found.scores, kind="stable")[:self._most])
-        else:
-            found = _only(found, suppress(found, min_iou=self._iou, most=self._most, agnostic=self._agnostic))
+        found = read_decoded(outputs[0], extra) if is_decoded(outputs[0]) else self._survivors(outputs, extra)
         boxes = boxes_in_frame(found.boxes, geometry)
         inside = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
         if len(inside) < len(boxes):
@@ -55,8 +54,35 @@ class YoloTask(Task):
         self._check_classes(found.classes)
         return found, boxes
 
-    def _reading(self, outputs: Outputs, extra: int) -> Reading:
-        shapes = tuple(output.shape for output in outputs)
+    def _survivors(self, outputs: Outputs, extra: int) -> Candidates:
+        reading = self._reading(tuple(output.shape for output in outputs), extra)
+        found = read(outputs, reading, self._threshold)
+        if not reading.suppressed:
+            return _only(found, suppress(found, min_iou=self._iou, most=self._most, agnostic=self._agnostic))
+        if not np.isfinite(found.boxes).all():
+            found = _only(found, np.flatnonzero(np.isfinite(found.boxes).all(axis=1)))
+        return _only(found, np.argsort(-found.scores, kind="stable")[:self._most])
+
+    def head(self, outputs: Sequence[OutputPort], extra: int) -> HeadDecode | None:
+        """How the GPU decodes the head among these outputs, of a batch of any size; None where there is none that it could, or need.
+
+        Raises:
+            IncompatibleError: `task.output`, `task.layout`.
+        """
+        if len(outputs) != 1 or len(outputs[0].shape) != 3 or outputs[0].dtype not in HEAD_TYPE_OF:
+            return None
+        images, rows, columns = outputs[0].shape
+        reading = self._reading(((1, rows, columns),), extra)
+        if reading.layout not in _HEADS:
+            return None
+        try:
+            rules = head_rules(_HEADS[reading.layout], HEAD_TYPE_OF[outputs[0].dtype], (images, rows, columns), classes=reading.classes,
+                               extra=extra, threshold=self._threshold, iou=self._iou, most=self._most, agnostic=self._agnostic)
+        except InputError:  # too large
+            return None
+        return HeadDecode(outputs[0].name, rules)
+
+    def _reading(self, shapes: tuple[tuple[int, ...], ...], extra: int) -> Reading:
         # The number of candidates that a model with its own suppression gives may change with every frame.
         reading = self._readings.get(shapes)
         if reading is None:
@@ -79,6 +105,9 @@ class YoloTask(Task):
 
 class DetectYolo(YoloTask):
     """Boxes with labels. Options: those of `YoloTask`."""
+
+    def on_gpu(self, outputs: Sequence[OutputPort]) -> HeadDecode | None:
+        return self.head(outputs, 0)
 
     def decode(self, outputs: tuple[npt.NDArray[Any], ...], geometry: Geometry) -> tuple[Detection, ...]:
         found, boxes = self.found(outputs, geometry, 0)

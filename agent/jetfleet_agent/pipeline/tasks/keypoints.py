@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from jetfleet_agent.pipeline.decoded import HeadDecode, OutputPort
 from jetfleet_agent.pipeline.preprocess import Geometry
 from jetfleet_agent.pipeline.tasks import number
 from jetfleet_agent.pipeline.tasks.detect_yolo import YoloTask
@@ -27,6 +29,9 @@ class KeyPoints(YoloTask):
         super().__init__(spec)
         self._points = number(spec, "points", 17, 1, MAX_KEY_POINTS)
         self._dimensions = number(spec, "dimensions", 3, 2, 3)
+
+    def on_gpu(self, outputs: Sequence[OutputPort]) -> HeadDecode | None:
+        return self.head(outputs, self._points * self._dimensions)
 
     def decode(self, outputs: tuple[npt.NDArray[Any], ...], geometry: Geometry) -> tuple[Detection, ...]:
         found, boxes = self.found(outputs, geometry, self._points * self._dimensions)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from jetfleet_agent.pipeline.decoded import HeadDecode, OutputPort
 from jetfleet_agent.pipeline.preprocess import Geometry
 from jetfleet_agent.pipeline.tasks import choice, number
 from jetfleet_agent.pipeline.tasks.detect_yolo import YoloTask
@@ -44,6 +46,13 @@ class Segment(YoloTask):
         self._form = choice(spec, "form", ("auto", "instances", "regions"))
         self._background = number(spec, "background", -1, -1, 65535)
         self._least_area = number(spec, "min_area", 0.001, 0.0, 1.0)
+
+    def on_gpu(self, outputs: Sequence[OutputPort]) -> HeadDecode | None:
+        """Boxes and coefficients of instances; their prototypes stay an output of their own."""
+        maps = [output for output in outputs if len(output.shape) == 4]
+        if self._form == "regions" or len(maps) != 1 or len(outputs) != 2:
+            return None
+        return self.head([output for output in outputs if len(output.shape) != 4], maps[0].shape[1])
 
     def decode(self, outputs: tuple[Array, ...], geometry: Geometry) -> tuple[Detection, ...]:
         form = self._form
