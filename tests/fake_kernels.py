@@ -10,7 +10,7 @@ import numpy as np
 from fake_decode import is_decode, run_decode
 
 from jetfleet_agent.pipeline.kernel_twin import new_tensor, preprocess
-from jetfleet_contract.kernel_arguments import FRAME_BYTES, RULES_BYTES, THREADS, Rules, Sampling
+from jetfleet_contract.kernel_arguments import FRAME_BYTES, ONE, RULES_BYTES, THREADS, Rules, Sampling
 from jetfleet_contract.kernels import VARIANTS, Variant
 
 DTYPES = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
@@ -49,16 +49,16 @@ def _preprocess(memory: Memory, variant: Variant, grid: tuple[int, int, int], th
     shape = (3, rules.height, rules.width) if variant.layout == "nchw" else (rules.height, rules.width, 3)
     table = memory.array(frames, (grid[2], FRAME_BYTES), np.uint8)
     for row in table:
-        first, second, pitch, second_pitch, *numbers, offset = struct.unpack("<QQiiiiiiffffffffq", row.tobytes())
-        where = Sampling(*numbers)
+        first, second, pitch, second_pitch, left, top, width, height, *fixed, offset = struct.unpack("<QQiiiiiiffffffffq", row.tobytes())
+        where = Sampling(left, top, width, height, *(value / ONE for value in fixed))
         if not where.height:
             continue
         assert grid[0] * threads * 4 >= (where.left + where.width + 3) // 4 * 4 - where.left // 4 * 4, "columns that no thread covers"
         assert grid[1] >= where.height
-        rows = int(where.high_y) + 1
-        planes = [_plane(memory, first, rows, pitch, (int(where.high_x) + 1) * _ROW_BYTES[variant.pixels])]
+        rows, columns = int(where.high_y) + 2, int(where.high_x) + 2
+        planes = [_plane(memory, first, rows, pitch, columns * _ROW_BYTES[variant.pixels])]
         if second:
-            planes.append(_plane(memory, second, (rows + 1) // 2, second_pitch, (int(where.high_x) + 2) // 2 * 2))
+            planes.append(_plane(memory, second, (rows + 1) // 2, second_pitch, (columns + 1) // 2 * 2))
         dtype = DTYPES[variant.type]
         target = memory.array(out + offset * np.dtype(dtype).itemsize, shape, dtype)
         preprocess(tuple(planes), variant.pixels, where, rules, target, variant.layout, variant.type)

@@ -20,7 +20,7 @@ def test_the_kernel_is_that_of_the_engine_s_layout_and_type(shape: tuple[int, ..
     assert fold is not None
     assert (fold.kernel.name, fold.images, fold.image_bytes) == (kernel, shape[0], 3 * 48 * 64 * size)
     assert fold.names == {kernel, kernel.replace("preprocess_bgr", "fill")}
-    assert fold.rules.gain[0] == pytest.approx(1 / 255 / (0.02 if dtype == "int8" else 1.0))
+    assert fold.rules.pad[0] == pytest.approx(114 / 255 / (0.02 if dtype == "int8" else 1.0))
 
 
 @pytest.mark.parametrize(("spec", "source", "pixels", "part"), [
