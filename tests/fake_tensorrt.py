@@ -49,6 +49,7 @@ class Board:
         self.cleared: list[Any] = []
         self.network_flags: list[int] = []
         self.dla_cores = 0
+        self.on_dla: tuple[str, ...] = ("/conv", "/act")
         self.host_code: list[bool] = []
         self.runs = True
         self.serializes = True
@@ -133,6 +134,7 @@ def stand_in(board: Board, name: str, version: str) -> ModuleType:  # noqa: C901
 
         def __init__(self, logger: Any) -> None:
             self.logger = logger
+            self.num_DLA_cores = board.dla_cores
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
             board.host_code.append(self.engine_host_code_allowed)
@@ -148,9 +150,13 @@ def stand_in(board: Board, name: str, version: str) -> ModuleType:  # noqa: C901
 
     class Network:
         num_inputs = 1
+        num_layers = 3
 
         def get_input(self, index: int) -> Any:
             return SimpleNamespace(name="x", shape=board.input)
+
+        def get_layer(self, index: int) -> Any:
+            return SimpleNamespace(name=("/conv", "/act", "/head/softmax")[index])
 
     class Builder:
         def __init__(self, logger: Any) -> None:
@@ -162,6 +168,7 @@ def stand_in(board: Board, name: str, version: str) -> ModuleType:  # noqa: C901
 
         def create_builder_config(self) -> Any:
             return SimpleNamespace(
+                can_run_on_DLA=lambda layer: layer.name in board.on_dla,
                 clear_flag=board.cleared.append, set_flag=board.flags.append, add_optimization_profile=lambda profile: 0,
                 create_timing_cache=lambda kept: SimpleNamespace(serialize=lambda: kept + b"+"),
                 set_timing_cache=lambda cache, ignore: not ignore and cache.serialize() != b"foreign+")

@@ -22,6 +22,7 @@ from jetfleet_contract.bundle import Evaluation, InputSpec, ModelSpec, ProbeSet,
 from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
+from jetfleet_contract.footings import runs_on_dla
 from jetfleet_contract.messages import Capability, Message
 from jetfleet_contract.policy import Candidate, candidates, why_unsupported
 from jetfleet_contract.predictions import agreement
@@ -127,7 +128,7 @@ def bench(bundle: BundleFolder, capability: Capability, run: Run, wish: Wish,
     trials: dict[str, _Trials] = {}
     for position, candidate in enumerate(possible):
         progress(f"{candidate.name}: load, probe set, settings", position + 1, total)
-        trials[candidate.name] = _first(bundle, candidate, run, wish, capability.cores)
+        trials[candidate.name] = _first(bundle, candidate, run, wish, capability)
     for number in range(wish.rounds):
         for position, candidate in enumerate(possible):
             progress(f"{candidate.name}: round {number + 1} of {wish.rounds}", (number + 1) * len(possible) + position + 1, total)
@@ -163,9 +164,11 @@ def _asked_for(spec: ModelSpec, only: tuple[str, ...]) -> tuple[Candidate, ...]:
     return tuple(every[name] for name in only or every)
 
 
-def _first(bundle: BundleFolder, candidate: Candidate, run: Run, wish: Wish, cores: int) -> _Trials:
+def _first(bundle: BundleFolder, candidate: Candidate, run: Run, wish: Wish, capability: Capability) -> _Trials:
     plain = Tuning(provider=wish.provider)
-    settings = settings_to_measure(candidate.backend, threads=wish.threads, cores=cores) if wish.tune_s and not wish.provider else ()
+    settings = settings_to_measure(
+        candidate.backend, threads=wish.threads, cores=capability.cores,
+        dla=runs_on_dla(capability, candidate.backend, candidate.precision)) if wish.tune_s and not wish.provider else ()
     job = _job(bundle, candidate, wish, plain)
     result = run(msgspec.structs.replace(job, images=tuple(str(image) for image in bundle.images), warmup=0, latency_runs=0,
                                          settings=settings, settings_s=wish.tune_s))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from jetfleet_contract.boards import BoardFile, allowed_precisions, names_board, withheld_precisions
+from jetfleet_contract.boards import BoardFile, allowed_precisions, bounded_dla, names_board, withheld_precisions
 from jetfleet_contract.errors import IncompatibleError
 from jetfleet_contract.messages import BackendInfo, Capability
 
@@ -108,7 +108,7 @@ def probe(
         memory_mb=min(filter(None, (machine.memory_mb, board.memory_mb)), default=0),
         backends=_backends(board, machine, facts),
         simulated=simulate,
-        gpu=next((fact.gpu for fact in facts.values() if fact.gpu is not None), None),
+        gpu=next((bounded_dla(board, machine.l4t, fact.gpu) for fact in facts.values() if fact.gpu is not None), None),
         module=module_of(machine.compatible),
         system=machine.l4t,
     )

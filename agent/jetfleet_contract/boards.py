@@ -16,7 +16,7 @@ import msgspec
 
 from .board_bounds import problems
 from .errors import InputError, MalformedError
-from .messages import Message
+from .messages import GpuInfo, Message
 from .topics import check_name
 from .unknown_keys import refuse_unknown
 
@@ -149,6 +149,18 @@ class BoardFile(Message, frozen=True):
     def release(self, l4t: str) -> SystemRelease | None:
         """The release that a board of this L4T runs (``36.4.3`` is of ``36.4``), or None: nobody knows."""
         return next((one for one in self.releases if one.l4t and is_within(l4t, one.l4t)), None)
+
+
+def bounded_dla(board: BoardFile, l4t: str, gpu: GpuInfo) -> GpuInfo:
+    """The GPU with the DLA cores that both TensorRT sees (`gpu.dla_cores`) and the board file has, and what runs on them there.
+
+    A release that the file knows and does not name beside the DLA has none; of one that it does not know, TensorRT's word counts.
+    """
+    release = board.release(l4t)
+    cores = min(gpu.dla_cores, (board.gpu.dla_cores if board.gpu is not None else 0) or 0)
+    if board.dla is None or not cores or (release is not None and release.name not in board.dla.releases):
+        return msgspec.structs.replace(gpu, dla_cores=0, dla_precisions=())
+    return msgspec.structs.replace(gpu, dla_cores=cores, dla_precisions=board.dla.precisions)
 
 
 def is_within(version: str, release: str) -> bool:

@@ -90,6 +90,12 @@ def recipe_of(backend: str, weights: str, precision: str, entry: InputSpec, tuni
                   tuning.folded, digest, on_dla)
 
 
+def runs_on_dla(capability: Capability, backend: str, precision: str) -> bool:
+    """Whether a DLA core of this board runs a model of that precision."""
+    gpu, kind = capability.gpu, KINDS.get(backend)
+    return kind is not None and kind.dla and gpu is not None and gpu.dla_cores > 0 and precision in gpu.dla_precisions
+
+
 def tuning_of(recipe: Recipe) -> Tuning:
     """The set-up of a runtime that makes, or runs, an engine of that recipe. A DLA engine runs on either core; it is made on core 0."""
     return Tuning(folded=recipe.folded, threads=recipe.threads, provider=f"{DLA}0" if recipe.dla else "")

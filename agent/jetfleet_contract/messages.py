@@ -188,7 +188,8 @@ class BackendInfo(Message, frozen=True):
 
 class GpuInfo(Message, frozen=True):
     """The first GPU, as its driver tells. `sm` is the compute capability times ten, `sm_count` the multiprocessors; `integrated`: it reads
-    the host's memory (Jetson); `driver` is the CUDA version that the driver serves, ``12.6``; `dla_cores` are those that TensorRT sees."""
+    the host's memory (Jetson); `driver` is the CUDA version that the driver serves, ``12.6``. `dla_cores` are those that TensorRT sees and
+    the board file allows under this release, `dla_precisions` what runs on them."""
 
     name: str
     sm: int
@@ -196,6 +197,7 @@ class GpuInfo(Message, frozen=True):
     integrated: bool = False
     driver: str = ""
     dla_cores: int = 0
+    dla_precisions: tuple[str, ...] = ()
 
 
 class Capability(Message, frozen=True):

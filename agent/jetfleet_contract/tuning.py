@@ -31,7 +31,8 @@ class Tuning(Message, frozen=True):
     `folded`: frames go in as (N, H, W, 3) uint8 and the graph normalises them (openvino). `flush`: denormal numbers count as zero
     (onnxruntime; openvino always does). `sleeping`: worker threads sleep between two layers instead of spinning (onnxruntime).
     `pinned`: each worker thread stays on a core of its own; off, because every process would take the same first cores. `provider`: the
-    execution provider (onnxruntime) or device (openvino); empty: the CPU. `threads`: of the session; 0: as the board's config says.
+    execution provider (onnxruntime), device (openvino) or DLA core (tensorrt); empty: the CPU, or the GPU of a runtime for GPUs.
+    `threads`: of the session; 0: as the board's config says.
     """
 
     folded: bool = False
@@ -67,13 +68,15 @@ class TuningChoice(Message, frozen=True):
     figures: tuple[TuningFigures, ...] = ()
 
 
-def settings_to_measure(backend: str, *, threads: int, cores: int) -> tuple[Tuning, ...]:
+def settings_to_measure(backend: str, *, threads: int, cores: int, dla: bool = False) -> tuple[Tuning, ...]:
     """The settings worth a second of measuring each, the defaults first; empty where a runtime has none that we know of.
 
     Args:
         threads: CPU threads given to the runtime; 0: its own choice.
         cores: of the board. Threads are pinned only where they fill it: several apps with few threads each would share the first cores.
             Half of the threads are measured too: seldom faster, often cheaper.
+        dla: a DLA core here runs the candidate's precision: measured beside the GPU, because in low power modes it has more operations a
+            second (TensorRT).
     """
     half = (threads or cores) // 2
     fills = cores > 1 and threads in (0, cores)
@@ -85,6 +88,8 @@ def settings_to_measure(backend: str, *, threads: int, cores: int) -> tuple[Tuni
         halved = (Tuning(folded=True, threads=half),) if half else ()
         pinned = (Tuning(folded=True, pinned=True),) if fills else ()
         return (Tuning(), Tuning(folded=True), *halved, *pinned)
+    if backend == "tensorrt" and dla:
+        return (Tuning(), Tuning(provider="DLA0"))
     return ()
 
 

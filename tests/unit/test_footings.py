@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from jetfleet_agent.boards import load_board
+from jetfleet_contract.boards import bounded_dla
 from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.engines import ENGINE_TITLES, Footing, engine_key, why_foreign
-from jetfleet_contract.footings import KINDS, footing_of, recipe_of, tuning_of, why_no_footing
+from jetfleet_contract.footings import KINDS, footing_of, recipe_of, runs_on_dla, tuning_of, why_no_footing
 from jetfleet_contract.messages import BackendInfo, Capability, GpuInfo
 from jetfleet_contract.tuning import Tuning
 
@@ -85,6 +87,18 @@ def test_a_dla_engine_serves_either_core_and_no_other_runtime_has_one() -> None:
     assert tuning_of(zero).provider == "DLA0"
     for backend, provider in (("openvino", "DLA0"), ("openvino", "GPU"), ("tensorrt-rtx", "DLA0"), ("onnxruntime", "")):
         assert recipe_of(backend, WEIGHTS, "fp16", ENTRY, Tuning(provider=provider), 0) is None
+
+
+@pytest.mark.parametrize(("board", "l4t", "seen", "cores"), [
+    ("agx-orin-64", "36.4.3", 2, 2), ("agx-orin-64", "36.4.3", 0, 0), ("agx-orin-64", "39.2.0", 2, 0), ("orin-nano", "36.4.3", 2, 0),
+    ("orin-nx-8", "36.4.3", 2, 1), ("thor-t5000", "39.2.0", 1, 0), ("agx-orin-64", "41.0.0", 2, 2)])
+def test_dla_cores_are_those_that_tensorrt_sees_and_the_board_file_allows(board: str, l4t: str, seen: int, cores: int) -> None:
+    file = load_board(board)
+    gpu = bounded_dla(file, l4t, GpuInfo("Orin", 87, 16, integrated=True, dla_cores=seen))
+    here = Capability(board, board, "aarch64", gpu=gpu)
+    assert (gpu.dla_cores, bool(gpu.dla_precisions)) == (cores, cores > 0)
+    assert [runs_on_dla(here, "tensorrt", precision) for precision in ("fp16", "int8", "fp32")] == [cores > 0, cores > 0, False]
+    assert not runs_on_dla(here, "tensorrt-rtx", "fp16")
 
 
 def test_every_runtime_that_has_a_title_has_its_row() -> None:

@@ -187,12 +187,33 @@ def test_an_operator_that_tensorrt_lacks_is_named_with_its_node(board: Board, tm
     assert "node /head/Hardmax (StringSplit)" in error.what
 
 
-def test_dla_is_built_for_its_core_with_the_gpu_for_the_rest(board: Board, tmp_path: Path) -> None:
+def test_dla_is_built_for_its_core_with_the_gpu_for_the_rest(board: Board, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="jetfleet_agent")
     dla = Tuning(provider="DLA1")
     assert refusal(opened(tmp_path, file="m.onnx", tuning=dla)).code == "backend.dla"
-    board.dla_cores, board.cuda = 2, FakeCuda()
+    board.dla_cores, board.cuda, board.flags = 2, FakeCuda(), []
     with opened(tmp_path, file="m.onnx", tuning=dla) as backend:
         assert (backend.provider, board.flags) == ("DLA1", ["GPU_FALLBACK"])
+        engine = backend.export(tmp_path / "dla.engine")
+    assert "2 of 3 layers run on the DLA, the GPU runs /head/softmax" in caplog.text
+    board.dla_cores, board.cuda = 1, FakeCuda()
+    error = refusal(open_backend("tensorrt", tmp_path / "m.onnx", precision="fp16", threads=0, input_shape=SHAPE, tuning=dla,
+                                 engine=engine))
+    assert (error.code, board.cuda.leaks) == ("backend.dla", (0, 0, 0, 0))
+    assert "DLA1 was asked for, this tensorrt sees 1 DLA cores" in error.what
+
+
+def test_what_no_dla_runs_is_refused_by_name(board: Board, tmp_path: Path) -> None:
+    board.dla_cores, board.on_dla = 2, ()
+    error = refusal(opened(tmp_path, file="m.onnx", tuning=Tuning(provider="DLA0")))
+    assert (error.code, board.cuda.leaks) == ("backend.dla", (0, 0, 0, 0))
+    assert "/conv, /act, /head/softmax" in error.what
+    board.on_dla = ("/conv",)
+    for precision, provider, part in (("fp32", "DLA0", "does not run in fp32"), ("fp16", "DLA2", "'DLA2'")):
+        board.cuda = FakeCuda()
+        error = refusal(opened(tmp_path, file="m.onnx", precision=precision, tuning=Tuning(provider=provider)))
+        assert error.code == "backend.dla"
+        assert part in error.what
 
 
 def test_a_timing_cache_is_read_kept_and_replaced_when_it_is_foreign(board: Board, tmp_path: Path) -> None:

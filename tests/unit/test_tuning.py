@@ -75,6 +75,8 @@ def test_settings_begin_with_the_defaults_and_pin_only_a_model_that_fills_the_bo
             assert len(set(settings)) == len(settings) <= MAX_SETTINGS
             assert any(one.pinned for one in settings) is pins
     assert settings_to_measure("tensorrt", threads=0, cores=4) == ()
+    assert settings_to_measure("tensorrt", threads=0, cores=4, dla=True) == (Tuning(), Tuning(provider="DLA0"))
+    assert settings_to_measure("tensorrt-rtx", threads=0, cores=4, dla=True) == ()
 
 
 def test_a_run_is_called_what_most_of_it_was() -> None:

@@ -24,6 +24,7 @@ from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
 from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import StorageError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
+from jetfleet_contract.footings import runs_on_dla
 from jetfleet_contract.messages import BackendInfo, Capability
 from jetfleet_contract.policy import (
     Candidate,
@@ -259,7 +260,8 @@ class Chooser:
 
     def _tuned(self, chosen: Candidate, spec: ModelSpec, paths: Mapping[str, Path], images: tuple[Path, ...]) -> TuningChoice:
         """The settings kept for that candidate, or those of another version whose files are alike, or measured now."""
-        settings = settings_to_measure(chosen.backend, threads=self._threads, cores=self._capability.cores)
+        settings = settings_to_measure(chosen.backend, threads=self._threads, cores=self._capability.cores,
+                                       dla=runs_on_dla(self._capability, chosen.backend, chosen.precision))
         if not settings or not self._measure.tune_s or chosen.variant not in paths:
             return TuningChoice()
         key = self._key(chosen, spec)

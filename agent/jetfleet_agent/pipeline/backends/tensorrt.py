@@ -36,10 +36,11 @@ from jetfleet_agent.pipeline.cuda import check_driver, open_cuda
 from jetfleet_agent.pipeline.cuda.port import Cuda, page_aligned
 from jetfleet_agent.pipeline.preprocess import Geometry, Image, Preprocessor
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, RuntimeFailure
+from jetfleet_contract.footings import DLA
 
 log = logging.getLogger(__name__)
 
-DLA = "DLA"
+DLA_PRECISIONS = ("fp16", "int8")
 
 
 class TensorRt(Backend):
@@ -76,6 +77,9 @@ class TensorRt(Backend):
         if self._runtime is None:
             raise RuntimeFailure("backend.load", f"{self.module} {trt.__version__} does not start: {logger.reason}")
         if core is not None:
+            if core >= self._runtime.num_DLA_cores:
+                raise IncompatibleError("backend.dla", f"{DLA}{core} was asked for, this {self.module} sees "
+                                                       f"{self._runtime.num_DLA_cores} DLA cores", remedy="run the model on the GPU")
             self._runtime.DLA_core = core
         self.versions = {self.module: trt.__version__}
         self.provider = f"{DLA}{core}" if core is not None else cuda.name
@@ -116,6 +120,9 @@ class TensorRt(Backend):
             return None
         if wanted not in ("DLA0", "DLA1"):
             raise IncompatibleError("backend.dla", f"there is no DLA core {wanted!r}", remedy="use DLA0 or DLA1")
+        if self.requested not in DLA_PRECISIONS:
+            raise IncompatibleError("backend.dla", f"a DLA core does not run in {self.requested}: {self.path.name} stays on the GPU",
+                                    remedy=f"use the bundle's variant in {' or '.join(DLA_PRECISIONS)}")
         return int(wanted.removeprefix(DLA))
 
     def _found_kernels(self, cuda: Cuda) -> Kernels | None:

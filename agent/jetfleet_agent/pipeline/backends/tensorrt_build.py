@@ -51,7 +51,9 @@ def build_plan(trt: Any, logger: Any, path: Path, shape: tuple[int, ...], *, exa
     if exact:
         config.clear_flag(trt.BuilderFlag.TF32)
     if dla_core is not None:
+        source.shape = shape  # a DLA takes fixed shapes only
         _use_dla(trt, builder, config, dla_core, path)
+        _check_dla(config, network, path)
     profile = builder.create_optimization_profile()
     profile.set_shape(source.name, shape, shape, shape)
     config.add_optimization_profile(profile)
@@ -91,6 +93,17 @@ def _use_dla(trt: Any, builder: Any, config: Any, core: int, path: Path) -> None
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def _check_dla(config: Any, network: Any, path: Path) -> None:
+    """Tell which layers are left to the GPU; a model whose every layer is, is none for a DLA."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    on_gpu = [layer.name for layer in layers if not config.can_run_on_DLA(layer)]
+    named = ", ".join(on_gpu[:MAX_NAMED]) + (f" and {len(on_gpu) - MAX_NAMED} more" if len(on_gpu) > MAX_NAMED else "")
+    if layers and len(on_gpu) == len(layers):
+        raise IncompatibleError("backend.dla", f"no layer of {path.name} runs on a DLA core: {named}", where=str(path),
+                                remedy="run it on the GPU; a DLA takes convolutions, pooling and activations in fp16 or int8")
+    log.info("%s: %d of %d layers run on the DLA, the GPU runs %s", path.name, len(layers) - len(on_gpu), len(layers), named or "none")
 
 
 def _attach(trt: Any, config: Any, path: Path) -> Any:
