@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -20,12 +21,12 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jetfleet_contract.errors import RuntimeFailure
+from jetfleet_contract.errors import JetfleetError, RuntimeFailure
 from jetfleet_host.compress.float_stage import Split, Workshop
 from jetfleet_host.compress.recipe_file import Training
 
 from .epoch_state import EpochState, weights_digest
-from .processes import Progress, compress_gradients, fabric_for, relayed, under_torchrun
+from .processes import Progress, Relay, compress_gradients, fabric_for, relayed, under_torchrun
 from .recomputing import recomputed
 from .samples import CachedSplit, Order, loader
 from .tracing import traced
@@ -82,8 +83,7 @@ class _Job:
     progress: Progress
 
 
-@dataclass(frozen=True)
-class _Diverged:
+class _Diverged(NamedTuple):
     epoch: int
     step: int
 
@@ -102,18 +102,32 @@ def fit(model: nn.Module, plan: Plan, workshop: Workshop) -> nn.Module:
     fabric = fabric_for(workshop.training)
     if fabric.world_size > 1 and not under_torchrun():
         with relayed(workshop.progress) as relay:
-            diverged = fabric.launch(_train, replace(job, progress=relay))
+            ended = fabric.launch(_train_sent, pickle.dumps(replace(job, progress=_silent)), relay)
     else:
         fabric.launch()
-        diverged = _train(fabric, job)
-    if diverged is not None:
-        raise RuntimeFailure("build.diverged", f"training {plan.name} diverged: the loss was no number in epoch {diverged.epoch}, "
-                             f"step {diverged.step}", remedy="lower learning_rate, or take precision = \"fp32\"")
+        ended = _train(fabric, job)
+    if isinstance(ended, JetfleetError):
+        raise ended
+    if ended is not None:
+        raise RuntimeFailure("build.diverged", f"training {plan.name} diverged: the loss was no number in epoch {ended.epoch}, "
+                             f"step {ended.step}", remedy="lower learning_rate, or take precision = \"fp32\"")
     state = _state_of(job).load()
     if state is None:
         raise RuntimeFailure("build.training-state", f"training {plan.name} left no state in {workshop.folder}", where=str(workshop.folder))
     model.cpu().load_state_dict(state["model"])
     return model.eval()
+
+
+def _train_sent(fabric: Fabric, job: bytes, relay: Relay) -> _Diverged | JetfleetError | None:
+    """In a process of its own. As bytes, every process has weights of its own: sent as tensors, all would train the same memory."""
+    try:
+        return _train(fabric, replace(pickle.loads(job), progress=relay))  # noqa: S301 - from the process that started this one
+    except JetfleetError as error:  # all processes see the same data, so all of them end here
+        return error
+
+
+def _silent(what: str, done: int, of: int) -> None:
+    """Progress calls are often closures, which cannot be sent."""
 
 
 def _train(fabric: Fabric, job: _Job) -> _Diverged | None:
