@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 TESTS = Path(__file__).parent.parent
 
 
-def tuned(folder: Path, epochs: int = 1, **training: object) -> nn.Module:
+def tuned(folder: Path, epochs: int = 1, **training: Any) -> nn.Module:
     config = Tune(epochs=epochs)
     return stage_for(config)(seeded(PlainNet), config, workshop(folder, optimizer="sgd", **training))
 

@@ -121,9 +121,12 @@ def fit(model: nn.Module, plan: Plan, workshop: Workshop) -> nn.Module:
 def _train_sent(fabric: Fabric, job: bytes, relay: Relay) -> _Diverged | JetfleetError | None:
     """In a process of its own. As bytes, every process has weights of its own: sent as tensors, all would train the same memory."""
     try:
-        return _train(fabric, replace(pickle.loads(job), progress=relay))  # noqa: S301 - from the process that started this one
-    except JetfleetError as error:  # all processes see the same data, so all of them end here
-        return error
+        ended: _Diverged | JetfleetError | None = _train(fabric, replace(pickle.loads(job), progress=relay))  # noqa: S301 - our parent's
+    except JetfleetError as error:  # all processes see the same data, so all of them come here
+        ended = error
+    fabric.barrier()  # a process that leaves while another still talks to it aborts that one
+    torch.distributed.destroy_process_group()
+    return ended
 
 
 def _silent(what: str, done: int, of: int) -> None:
