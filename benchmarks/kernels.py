@@ -18,9 +18,9 @@ import tomllib
 from pathlib import Path
 
 import msgspec
-from sass import Instruction, disassembled, disassembler, has_loop, paths
+from sass import Instruction, a_load, disassembled, disassembler, loops, paths
 
-from jetfleet_contract.kernels import VARIANTS, PixelFormat
+from jetfleet_contract.kernels import HEAD_VARIANTS, VARIANTS, HeadVariant, PixelFormat
 from jetfleet_host.kernels.building import open_compiler, source
 from jetfleet_host.kernels.toolchains import default_cache
 
@@ -37,6 +37,11 @@ ELEMENT_BYTES = {"f32": 4, "f16": 2, "i8": 1}
 CHAINS: tuple[PixelFormat, ...] = ("nv12", "yuyv", "bgr", "rgba")
 A_THREAD = 4  # pixels that a fused kernel's thread makes
 STORES = 3  # vector stores of a thread inside the picture
+
+
+CLASSES = 80
+ANCHORS = {"v5": 25_200, "v8": 8400, "v8-rows": 8400}  # of a head for 640x640
+BEFORE = {"v5": 5, "v8": 4, "v8-rows": 4}  # numbers of an anchor before its classes
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -68,6 +73,16 @@ class Counted(msgspec.Struct, frozen=True):
         return max(self.bounds.values())
 
 
+class Scanned(msgspec.Struct, frozen=True):
+    """A kernel that looks through a head: instructions for each class's score, and the bounds of a head without a detection."""
+
+    kernel: str
+    anchors: int
+    a_score: float
+    compute_us: float
+    bytes_us: float
+
+
 def main() -> None:
     """Compile for sm_87, count, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,12 +100,14 @@ def main() -> None:
              for variant in VARIANTS if variant.pixels is not None}
     chain = disassembled(tool, compiler.compile((HERE / "unfused.cu").read_text(), "unfused.cu", SM))
     parts = {(pixels, kind): _chain(chain, pixels, kind, rates) for pixels in CHAINS for kind in ELEMENT_BYTES}
-    others = {name: body for name, body in sorted(code.items()) if name not in fused}
-    _print(fused, parts, others)
+    scans = [_scan(code[variant.name], variant, rates) for variant in HEAD_VARIANTS if variant.step == "scan"]
+    others = {name: body for name, body in sorted(code.items()) if name not in {*fused, *(row.kernel for row in scans)}}
+    _print(fused, parts, scans, others)
     kept = {"board": "orin-nano, MAXN_SUPER", "nvrtc": compiler.version, "sm": SM, "measured": False, "lanes_per_s": rates.lanes,
             "bytes_per_s": rates.bytes, "kernels": [{**msgspec.to_builtins(row), "bound_us": row.bound_us} for row in fused.values()],
             "chains": {f"{pixels}_nchw_{kind}": [msgspec.to_builtins(row) for row in rows] for (pixels, kind), rows in parts.items()},
-            "others": {name: {"instructions": len(body), "loops": has_loop(body)} for name, body in others.items()}}
+            "scans": [msgspec.to_builtins(row) for row in scans],
+            "others": {name: {"instructions": len(body), "loops": bool(loops(body))} for name, body in others.items()}}
     (HERE / "results/kernels.json").write_text(json.dumps(kept, indent=2) + "\n")
 
 
@@ -116,7 +133,15 @@ def _chain(code: dict[str, list[Instruction]], pixels: PixelFormat, kind: str, r
     return rows
 
 
-def _print(fused: dict[str, Counted], parts: dict[tuple[PixelFormat, str], list[Counted]], others: dict[str, list[Instruction]]) -> None:
+def _scan(body: list[Instruction], variant: HeadVariant, rates: Rates) -> Scanned:
+    before, each = a_load(body)
+    anchors, size = ANCHORS[variant.head], ELEMENT_BYTES[variant.type]
+    moved = anchors * (BEFORE[variant.head] + CLASSES) * size
+    return Scanned(variant.name, anchors, each, anchors * (before + each * CLASSES) / rates.lanes * 1e6, moved / rates.bytes * 1e6)
+
+
+def _print(fused: dict[str, Counted], parts: dict[tuple[PixelFormat, str], list[Counted]], scans: list[Scanned],
+           others: dict[str, list[Instruction]]) -> None:
     print("| fused kernel | instructions an output pixel | all | compute, us | integer, us | accesses, us | bytes, us | bound by | "
           "compute / bytes |\n|---|---|---|---|---|---|---|---|---|")
     for row in fused.values():
@@ -134,9 +159,14 @@ def _print(fused: dict[str, Counted], parts: dict[tuple[PixelFormat, str], list[
         count = sum(row.per_pixel for row in rows)
         print(f"| {pixels} {kind} | {len(rows)} | {count:.0f} | {bound:.1f} | {moved:.1f} | {one.bound_us:.1f} | "
               f"{bound / one.bound_us:.1f}x | {moved / one.bound_us:.1f}x |")
+    print("\n| scan of a YOLO head, 640x640, 80 classes | anchors | instructions a score | compute, us | bytes, us | compute / bytes |\n"
+          "|---|---|---|---|---|---|")
+    for scan in scans:
+        print(f"| {scan.kernel.removeprefix('jf_decode_scan_')} | {scan.anchors} | {scan.a_score:.1f} | {scan.compute_us:.1f} | "
+              f"{scan.bytes_us:.1f} | {scan.compute_us / scan.bytes_us:.2f} |")
     print("\n| other kernel | instructions | |\n|---|---|---|")
     for name, body in others.items():
-        print(f"| {name} | {len(body)} | {'loops' if has_loop(body) else 'no loop'} |")
+        print(f"| {name} | {len(body)} | {'loops' if loops(body) else 'no loop'} |")
 
 
 if __name__ == "__main__":

@@ -96,10 +96,19 @@ def paths(kernel: list[Instruction]) -> Iterator[Way]:
             at = ahead if ahead is not None and not one.guarded else at + 1
 
 
-def has_loop(kernel: list[Instruction]) -> bool:
-    """Whether a branch leads back; the one after the last EXIT, which keeps a multiprocessor from running on, is none."""
+def loops(kernel: list[Instruction]) -> list[tuple[int, int]]:
+    """First and last instruction of each loop; the branch after the last EXIT, which keeps a multiprocessor from running on, is none."""
     last = max((at for at, one in enumerate(kernel) if one.name == "EXIT"), default=0)
-    return any(one.target is not None and one.target <= at for at, one in enumerate(kernel[:last]))
+    return [(one.target, at) for at, one in enumerate(kernel[:last]) if one.target is not None and one.target <= at]
+
+
+def a_load(kernel: list[Instruction]) -> tuple[int, float]:
+    """Instructions before the loop that loads most, and of that loop for each of its loads."""
+    def loaded(loop: tuple[int, int]) -> int:
+        return sum(one.name.startswith("LDG") for one in kernel[loop[0]:loop[1] + 1])
+
+    first, last = max(loops(kernel), key=loaded)
+    return first, (last + 1 - first) / loaded((first, last))
 
 
 def _instructions(body: str) -> list[Instruction]:
