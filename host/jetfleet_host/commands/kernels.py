@@ -13,7 +13,7 @@ _TOOLCHAINS = typer.Option(None, "--toolchains", help="Where NVRTC is kept (defa
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
 
-_BUILD = """Compile the pre-processing kernels for every GPU that boards have, and check each cubin by its ELF headers.
+_BUILD = """Compile the kernels of pre-processing and decoding for every GPU that boards have, and check each cubin by its ELF headers.
 
 No GPU, driver or CUDA toolkit is needed: NVIDIA's NVRTC comes from PyPI, in the version that suits each JetPack, and is kept in a cache.
 Only what changed is compiled; the same source gives the same bytes.
