@@ -6,7 +6,6 @@ purpose ends in a named reason and the CPU's answer.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import msgspec
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda
-from fake_tensorrt import Board, stand_in
+from fake_tensorrt import Board, installed
 from small_cubins import cubin, fill
 
-from jetfleet_agent import cubin_files
-from jetfleet_agent.pipeline.backends import Backend, open_backend, tensorrt
+from jetfleet_agent.pipeline.backends import Backend, open_backend
 from jetfleet_agent.pipeline.backends.tensorrt_frames import Frames
 from jetfleet_agent.pipeline.kernel_twin import new_tensor, preprocess
 from jetfleet_agent.pipeline.pool import FramePool
@@ -36,12 +34,7 @@ KERNEL, BAND = "jf_preprocess_bgr_nchw_f32", "jf_fill_nchw_f32"
 def board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Board:
     board = Board()
     _takes(board, (-1, 3, 32, 48), 2)
-    monkeypatch.setitem(sys.modules, "tensorrt", stand_in(board, "tensorrt", "10.3.0"))
-    monkeypatch.setattr(tensorrt, "check_driver", lambda: None)
-    monkeypatch.setattr(tensorrt, "open_cuda", lambda: board.cuda)
-    monkeypatch.setattr(cubin_files, "IN_WHEEL", tmp_path / "wheel")
-    fill(tmp_path / "wheel", ((87, 12),))
-    return board
+    return installed(board, monkeypatch, tmp_path / "wheel")
 
 
 def _takes(board: Board, shape: tuple[int, ...], most: int) -> None:
@@ -240,6 +233,27 @@ def test_memory_that_cannot_be_locked_is_copied(board: Board, tmp_path: Path, mo
         shown(backend, 0, image)
         np.testing.assert_array_equal(board.seen, by_twin(image))
         assert backend.preparation.startswith("GPU")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("size", [(1, 20), (20, 1), (1, 1)])
+def test_a_frame_too_thin_for_the_kernel_is_the_cpu_s_beside_others_in_a_batch(board: Board, tmp_path: Path, size: tuple[int, int],
+                                                                              dtype: str) -> None:
+    spec = msgspec.structs.replace(SPEC, input_scale=1 / 32 if dtype == "int8" else 0.0)
+    board.dtype = dtype
+    thin, plain = noise(size), noise(SIZES[0])
+    with opened(tmp_path, images=2, spec=spec) as backend:
+        lane = backend.lanes[0]
+        for turn in ((plain, thin), (thin, plain), (plain, thin)):
+            for index, image in enumerate(turn):
+                assert backend.prepare(image, lane, index, Preprocessor(spec).run) == by_cpu(image)[1]
+            backend.infer(lane)
+            step = 32 if dtype == "int8" else 1
+            for index, image in enumerate(turn):
+                apart = np.abs(board.seen[index] - step * by_cpu(image)[0][0])
+                assert apart.max() <= step * 1.01 / 255 / 0.2 + (0.5 if dtype == "int8" else 2e-3)
+        assert backend.preparation.startswith("GPU")
+    assert board.cuda.leaks == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])

@@ -73,6 +73,8 @@ def _run(job: EvaluationJob) -> EvaluationResult:
                                 detail=f"{error.what}; {error.remedy}", peak_rss_mb=_peak_rss_mb())
     activate_ms = (time.perf_counter() - began) * 1e3
     try:
+        if not job.raw_output:
+            backend.decode_by(task.on_gpu)
         engine = backend.export(Path(job.export)) if job.export else None
         frames, predictions, raw = _predict(job, task, backend)
         times, cpu_ms = _times(job, task, backend)

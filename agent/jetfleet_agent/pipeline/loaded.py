@@ -81,6 +81,7 @@ class LoadedModel:
             JetfleetError: see `Backend.activate` and `Backend.infer`.
         """
         self._activate_first()
+        self.backend.decode_by(self.task.on_gpu)
         for lane in self.backend.lanes:
             (self._ahead if lane.index < AHEAD else self._inline).put(lane)
         _, _, height, width = self.task.input_shape
@@ -117,6 +118,7 @@ class LoadedModel:
                 raise
             raise IncompatibleError("backend.batch", f"{wide.path.name} takes no batch of {self.batching.most}: {error.what}",
                                     remedy="export the model with a free batch axis, or leave batching.most at 1") from None
+        wide.decode_by(self.task.on_gpu)
         for lane in wide.lanes:
             self._batches.put(lane)
 
@@ -135,6 +137,9 @@ class LoadedModel:
         check_tile(task, config)
         self.task, self.tile = task, config.tile
         self.batching = msgspec.structs.replace(self.batching, wait_ms=config.batching.wait_ms)
+        for backend in (self.backend, self._wide):
+            if backend is not None and backend.lanes:
+                backend.decode_by(task.on_gpu)
 
     @property
     def prepares_ahead(self) -> bool:

@@ -19,13 +19,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from jetfleet_agent.durable import write_file
+from jetfleet_agent.pipeline.decoded import HeadDecode, OutputPort
 from jetfleet_agent.pipeline.preprocess import Geometry, Image
 from jetfleet_contract.bundle import InputSpec
 from jetfleet_contract.engines import EngineFile
@@ -75,7 +76,7 @@ class Backend(ABC):
 
     After `activate`, also one that ended in `backend.fallback`, `provider` is what the runtime really uses, `precision` what it really runs
     in, and `layers` how many layers with weights run in which (empty: the runtime does not tell). `preparation` says where frames become
-    tensors, and on a GPU's runtime also why not there.
+    tensors and `decoding` where outputs become answers, and on a GPU's runtime also why not there.
     """
 
     name = ""
@@ -104,7 +105,7 @@ class Backend(ABC):
         self.tuning = tuning
         self.spec = spec
         self.kernels = kernels
-        self.preparation = "CPU"
+        self.preparation = self.decoding = "CPU"
         self.provider = ""
         self.layers: dict[str, int] = {}
         self.versions: dict[str, str] = {}
@@ -151,6 +152,11 @@ class Backend(ABC):
             InputError: `frame.shape`.
         """
         return fill(image, lane.tensor if len(lane.tensor) == 1 else lane.tensor[index:index + 1])
+
+    def decode_by(self, plan: Callable[[Sequence[OutputPort]], HeadDecode | None]) -> None:  # noqa: ARG002
+        """Decode here what `plan` (`Task.on_gpu`) says, as far as this runtime can: outputs then have records in the place of a head. From
+        each lane's next run on; called again when the task's options change. Never fails: the task decodes what is not decoded here."""
+        self.decoding = "CPU"
 
     def infer(self, lane: Lane) -> Outputs:
         """Run what the lane was given; the outputs are valid until the lane is run again.

@@ -4,15 +4,16 @@ TensorRT comes from JetPack; memory and streams go through the port `pipeline.cu
 Pre-processing, engine and download are captured once a lane as a CUDA graph, so that a frame is one launch and one wait; where that cannot
 be done they are queued one after the other, and the log says why. On a Jetson the GPU reads frames where they are: nothing is copied.
 
-Frames become the engine's input in one kernel (`tensorrt_frames`) where this GPU has it; `preparation` says so, or why the CPU does it. A
-kernel that fails while the pipeline runs costs the one run that it is done again for: from then on the CPU prepares.
+Frames become the engine's input in one kernel (`tensorrt_frames`) where this GPU has it, and a YOLO head is decoded behind the engine;
+`preparation` and `decoding` say so, or why the CPU does it. A kernel that fails while the pipeline runs costs the one run that is done
+again: from then on the CPU prepares and decodes.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ from jetfleet_agent.pipeline.backends.tensorrt_plan import (
     ports_of,
 )
 from jetfleet_agent.pipeline.cuda import check_driver, open_cuda
+from jetfleet_agent.pipeline.cuda.decode_launch import DecodeLaunch
 from jetfleet_agent.pipeline.cuda.port import Cuda, page_aligned
+from jetfleet_agent.pipeline.decoded import HeadDecode, OutputPort
 from jetfleet_agent.pipeline.preprocess import Geometry, Image, Preprocessor
 from jetfleet_contract.errors import IncompatibleError, JetfleetError, RuntimeFailure
 from jetfleet_contract.footings import DLA
@@ -60,7 +63,9 @@ class TensorRt(Backend):
     _bindings: tuple[LaneBinding, ...] = ()
     _source: Port = Port("", (), "float32")
     _kernels: Kernels | None = None
-    _failed = False  # the kernel did, while it ran
+    _outputs: tuple[Port, ...] = ()
+    _decode: tuple[HeadDecode | None, DecodeLaunch | None] = (None, None)  # one value: another thread sets it
+    _failed = False  # a kernel did, while it ran
 
     def _load(self, count: int) -> tuple[Lane, ...]:
         check_driver()  # before the import: without a driver the runtime has ended the process
@@ -149,10 +154,12 @@ class TensorRt(Backend):
             raise IncompatibleError("backend.input", f"{self.path.name}'s input {source.name!r} refuses {list(source.shape)}")
         tensor = page_aligned(self.input_shape, np.float32)
         binding.lead_in(source.name, self._tensors(cuda, tensor) if self._kernels is None or self.spec is None
-                        else Frames(cuda, self._kernels.launch, self.spec))
-        results = [binding.lead_out(port) for port in outputs_of(self._trt, self._engine, context, outputs, self.path.name)]
+                        else Frames(cuda, self._kernels.launch, self.spec, tensor))
+        self._outputs = outputs_of(self._trt, self._engine, context, outputs, self.path.name)
+        for port in self._outputs:
+            binding.lead_out(port)
         binding.start()
-        return Lane(index, tensor, binding, tuple(results))
+        return Lane(index, tensor, binding, binding.outputs)
 
     def _tensors(self, cuda: Cuda, tensor: Tensor) -> Tensors:
         scale = self.spec.input_scale if self.spec is not None else 0.0
@@ -165,34 +172,56 @@ class TensorRt(Backend):
         return self._engine.create_execution_context()
 
     def prepare(self, image: Image, lane: Lane, index: int, fill: Callable[[Image, Tensor], Geometry]) -> Geometry:
-        if isinstance(lane.binding.inlet, Frames) and not self._failed:
-            return lane.binding.inlet.give(index, image)
-        return super().prepare(image, lane, index, fill)
+        inlet = lane.binding.inlet
+        geometry = inlet.give(index, image) if isinstance(inlet, Frames) and not self._failed else None
+        return super().prepare(image, lane, index, fill) if geometry is None else geometry
+
+    def decode_by(self, plan: Callable[[Sequence[OutputPort]], HeadDecode | None]) -> None:
+        if self._kernels is None or self._cuda is None or self._failed:
+            return
+        self._cuda.enter()
+        head, decoder = self._decode
+        try:
+            wanted = plan(self._outputs)
+            if wanted != head:
+                decoder = self._kernels.decoder(wanted.rules) if wanted is not None else None
+        except JetfleetError as error:
+            wanted = decoder = None
+            self.decoding = f"CPU: {error.what} [{error.code}]"
+            log.info("answers of %s are decoded by the CPU: %s", self.path.name, error.what)
+        else:
+            self.decoding = f"GPU, a {wanted.rules.layout} head" if wanted is not None else "CPU: no kernel decodes such outputs"
+        self._decode = wanted, decoder  # each lane takes it with its next run
 
     def _run(self, lane: Lane) -> Outputs:
         binding: LaneBinding = lane.binding
         binding.cuda.enter()
-        if isinstance(binding.inlet, Frames):
-            return self._run_frames(lane, binding, binding.inlet)
-        binding.run()
-        return lane.outputs
+        if not isinstance(binding.inlet, Frames):
+            binding.run()
+        elif self._failed or not self._is_run_by_kernels(binding):
+            self._fill(lane, binding.inlet)
+            binding.decode(None, None)
+            binding.lead_in(self._source.name, self._tensors(binding.cuda, lane.tensor))
+            binding.start()
+        return binding.outputs
 
-    def _run_frames(self, lane: Lane, binding: LaneBinding, frames: Frames) -> Outputs:
-        if not self._failed:
-            try:
+    def _is_run_by_kernels(self, binding: LaneBinding) -> bool:
+        """False when a kernel failed: the run is still to be done."""
+        head, decoder = self._decode
+        try:
+            if binding.head == head:
                 binding.run()
-            except RuntimeFailure as error:
-                if not error.code.startswith("cuda."):
-                    raise
-                self._failed = True
-                self.preparation = f"CPU: {error.what} [{error.code}]"
-                log.warning("frames for %s are prepared by the CPU from now on: %s", self.path.name, error.what)
             else:
-                return lane.outputs
-        self._fill(lane, frames)
-        binding.lead_in(self._source.name, self._tensors(binding.cuda, lane.tensor))
-        binding.start()
-        return lane.outputs
+                binding.decode(head, decoder)
+                binding.start()
+        except RuntimeFailure as error:
+            if not error.code.startswith("cuda."):
+                raise
+            self._failed = True
+            self.preparation = self.decoding = f"CPU: {error.what} [{error.code}]"
+            log.warning("frames for %s are prepared by the CPU from now on: %s", self.path.name, error.what)
+            return False
+        return True
 
     def _fill(self, lane: Lane, frames: Frames) -> None:
         """The CPU's turn, with what the lane was given."""
@@ -212,5 +241,6 @@ class TensorRt(Backend):
         if self._kernels is not None:
             self._kernels.close()
         self._engine = self._runtime = self._kernels = None
+        self._decode = None, None
         self._cuda.close()
         self._cuda = None

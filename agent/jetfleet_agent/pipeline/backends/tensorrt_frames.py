@@ -1,14 +1,21 @@
 """A lane's pictures on their way into the engine: what is copied for each run, and the one launch that makes them the engine's input.
 
 Frames in the pool's memory are read where they are on a GPU that shares the host's memory, else copied over once each, also when several
-tiles are cut from one; others are copied into the lane's own memory first. What differs from run to run (the copies, the band of a picture
-that now lies elsewhere) is queued in front of the graph; in it are the table of pictures, the launch and what comes after.
+tiles are cut from one; others are copied into the lane's own memory first. A frame that the kernel cannot sample, of one row or column or
+more than 32768, is prepared by the CPU and its tensor copied into its place.
+
+What differs from run to run (the copies, the band of a picture that now lies elsewhere) is queued in front of the graph; in it are the
+table of pictures, the launch and what comes after.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from jetfleet_agent.pipeline.backends.tensorrt_lane import encode
 from jetfleet_agent.pipeline.cuda.frame_memory import FRAME_MEMORY, Bytes, Pixels
 from jetfleet_agent.pipeline.cuda.port import Cuda, page_aligned
 from jetfleet_agent.pipeline.cuda.preprocess_launch import PreprocessLaunch
@@ -18,22 +25,28 @@ from jetfleet_contract.errors import InputError
 from jetfleet_contract.kernel_arguments import FRAME_BYTES, Sampling, sampling
 
 MAX_SIZES = 64  # of frames whose sampling is kept
+_DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
 
 
 class Frames:
     """Pictures of one lane. `give` may be called by any thread that has the lane, the rest by the one that runs it.
 
     `address` is the engine's input: memory of the GPU's own, for nobody else looks at it.
+
+    Args:
+        tensor: of the lane, (N, 3, h, w) float32: what the CPU has prepared.
     """
 
-    def __init__(self, cuda: Cuda, launch: PreprocessLaunch, spec: InputSpec) -> None:
+    def __init__(self, cuda: Cuda, launch: PreprocessLaunch, spec: InputSpec, tensor: npt.NDArray[np.float32]) -> None:
         self.address = 0
         self._cuda = cuda
         self._launch = launch
         self._spec = spec
+        self._tensor = tensor
         self._input = _Block(cuda)
         count = launch.fold.images
         self.given: list[Image | None] = [None] * count
+        self._filled = [False] * count  # by the CPU
         self._bands: list[tuple[int, int, int, int] | None] = [None] * count
         self._copies = [_Locked(cuda) for _ in range(count)]
         self._blocks = [_Block(cuda) for _ in range(0 if cuda.integrated else count)]
@@ -52,8 +65,9 @@ class Frames:
         self.address = self._input.of(fold.images * fold.image_bytes)
         return self.address
 
-    def give(self, index: int, image: Image) -> Geometry:
-        """The lane's next run has `image`, (H, W, 3) uint8 BGR, as picture `index`. It is read when the lane is run.
+    def give(self, index: int, image: Image) -> Geometry | None:
+        """The lane's next run has `image`, (H, W, 3) uint8 BGR, as picture `index`. It is read when the lane is run. None when it must be
+        written into picture `index` of `tensor` instead, before the lane is run.
 
         Raises:
             InputError: `frame.shape`.
@@ -61,8 +75,12 @@ class Frames:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise InputError("frame.shape", f"a frame of shape {image.shape} and type {image.dtype} is no BGR image")
         height, width = image.shape[:2]
-        where = self._where(width, height)
-        self.given[index] = image
+        try:
+            where = self._where(width, height)
+        except InputError:
+            self.given[index], self._filled[index] = None, True
+            return None
+        self.given[index], self._filled[index] = image, False
         return Geometry(width, height, where.width / width, where.height / height, float(where.left), float(where.top))
 
     def _where(self, width: int, height: int) -> Sampling:
@@ -85,6 +103,20 @@ class Frames:
             self._band(index, where, stream)
             row = where.pack(moved[id(pixels.flat)] + pixels.start, pixels.pitch, offset=index * self._launch.fold.image_elements)
             self._table[index] = np.frombuffer(row, np.uint8)
+        for index, filled in enumerate(self._filled):
+            if filled:
+                self._copy_in(index, stream)
+
+    def _copy_in(self, index: int, stream: int) -> None:
+        """What the CPU has prepared, as the engine wants it."""
+        fold = self._launch.fold
+        memory, _ = self._copies[index].of(fold.image_bytes)
+        layout, (width, height) = fold.kernel.layout, (fold.rules.width, fold.rules.height)
+        out = memory[:fold.image_bytes].view(_DTYPES[fold.kernel.type])
+        encode(self._tensor[index:index + 1], out.reshape((1, 3, height, width) if layout == "nchw" else (1, height, width, 3)), layout,
+               self._spec.input_scale)
+        self._bands[index] = None
+        self._cuda.upload(self.address + index * fold.image_bytes, memory[:fold.image_bytes], stream)
 
     def _pixels(self, index: int, image: Image) -> Pixels:
         found = FRAME_MEMORY.find(self._cuda, image)
@@ -129,7 +161,7 @@ class Frames:
     def done(self) -> None:
         """The run is over: frames may go back to their pool."""
         for index in range(len(self.given)):
-            self.given[index] = None
+            self.given[index], self._filled[index] = None, False
 
     def free(self) -> None:
         self.done()
