@@ -119,7 +119,8 @@ def _picture(character: str, fonts: Sequence[str], side: int, rng: np.random.Gen
     picture = paper + (ink - paper) * cover[..., None]
     if rng.random() < 0.3:
         _bar(picture, rng)
-    light = np.linspace(*rng.uniform(0.55, 1.15, 2), side)[:, None] * np.linspace(*rng.uniform(0.75, 1.1, 2), side)[None]
+    down, across = rng.uniform(0.55, 1.15, 2), rng.uniform(0.75, 1.1, 2)
+    light = np.linspace(down[0], down[1], side)[:, None] * np.linspace(across[0], across[1], side)[None]
     picture = cv2.GaussianBlur(picture * light[..., None], (0, 0), rng.uniform(0.25, 1.3) * side / 32)
     picture = picture + rng.normal(0, rng.uniform(4, 30), picture.shape)
     data = cv2.imencode(".jpg", np.clip(picture, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 95))])[1]
