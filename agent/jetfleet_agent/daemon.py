@@ -208,7 +208,7 @@ def run_agent(config: AgentConfig, path: Path, capability: Capability, recent: R
     work = EngineWork(state / ENGINES, threads=config.threads, nice=config.measure.nice, free_mb=memory.free_mb)
     engines = Engines(config.device, capability.device_class, functools.partial(footing_of, capability), trust, store, fetcher, uploads,
                       identity, link, work, EngineMemory(state / ENGINES), clock, random.random,
-                      lacks=functools.partial(why_no_footing, capability))
+                      lacks=functools.partial(why_no_footing, capability), under=lambda: read_conditions().text)
     manager = ServiceManager(os.environ, os.getpid())
     heart = Heartbeat(manager, f"{config.device}, {capability.board}, session {session}", time.monotonic)
     metrics = Metrics()

@@ -34,6 +34,11 @@ SOON = frozenset({"trust.fork", "trust.rollback", "trust.delegation-missing", "t
                   "engine.not-builder", "engine.busy", "engine.no-weights", "device.offline", "broker.down"})
 """What passes by itself and is no try: the newest metadata or the model is on its way to the board, another builder's came first, or it is
 at work. It is asked again soon, then ever more seldom."""
+SLOWEST = 2.0
+"""The second board may take so many times its builder's median, measured under the same power mode and clocks: more than boards of one
+footing differ by, and less than an engine that was tuned for another machine costs."""
+SLACK_MS = 2.0
+"""So much longer is never too slow: other processes, and a clock's ticks."""
 MAX_TRIES = 6
 CERTIFY_S = 180.0
 MAX_WANTED = 256
@@ -64,7 +69,7 @@ class Work(Message, frozen=True):
     """One key. Times are seconds since 1970 by the host's clock. `passport` is the builder's from `uncertified` on, else that of the first
     board that asked. `by` builds or built it, `second` tries or tried it; `heard` is the last sign of life of whoever works, `offline`
     since when that one is offline (0: it is not). `tries` counts builds that run or came to nothing, `soon` what passed by itself.
-    `agreement` and `p50_ms` are what the second board saw."""
+    `agreement` and `p50_ms` are what the second board saw, `built_ms` what its builder did, `built_under` its power mode and clocks."""
 
     device_class: str
     key: str
@@ -85,6 +90,8 @@ class Work(Message, frozen=True):
     detail: str = ""
     agreement: float = 0.0
     p50_ms: float = 0.0
+    built_ms: float = 0.0
+    built_under: str = ""
 
 
 # --- events ------------------------------------------------------------------------------------------------
@@ -97,10 +104,12 @@ class Needed(Message, frozen=True):
 
 
 class Heard(Message, frozen=True):
-    """A builder is at work."""
+    """A builder is at work, or has done it: then `p50_ms` is the session's median there, `under` its power mode and clocks."""
 
     device: str
     percent: float
+    p50_ms: float = 0.0
+    under: str = ""
 
 
 class Built(Message, frozen=True):
@@ -120,11 +129,12 @@ class Failed(Message, frozen=True):
 
 
 class Fit(Message, frozen=True):
-    """The second board ran it: agreement 0..1 with the bundle's reference answers, median of the session in ms."""
+    """The second board ran it: agreement 0..1 with the bundle's reference answers, median of the session in ms and what it was under."""
 
     device: str
     agreement: float
     p50_ms: float
+    under: str = ""
 
 
 class Unfit(Message, frozen=True):
@@ -181,7 +191,7 @@ def step(work: Work, event: Event, boards: Sequence[Seen], now: float) -> Step:
         case Failed():
             return _failed(work, event, boards, now)
         case Fit():
-            return _fit(work, event)
+            return _fit(work, event, now)
         case Unfit():
             return _unfit(work, event, now)
         case Tick():
@@ -195,6 +205,8 @@ def _wanted(work: Work, device: str) -> Work:
 
 
 def _heard(work: Work, event: Heard, now: float) -> Work:
+    if event.p50_ms and event.device == work.by and work.state in ("building", "uncertified", "certifying"):
+        work = msgspec.structs.replace(work, built_ms=event.p50_ms, built_under=event.under)
     if work.state != "building" or event.device != work.by:
         return work
     return msgspec.structs.replace(work, heard=now, percent=max(work.percent, min(event.percent, 100.0)), offline=0.0)
@@ -204,6 +216,8 @@ def _built(work: Work, event: Built, boards: Sequence[Seen], now: float) -> Step
     """The first engine of a key counts, also of a builder whose turn was over: it is signed and verified like any other."""
     if work.state not in ("wanted", "building", "given-up"):
         return work, ()
+    if event.device != work.by:
+        work = msgspec.structs.replace(work, built_ms=0.0, built_under="")
     done = msgspec.structs.replace(work, state="uncertified", by=event.device, blob=event.blob, passport=event.passport, percent=100.0,
                                    since=now, heard=now, offline=0.0, code="", detail="", second="")
     return _go_on(done, boards, now)
@@ -218,9 +232,13 @@ def _failed(work: Work, event: Failed, boards: Sequence[Seen], now: float) -> St
     return work, ()
 
 
-def _fit(work: Work, event: Fit) -> Step:
+def _fit(work: Work, event: Fit, now: float) -> Step:
     if work.state != "certifying" or event.device != work.second:
         return work, ()
+    bound = max(work.built_ms * SLOWEST, work.built_ms + SLACK_MS)
+    if work.built_ms and event.under == work.built_under and event.p50_ms > bound:
+        detail = f"p50 {event.p50_ms:.2f} ms, {work.by} saw {work.built_ms:.2f} ms: more than {SLOWEST:.1f} times and {SLACK_MS:.0f} ms"
+        return _unfit(work, Unfit(event.device, "engine.slow", detail), now)
     done = msgspec.structs.replace(work, state="certified", agreement=event.agreement, p50_ms=event.p50_ms, code="", detail="", barred=())
     return done, (Certify(),)
 
@@ -285,6 +303,7 @@ def _elect(work: Work, boards: Sequence[Seen], now: float) -> Step:
                   key=lambda board: (board.device not in work.wanted_by, board.device))
     if able:
         begun = msgspec.structs.replace(work, state="building", by=able[0].device, since=now, heard=now, offline=0.0, percent=0.0,
+                                        built_ms=0.0, built_under="",
                                         tries=work.tries + 1)
         return begun, (AskToBuild(able[0].device),)
     code, detail = _why_nobody(work, named)

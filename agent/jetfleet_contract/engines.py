@@ -86,7 +86,8 @@ class EngineFile(Message, frozen=True):
 
 class EngineWord(Message, frozen=True):
     """What a board says about one key. `percent` 0..100; `code` is empty unless it failed or does not fit. `agreement` 0..1 with the
-    bundle's reference answers and `p50_ms` are what a certifying board saw; 0 elsewhere. `at`: seconds since 1970 by the board's clock."""
+    bundle's reference answers and `p50_ms` are what its builder, then a certifying board, saw; 0 elsewhere. `under`: power mode and clocks
+    that it was measured under, in words. `at`: seconds since 1970 by the board's clock."""
 
     device: str
     key: str
@@ -99,6 +100,7 @@ class EngineWord(Message, frozen=True):
     detail: str = ""
     agreement: float = 0.0
     p50_ms: float = 0.0
+    under: str = ""
 
 
 def engine_key(footing: Footing, recipe: Recipe) -> str:

@@ -36,8 +36,9 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class EngineView(msgspec.Struct, frozen=True):
-    """One engine key. `size` is in bytes, 0 before there is one; `agreement` (0..1) and `p50_ms` are what the second board saw; `asked`
-    counts boards that asked for it, `boards` those of the class that run its bundle now; `code` and `detail` say what it waits for."""
+    """One engine key. `size` is in bytes, 0 before there is one; `agreement` (0..1) and `p50_ms` are what the second board saw, `built_ms`
+    its builder; `asked` counts boards that asked for it, `boards` those of the class that run its bundle now; `code` and `detail` say what
+    it waits for."""
 
     device_class: str
     key: str
@@ -61,6 +62,7 @@ class EngineView(msgspec.Struct, frozen=True):
     changed: float
     passport: Passport
     refusals: tuple[Refusal, ...]
+    built_ms: float
 
 
 def catalogue(project: Project, session: Session, device_class: str = "") -> list[EngineView]:
@@ -77,7 +79,7 @@ def _view(session: Session, work: Work, size: int) -> EngineView:
     return EngineView(work.device_class, work.key, passport.footing.backend, passport.footing.version, passport.variant,
                       passport.recipe.precision, work.state, built, work.second, work.percent, work.agreement, work.p50_ms, size, work.blob,
                       len(work.wanted_by), int(boards or 0), work.tries, work.code, work.detail, work.since, passport,
-                      tuple(Refusal(one.device, one.code, one.until) for one in work.barred))
+                      tuple(Refusal(one.device, one.code, one.until) for one in work.barred), work.built_ms)
 
 
 def find(session: Session, text: str) -> Work:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -41,14 +43,29 @@ MAX_PROBE_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 
 
+class _Given(NamedTuple):
+    """Metadata of a class's builder: the engines that are new in it, blob and passport, and where their bytes, and timings', lie."""
+
+    device_class: str
+    data: bytes
+    engines: tuple[tuple[str, Passport], ...]
+    sources: tuple[tuple[EngineTarget, Path], ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the engines, as paths have them."""
+        return frozenset(engine_name(key_of(passport)) for _, passport in self.engines)
+
+
 class EngineDriver:
     """See the module.
 
     Args:
-        verify: opens what a board signed with its pinned key. wall: seconds since 1970.
+        verify: opens what a board signed with its pinned key. copier: where engines are copied; a thread of its own when None.
     """
 
-    def __init__(self, project: Project, database: Transactions, files: UploadFiles, verify: VerifyDevice) -> None:
+    def __init__(self, project: Project, database: Transactions, files: UploadFiles, verify: VerifyDevice,
+                 copier: Executor | None = None) -> None:
         self._project = project
         self._database = database
         self._files = files
@@ -59,6 +76,12 @@ class EngineDriver:
         self._vouching: Mapping[str, frozenset[str]] = {}
         self._vouched_until = 0.0
         self._sign: set[str] = set()
+        self._copier = copier or ThreadPoolExecutor(1, thread_name_prefix="engines")
+        self._copies: dict[int, tuple[_Given, Future[None]]] = {}
+
+    def close(self) -> None:
+        """Wait for the copy under way; what it was for is taken up at the next start."""
+        self._copier.shutdown(wait=True, cancel_futures=True)
 
     # --- what boards say --------------------------------------------------------------------------------------
 
@@ -101,7 +124,8 @@ class EngineDriver:
             return made(word.device, word.code or "engine.unfit", intake.clean(word.detail, 300))
         if word.what == "fit":
             return self._fitting(word)
-        return machine.Heard(word.device, word.percent)  # "built" too: its metadata, which comes beside it, is what counts
+        # "built" too: its metadata, which comes beside it, is what counts
+        return machine.Heard(word.device, word.percent, word.p50_ms, intake.clean(word.under, 200))
 
     def _fitting(self, word: EngineWord) -> machine.Event:
         """The board says that it fits; whether it agrees enough with the reference's answers is for the bundle to say."""
@@ -112,7 +136,7 @@ class EngineDriver:
             return machine.Failed(word.device, "engine.no-bundle", f"its bundle cannot be read here: {error}")
         if word.agreement < probe.min_agreement:
             return machine.Unfit(word.device, "engine.disagrees", f"agreement {word.agreement:.3f}, the bound is {probe.min_agreement:.3f}")
-        return machine.Fit(word.device, word.agreement, word.p50_ms)
+        return machine.Fit(word.device, word.agreement, word.p50_ms, intake.clean(word.under, 200))
 
     # --- what time, commands and uploads bring ----------------------------------------------------------------
 
@@ -188,27 +212,38 @@ class EngineDriver:
             if (row.device, row.command) in under_way:
                 waits = True
                 continue
-            if row.id not in self._done and class_of_name(row.name) is not None:
-                self._take(row, now)
+            if row.id not in self._done and class_of_name(row.name) is not None and not self._take(row, now):
+                waits = True
+                continue
             self._done.add(row.id)
             if not waits:
                 self._taken = row.id
                 self._done.clear()
 
-    def _take(self, row: UploadRow, now: Instant) -> None:
+    def _take(self, row: UploadRow, now: Instant) -> bool:
+        """False as long as its engines are being copied: seconds for a large one, which no board has to wait for."""
         try:
-            built = self._accepted(row)
+            if row.id not in self._copies:
+                given = self._given(row)
+                self._copies[row.id] = given, self._copier.submit(self._copy, given)
+            given, copied = self._copies[row.id]
+            if not copied.done():
+                return False
+            del self._copies[row.id]
+            copied.result()
+            accept(self._project, given.device_class, given.data, self._untried(given.device_class) | given.names)
         except StorageError:
             raise
         except JetfleetError as error:
             _log.warning("%s: what it signed for engines is not taken: %s [%s]", row.device, error.what, error.code)
             self._refused(row, error, now)
-            return
+            return True
         with self._database.session() as session:
-            for device_class, blob, passport in built:
+            for blob, passport in given.engines:
                 key = key_of(passport)
-                work = rows.find(session, device_class, key) or machine.Work(device_class, key, passport)
+                work = rows.find(session, given.device_class, key) or machine.Work(given.device_class, key, passport)
                 self._step(session, work, machine.Built(row.device, blob, passport), now)
+        return True
 
     def _refused(self, row: UploadRow, error: JetfleetError, now: Instant) -> None:
         """The build that it answers has failed. What answers an earlier command, or is looked at again after a restart, fails nothing."""
@@ -218,8 +253,8 @@ class EngineDriver:
                 if work.state == "building" and request is not None and (request.device, request.seq) == (row.device, row.command):
                     self._step(session, work, machine.Failed(row.device, error.code, error.what), now)
 
-    def _accepted(self, row: UploadRow) -> list[tuple[str, str, Passport]]:
-        """Check and publish metadata that a builder gave, and the engines that are new in it: class, blob and passport of each."""
+    def _given(self, row: UploadRow) -> _Given:
+        """What the metadata that a builder gave says is new, checked as far as that needs no bytes of engines."""
         device_class = class_of_name(row.name) or ""
         with self._database.reading() as session:
             of_board, again = rows.class_of(session, row.device), rows.in_hand(session, device_class, row.device)
@@ -233,25 +268,24 @@ class EngineDriver:
         if dropped:
             raise UntrustedError("engine.dropped", f"the metadata leaves out {len(dropped)} engines of before, such as {dropped[0]}")
         fresh = [target for target in targets if known.get(target.path) != target.blob or target.path.rpartition("/")[2] in again]
-        engines = [target for target in fresh if target.timing is None]
-        passports = [_checked_passport(device_class, target, row.device) for target in engines]
-        for target in fresh:
-            self._store(target, row.device)
-        names = self._untried(device_class) | {target.path.rpartition("/")[2] for target in engines}
-        accept(self._project, device_class, data, names)
-        return [(device_class, target.blob, passport) for target, passport in zip(engines, passports, strict=True)]
+        engines = tuple((target.blob, _checked_passport(device_class, target, row.device)) for target in fresh if target.timing is None)
+        return _Given(device_class, data, engines, tuple((target, self._bytes_of(target, row.device)) for target in fresh))
 
-    def _store(self, target: EngineTarget, device: str) -> None:
-        """The engine among the published blobs: whole, with the signed digest, size and chunk table."""
+    def _bytes_of(self, target: EngineTarget, device: str) -> Path:
         with self._database.reading() as session:
             row = rows.uploaded(session, device, target.blob)
         if row is None:
             raise UntrustedError("engine.missing", f"the bytes of {target.path} were not given")
-        source = self._files.path(device, target.blob)
-        self._check_size(source, row, self._project.settings.uploads.bounds.most["engine"])
-        tabled = copy_over(self._project.blobs, source, target.blob, target.info.chunk_size)
-        if tabled.blob != target.blob or tabled.info != target.info:
-            raise UntrustedError("engine.flipped", f"the bytes of {target.path} are not what was signed")
+        path = self._files.path(device, target.blob)
+        self._check_size(path, row, self._project.settings.uploads.bounds.most["engine"])
+        return path
+
+    def _copy(self, given: _Given) -> None:
+        """The engines among the published blobs: whole, with the signed digest, size and chunk table. In the copier's thread."""
+        for target, source in given.sources:
+            tabled = copy_over(self._project.blobs, source, target.blob, target.info.chunk_size)
+            if tabled.blob != target.blob or tabled.info != target.info:
+                raise UntrustedError("engine.flipped", f"the bytes of {target.path} are not what was signed")
 
     def _read(self, row: UploadRow, limit: int) -> bytes:
         path = self._files.path(row.device, row.blob)

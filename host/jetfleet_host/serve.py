@@ -192,6 +192,7 @@ class Server:
             self._link.stop()
             self._uploads.close()
             self._crops.close()
+            self._engines.close()
             self._store([item for item in self._taken(0.0) if isinstance(item, Incoming)], self._clock())
             self._guarded(lambda _now: self._published.keep(self._distributor.stats), self._clock())
             self._guarded(self._delivery.close, self._clock())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from brokers import until
 from builder_board import Builder
 from tuf.api.metadata import TargetFile
 
@@ -46,6 +49,18 @@ def target(engine: bytes = ENGINE, passport: Passport = PASSPORT, path: str = ""
     return TargetFile(len(engine), {"sha256": tabled.blob}, path or engine_path(CLASS, engine_name(key_of(passport))), field)
 
 
+class AtOnce(Executor):
+    """Copies while the driver waits, so that a test's next line sees the outcome."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  as an executor does
+            future.set_exception(error)
+        return future
+
+
 class Site:
     """The driver, boards b1 and b2 that may build, c1 of the same class that may not, and x1 of another."""
 
@@ -61,11 +76,12 @@ class Site:
                 session.add(Device(device=name, key=identity.public_hex, device_class="other" if name == "x1" else CLASS, online=True,
                                    first_seen=WALL, last_seen=WALL))
         self.mono = 0.0
+        self.copier: Executor = AtOnce()
         self.offers = 0
         self.restart()
 
     def restart(self) -> None:
-        self.driver = EngineDriver(self.project, self.database, self.files, verify_device)
+        self.driver = EngineDriver(self.project, self.database, self.files, verify_device, self.copier)
 
     def turn(self, seconds: float = 2.0) -> None:
         self.mono += seconds
@@ -224,6 +240,35 @@ def test_a_second_board_that_cannot_for_reasons_of_its_own_convicts_nothing(site
     assert site.work.detail == f"waits for a second board to try it; not c1 [{code}]"
     site.say("b2", "need")
     assert (site.state(), site.work.second) == ("certifying", "b2")
+
+
+def test_a_large_engine_is_copied_beside_the_control_thread(site: Site) -> None:
+    held, free = threading.Event(), threading.Event()
+
+    def slow(work: Callable[..., Any], *args: Any) -> Any:
+        held.set()
+        assert free.wait(30)
+        return work(*args)
+
+    class Held(AtOnce):
+        def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return pool.submit(slow, work, *args)
+
+    with ThreadPoolExecutor(1) as pool:
+        site.copier = Held()
+        site.restart()
+        site.say("c1", "need")
+        site.give_built()
+        assert held.wait(30)
+        site.turn()
+        assert site.state() == "building", "polls go on while it is copied"
+        free.set()
+
+        def taken() -> bool:
+            site.turn()
+            return site.state() == "certifying"
+
+        until(taken, "the copy to be taken", 30)
 
 
 def flipped(site: Site) -> None:

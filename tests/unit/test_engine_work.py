@@ -59,6 +59,33 @@ class Key:
         return effects
 
 
+def test_an_engine_that_is_much_slower_on_a_second_board_is_refused_by_name() -> None:
+    for p50_ms, under, fits in ((8.0, "MAXN", True), (8.1, "MAXN", False), (30.0, "15W", True)):
+        key = Key()
+        key.send(Needed("c1"))
+        key.send(Heard("b1", 100.0, 4.0, "MAXN"))
+        key.send(Built("b1", BLOB, PASSPORT))
+        key.send(Heard("b1", 100.0, 4.0, "MAXN"))  # it may come after the metadata
+        assert key.work.built_ms == 4.0
+        assert key.send(Fit("c1", 1.0, p50_ms, under)) == ((Certify(),) if fits else (Withdraw(),)), "another power mode compares nothing"
+        assert (key.work.state, key.work.code) == (("certified", "") if fits else ("given-up", "engine.slow"))
+        assert fits or "8.10 ms, b1 saw 4.00 ms" in key.work.detail
+
+
+def test_a_quick_engine_may_wobble_and_one_of_unknown_speed_is_not_judged() -> None:
+    for heard, p50_ms, fits in ((0.1, 2.0, True), (0.1, 2.2, False), (0.0, 500.0, True)):
+        key = Key()
+        key.send(Needed("c1"))
+        key.send(Heard("b1", 100.0, heard))
+        key.send(Built("b1", BLOB, PASSPORT))
+        assert key.send(Fit("c1", 1.0, p50_ms)) == ((Certify(),) if fits else (Withdraw(),))
+    other = Key()
+    other.send(Needed("c1"))
+    other.send(Heard("b1", 50.0, 4.0))
+    other.send(Built("b2", BLOB, PASSPORT))
+    assert other.work.built_ms == 0.0, "that was another's"
+
+
 def test_one_builds_for_all_that_want_it() -> None:
     key = Key()
     assert key.send(Needed("c1")) == (AskToBuild("b1"),)

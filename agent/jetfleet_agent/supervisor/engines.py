@@ -60,13 +60,14 @@ class Engines:
 
     Args:
         footing: what engines of a backend are bound to here, None where it has none; `lacks` says why it has none.
-        unit: random numbers in 0..1. own_after_s: a board that nobody has served for so long builds for itself.
+        unit: random numbers in 0..1. own_after_s: a board that nobody has served for so long builds for itself. under: power mode and
+            clocks now, in words.
     """
 
     def __init__(self, device: str, device_class: str, footing: Callable[[str], Footing | None], trust: Vouching, store: Storing,
                  fetcher: Wanting, uploads: Giving, identity: Signing, link: Saying, work: Working, memory: EngineMemory,
                  clock: Callable[[], Instant], unit: Callable[[], float], *, own_after_s: float = OWN_AFTER_S,
-                 lacks: Callable[[str], str] = "this board has no engines of {}".format) -> None:
+                 lacks: Callable[[str], str] = "this board has no engines of {}".format, under: Callable[[], str] = str) -> None:
         self._device = device
         self._class = device_class
         self._footing = footing
@@ -82,7 +83,7 @@ class Engines:
         self._clock = clock
         self._unit = unit
         self._own_after_s = own_after_s
-        self._lacks = lacks
+        self._lacks, self._under = lacks, under
         self._tried: dict[str, Verdict] = {}
         self._needs: dict[tuple[str, str], Need] = {}
         self._loaded: dict[str, set[str]] = {}
@@ -96,9 +97,11 @@ class Engines:
 
     def engine(self, app: str, slot: Slot, spec: ModelSpec, candidate: Candidate, tuning: Tuning, threads: int) -> EngineFile | None:
         """The engine to run that model with, or None: compile it. What is not here is fetched or asked for from now on."""
-        passport = self._passport(slot, spec, candidate, tuning, threads)
-        if passport is None:
+        footing = self._footing(candidate.backend)
+        recipe = recipe_of(candidate.backend, slot.weights, candidate.precision, spec.task.input, tuning, threads) if slot.weights else None
+        if footing is None or recipe is None:
             return None
+        passport = Passport(footing, recipe, slot.bundle, candidate.variant, self._device)
         known = self._needs.pop((app, slot.bundle), None)
         need = known if known is not None and known.passport == passport else Need(app, passport, self._clock().mono)
         self._needs[app, slot.bundle] = need
@@ -118,13 +121,6 @@ class Engines:
         self._loaded.setdefault(app, set()).add(verdict.blob)
         log.info("%s: %s runs with engine %s", app, candidate.name, verdict.blob[:16])
         return EngineFile(str(path), verdict.blob)
-
-    def _passport(self, slot: Slot, spec: ModelSpec, candidate: Candidate, tuning: Tuning, threads: int) -> Passport | None:
-        footing = self._footing(candidate.backend)
-        recipe = recipe_of(candidate.backend, slot.weights, candidate.precision, spec.task.input, tuning, threads) if slot.weights else None
-        if footing is None or recipe is None:
-            return None
-        return Passport(footing, recipe, slot.bundle, candidate.variant, self._device)
 
     def _judge(self, need: Need) -> Verdict:
         key, record = key_of(need.passport), self._memory.now
@@ -249,7 +245,8 @@ class Engines:
              agreed: float = 0.0, p50_ms: float = 0.0) -> None:
         word = msgspec.convert({"device": self._device, "key": key_of(passport), "what": what, "at": self._clock().wall,
                                 "passport": msgspec.to_builtins(passport), "percent": percent, "blob": blob, "code": code,
-                                "detail": detail[:300], "agreement": agreed, "p50_ms": p50_ms}, EngineWord)
+                                "detail": detail[:300], "agreement": agreed, "p50_ms": p50_ms,
+                                "under": self._under() if p50_ms else ""}, EngineWord)
         self._link.publish(topics.engine_word(self._device), self._identity.sign("engine", word), qos=1, expiry_s=WORD_EXPIRY_S)
 
     # --- commands of the host ---------------------------------------------------------------------------------

@@ -161,7 +161,8 @@ def _lines(view: EngineView) -> list[str]:
     lines = [f"engine {view.key}", f"  class     {view.device_class}, {view.asked} boards asked, {view.boards} run its bundle",
              f"  state     {view.state}{percent}, {view.tries} builds were asked for",
              f"  made for  {_runtime(view)} on {bound}", f"  made from {made}",
-             f"  built by  {view.built_by or 'nobody yet'}", f"  tried by  {tried or 'nobody yet'}",
+             f"  built by  {view.built_by or 'nobody yet'}" + (f", p50 {view.built_ms:.2f} ms there" if view.built_ms else ""),
+             f"  tried by  {tried or 'nobody yet'}",
              f"  blob      {f'{view.blob[:16]}, {view.size} bytes' if view.blob else '-'}"]
     lines += [f"  waits     {view.detail} [{view.code}]"] if view.detail else []
     lines += [f"  refused   {one.device}: {one.code}, not asked before {_when(one.until)}" for one in view.refusals]
