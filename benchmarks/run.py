@@ -25,6 +25,7 @@ TOPICS = {
     "pipeline_peers": "What each pipeline adds, beside its peers",
     "variants": "Variants: which file, which backend, which precision",
     "preprocess": "Pre-processing: a frame becomes a tensor",
+    "suppression": "Suppression of overlapping boxes on the CPU",
     "live": "A live camera that is faster than the model",
     "roofline": "Floors of published networks on published boards",
     "kernels": "The pre-processing kernel, counted without a GPU",

@@ -32,6 +32,8 @@ Outputs = tuple[Array, ...]
 
 LAYOUTS = ("auto", "v5", "v8", "v8-rows", "end2end", "nms", "onnx-nms")
 _END2END_MOST = 1000
+_AT_ONCE = 500  # candidates up to which one call for all classes is faster than one a class
+_SPECK = float(np.finfo(np.float64).eps)
 _PER_CELL = {"v5": 3, "v8": 1, "v8-rows": 1}
 
 
@@ -236,24 +238,44 @@ def suppress(found: Candidates, *, min_iou: float, most: int, agnostic: bool) ->
     """Greedy non-maximum suppression: indices of at most `most` candidates, best first, of equal ones the first. A box goes when a better
     one of its class (of any class when `agnostic`) covers it with an IoU over `min_iou`, or when it is not finite or has no area.
 
-    OpenCV's is used, class by class: equal to the twin's loop in numpy, and faster. Its `NMSBoxesBatched` is quadratic over all classes
-    (2000 candidates of 12 classes: 11.8 ms against 2.8 on one x86 core), and lets classes cover each other where boxes begin below 0.
+    OpenCV's is used, equal to the twin's loop in numpy and faster (benchmarks/suppression.py). Its `NMSBoxesBatched` is not: it lets
+    classes cover each other where boxes begin below 0, and is quadratic over all of them.
     """
     solid = np.flatnonzero(_have_area(found.boxes))
     if not len(solid):
         return solid
-    rects = found.boxes[solid].astype(np.float64)
+    rects: Any = found.boxes[solid].astype(np.float64)  # OpenCV's stubs ask for sequences; it takes arrays, and faster
     rects[:, 2:] -= rects[:, :2]
-    scores = found.scores[solid]
-    kept = np.concatenate([group[_uncovered(rects[group], scores[group], min_iou)]
-                           for group in ([np.arange(len(solid))] if agnostic else _by_class(found.classes[solid]))])
-    best: npt.NDArray[np.intp] = solid[kept[np.lexsort((kept, -scores[kept]))][:most]]
+    scores: Any = found.scores[solid]
+    classes = found.classes[solid]
+    if agnostic or (len(solid) <= _AT_ONCE and _moved_apart(rects, classes)):
+        kept = _uncovered(rects, scores, min_iou)
+    else:
+        kept = np.concatenate([group[_uncovered(rects[group], scores[group], min_iou)] for group in _by_class(classes)])
+        kept = kept[np.lexsort((kept, -scores[kept]))]
+    best: npt.NDArray[np.intp] = solid[kept[:most]]
     return best
 
 
 def _have_area(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+        solid: npt.NDArray[np.bool_] = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    finite = np.isfinite(boxes)
+    if not finite.all():
+        solid &= finite.all(axis=1)
+    return solid
+
+
+def _moved_apart(rects: npt.NDArray[np.float64], classes: npt.NDArray[np.int32]) -> bool:
+    """Move classes beside each other along x, to the right of 0, so that none covers another; False, and nothing is moved, when that would
+    round a coordinate, or when there are specks, which OpenCV takes for one wherever they are."""
+    left = np.floor(rects[:, 0].min())
+    shift = classes * (np.ceil((rects[:, 0] + rects[:, 2]).max()) - left + 1.0) - left
+    moved = rects[:, 0] + shift
+    if not np.array_equal(moved - shift, rects[:, 0]) or (rects[:, 2] * rects[:, 3]).min() <= _SPECK:
+        return False
+    rects[:, 0] = moved
+    return True
 
 
 def _by_class(classes: npt.NDArray[np.int32]) -> list[npt.NDArray[np.intp]]:
@@ -265,7 +287,4 @@ def _by_class(classes: npt.NDArray[np.int32]) -> list[npt.NDArray[np.intp]]:
 def _uncovered(rects: Any, scores: Any, min_iou: float) -> npt.NDArray[np.intp]:
     import cv2
 
-    if len(scores) == 1:
-        return np.zeros(1, np.intp)
-    # OpenCV's stubs ask for sequences; it takes arrays, and faster.
     return np.asarray(cv2.dnn.NMSBoxes(rects, scores, 0.0, min_iou), np.intp).reshape(-1)
