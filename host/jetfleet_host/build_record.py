@@ -9,6 +9,7 @@ from msgspec import Meta
 from jetfleet_contract.messages import Message
 
 from .bundles import OpenBundle
+from .compress.stage_records import FloatRun
 from .measurements import attach_message, messages_of
 
 BUILD_RECORD = "application/vnd.jetfleet.build-record.v1+json"
@@ -30,10 +31,11 @@ class LayerLine(Message, frozen=True):
 
 
 class BuildRecord(Message, frozen=True):
-    """Of the last build that wrote the bundle; layers in the graph's order."""
+    """Of the last build that wrote the bundle; layers in the graph's order. `floats`: the stages on the torch module, where there were."""
 
     stages: Annotated[tuple[StageSize, ...], Meta(max_length=256)] = ()
     layers: Annotated[tuple[LayerLine, ...], Meta(max_length=4096)] = ()
+    floats: FloatRun | None = None
 
 
 def attach_record(bundle: OpenBundle, record: BuildRecord) -> str:

@@ -16,8 +16,8 @@ from jetfleet_contract import __version__
 from jetfleet_contract.errors import JetfleetError
 
 COMMAND_MODULES = (
-    "project", "keys", "build", "matrix", "search", "report", "boards", "broker", "serve", "mirror", "fleet", "kpis", "rollout",
-    "delivery", "models", "kernels", "engines", "harvest", "experiment", "demo", "sim",
+    "project", "keys", "build", "recipes", "matrix", "search", "report", "boards", "broker", "serve", "mirror", "fleet", "kpis",
+    "rollout", "delivery", "models", "kernels", "engines", "harvest", "experiment", "demo", "sim",
 )
 
 app = typer.Typer(

@@ -262,7 +262,7 @@ def test_second_build_asks_no_process_for_answers_it_has(job: Job, monkeypatch: 
 
     monkeypatch.setattr(JobRunner, "run", refuse)
     monkeypatch.setattr(building, "measure_noise", refuse)
-    monkeypatch.setattr(building, "calibrate", refuse)
+    monkeypatch.setattr(building, "scales_of", refuse)
     build(job, _recipe(version="2"), _quiet)
     assert (job.out / "oci-layout").is_file()
 

@@ -18,7 +18,8 @@ from jetfleet_host.compress.checkpoints import Checkpoints
 from jetfleet_host.compress.float_stage import Workshop
 from jetfleet_host.compress.floating.registry import stage_for
 from jetfleet_host.compress.recipe_file import FloatStageConfig, Prune, Sparsify, Tune
-from jetfleet_host.compress.stage_driver import FloatRun, StageDriver
+from jetfleet_host.compress.stage_driver import StageDriver
+from jetfleet_host.compress.stage_records import FloatRun
 
 Stage = Callable[[Any, Any, Workshop], Any]
 

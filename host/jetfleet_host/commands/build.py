@@ -13,15 +13,17 @@ import typer
 
 if TYPE_CHECKING:
     from jetfleet_host.compress.building import BuildReport
-    from jetfleet_host.compress.recipe import Job, Recipe
 
-_MODEL = typer.Argument(..., metavar="MODEL.onnx", help="The trained model.")
+_MODEL = typer.Argument(..., metavar="MODEL", help="The trained model: an ONNX, TorchScript (.pt), torch.export (.pt2), TFLite or Keras "
+                        "file, a SavedModel, or package.module:function that makes a torch module.")
 _DATA = typer.Option(..., "--data", help="Folder of images, with labels.json or class sub-folders where there are labels.")
 _TARGETS = typer.Option(..., "--target", help="Board that the bundle is for; give it again for more.")
 _OUT = typer.Option(..., "--out", help="Bundle folder to write.")
 _CACHE = typer.Option(None, "--cache", help="Folder for checkpoints of finished stages (default: the user's cache folder).")
 _PARENT = typer.Option(None, "--parent", help="Bundle that this model was trained or compressed from: kept as its lineage.")
 _OPTIONS = typer.Option([], "--task-option", help="NAME=VALUE for the task's decoder; give it again for more.")
+_RECIPE = typer.Option("", "--recipe", metavar="NAME|R.toml", help="Stages that the model goes through: `jetfleet recipes` lists "
+                       "those that come along.")
 _HOLD = typer.Option(None, "--hold-scales-from", metavar="BUNDLE",
                      help="Keep the int8 scales of this bundle where they lose no accuracy, so that boards get a smaller delta.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
@@ -39,8 +41,8 @@ def register(app: typer.Typer) -> None:
 
 
 def build(
-    model: Path = _MODEL,
-    data: Path = _DATA,
+    model: str = _MODEL,
+    data: str = _DATA,
     name: str = typer.Option(..., help="The model's name in the fleet."),
     version: str = typer.Option(..., help="Its version; a published version never changes."),
     target: list[str] = _TARGETS,
@@ -56,7 +58,8 @@ def build(
     scale: float = typer.Option(0.0, help="Factor on the 0..255 pixels (default: the preset's, 1/255)."),
     color: str = typer.Option("", help="Channel order of the tensor: rgb or bgr."),
     resize: str = typer.Option("", help="stretch or letterbox."),
-    max_drop: float = typer.Option(0.5, help="Largest accepted loss of accuracy against fp32, in points."),
+    recipe: str = _RECIPE,
+    max_drop: float | None = typer.Option(None, help="Largest accepted loss of accuracy, in points (default: the recipe's, else 0.5)."),
     percentile: float = typer.Option(99.99, min=90.0, max=100.0, help="Share of values that the int8 range covers, in percent."),
     calibration_images: int = typer.Option(32, min=1, max=4096, help="Images to calibrate with, evenly spaced over the data."),
     threads: int = typer.Option(0, min=0, max=1024, help="CPU threads for scoring and timing; 0 lets the runtime decide."),
@@ -73,12 +76,16 @@ def build(
         jetfleet build detector.onnx --data images --name detector --version 1.0.0 --target cpu-x86 --target orin-nano --out detector.bundle
 
         jetfleet build yolo11n.onnx --preset yolo11 --labels @coco.txt --data photos --name y --version 1 --target orin-nano --out y.bundle
-    """
-    from jetfleet_host.compress.building import build as run
-    from jetfleet_host.compress.loading import load_checked
-    from jetfleet_host.compress.preparing import declared_shape
-    from jetfleet_host.compress.recipe import Job, Recipe, make_task, parse_options, parse_shape, parse_triple
 
+        jetfleet build nets:resnet18 --recipe prune-ptq --preset imagenet --data parts --name p --version 1 --target orin-nx-16 --out p
+    """
+    from jetfleet_host.compress.intake.models import declared_by
+    from jetfleet_host.compress.recipe import Job, Recipe, make_task, parse_options, parse_shape, parse_triple, with_quantize
+    from jetfleet_host.compress.recipe_build import build_by_recipe, quantize_of
+    from jetfleet_host.compress.recipe_file import RecipeFile
+    from jetfleet_host.compress.recipe_shelf import read_recipe
+
+    stages = read_recipe(recipe) if recipe else RecipeFile()
     overrides: dict[str, Any] = {}
     if mean:
         overrides["mean"] = parse_triple(mean, "--mean")
@@ -93,10 +100,14 @@ def build(
     wanted = task or ("" if preset else "detect-db")
     spec, size = make_task(wanted, preset, shape=parse_shape(shape) if shape else None, labels=_labels(labels),
                            options=parse_options(task_option), overrides=overrides,
-                           declared=None if shape else declared_shape(load_checked(model)))
-    recipe = Recipe(name, version, tuple(dict.fromkeys(target)), spec, size, max_drop=max_drop, percentile=percentile,
-                    calibration_images=calibration_images, threads=threads, latency_rounds=latency_rounds)
-    made = _run(run, Job(model, data, out, cache or default_cache(), parent, hold_scales_from), recipe)
+                           declared=None if shape else declared_by(model))
+    asked = Recipe(name, version, tuple(dict.fromkeys(target)), spec, size, percentile=percentile,
+                   max_drop=stages.max_drop if max_drop is None else max_drop, calibration_images=calibration_images, threads=threads,
+                   latency_rounds=latency_rounds)
+    asked = with_quantize(asked, quantize) if (quantize := quantize_of(stages)) else asked
+    job = Job(Path(model), Path(data), out, cache or default_cache(), parent, hold_scales_from)
+    with _progress() as step:
+        made = build_by_recipe(model, data, job, asked, stages, step)
     _show_built(made, as_json)
 
 
@@ -106,11 +117,6 @@ def default_cache() -> Path:
 
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base else Path.home() / ".cache") / "jetfleet" / "build"
-
-
-def _run(run: Callable[[Job, Recipe, Callable[[str, int, int], None]], BuildReport], job: Job, recipe: Recipe) -> BuildReport:
-    with _progress() as step:
-        return run(job, recipe, step)
 
 
 @contextmanager
@@ -134,15 +140,19 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 def _show_built(made: BuildReport, as_json: bool) -> None:
     from jetfleet_host import report as reports
+    from jetfleet_host.build_record import record_of
     from jetfleet_host.bundles import open_bundle
 
-    from .report import print_table
+    from .report import print_stages, print_table
 
     opened = open_bundle(made.bundle)
+    record = record_of(opened)
     if as_json:
-        shown = {**reports.as_json(opened, made.measurements), "path": str(made.bundle), "left_out": list(made.refused)}
+        shown = {**reports.as_json(opened, made.measurements, record=record), "path": str(made.bundle), "left_out": list(made.refused)}
         print(json.dumps(shown, indent=2))
         return
+    if record is not None and record.floats is not None:
+        print_stages(record.floats)
     print_table(opened, made.measurements)
     if made.refused:
         print(f"Left out of the bundle, because no runtime may use it: {', '.join(made.refused)}.")

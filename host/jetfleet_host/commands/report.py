@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from jetfleet_host.compress.stage_records import FloatRun
 
 _BUNDLE = typer.Argument(..., metavar="FOLDER", help="A bundle, made by `jetfleet build`, or a matrix, made by `jetfleet matrix`.")
 _HTML = typer.Option(None, "--html", help="Write the report as one self-contained page.")
@@ -66,6 +69,8 @@ def _bundle(folder: Path, as_json: bool, wanted: bool) -> str:
         print(json.dumps(reports.as_json(opened, measured, floors, record), indent=2))
     else:
         print_table(opened, measured)
+        if record is not None and record.floats is not None:
+            print_stages(record.floats)
         if floors:
             _print_floors(floors)
     return reports.as_html(opened, measured, floors, record) if wanted else ""
@@ -88,6 +93,23 @@ def print_table(bundle: Any, measurements: Any) -> None:
     console.print(table)
     for sentence in reports.provenance(bundle, measurements):
         console.print(sentence, highlight=False)
+
+
+def print_stages(floats: FloatRun) -> None:
+    """What became of each stage on the torch module."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Stages, {floats.samples} validation samples: {floats.baseline:.4f} as given, {floats.metric:.4f} at the end",
+                  title_justify="left")
+    for heading in ("stage", "metric", "ending", "settings tried", "why"):
+        table.add_column(heading, overflow="fold")
+    for stage in floats.stages:
+        tried = ", ".join(f"{entry.strength:.2f}" for entry in stage.tried)
+        style = "red" if stage.ending == "left-out" else ""
+        table.add_row(stage.kind, f"{stage.metric:.4f}", stage.ending, tried, stage.reason, style=style)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
 
 
 def _print_floors(floors: Any) -> None:

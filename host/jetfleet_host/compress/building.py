@@ -24,10 +24,11 @@ from jetfleet_contract.topics import check_name
 from jetfleet_host.boards import load_board
 from jetfleet_host.build_record import BuildRecord, LayerLine, StageSize, attach_record
 from jetfleet_host.bundles import open_bundle, write_bundle
+from jetfleet_host.compress.stage_records import FloatRun
 from jetfleet_host.lineage import told_by
 from jetfleet_host.measurements import MeasuredRow, Measurements, attach_measurements
 
-from .calibration import ScaleTable, calibrate
+from .calibration import ScaleTable
 from .checkpoints import Checkpoints, library_versions
 from .dataset import DataSet, load_data, read_image, to_tensor
 from .halving import halve
@@ -37,6 +38,7 @@ from .jobs import JobRunner
 from .quantizing import Twins, search_twins
 from .recipe import Job, Recipe
 from .rounding import simulate_bf16
+from .scale_making import ScaleSettings, corrected, equalized, scales_of
 from .scoring import REFERENCE, Answer, Built, Scorer, ways_to_run
 from .sensitivity import LayerNoise, measure_noise
 from .stages import import_model, prepare
@@ -53,6 +55,17 @@ _PROBE_FLOOR = 0.5
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a build works on when its inputs were made ready before: an ONNX file, labelled images to score and to probe with, and images
+    to calibrate with. `floats`: what became of the stages that the file went through."""
+
+    model: Path
+    scoring: DataSet
+    calibration: DataSet
+    floats: FloatRun | None = None
+
+
+@dataclass(frozen=True)
 class BuildReport:
     """What a build made. `refused` are variants whose weights were left out."""
 
@@ -64,8 +77,11 @@ class BuildReport:
     refused: tuple[str, ...]
 
 
-def build(job: Job, recipe: Recipe, progress: Progress) -> BuildReport:
+def build(job: Job, recipe: Recipe, progress: Progress, given: Given | None = None) -> BuildReport:
     """Build a bundle.
+
+    Args:
+        given: in place of the model and the data that `job` names.
 
     Raises:
         InputError: anything wrong with the model, the data, the options or `job.out`.
@@ -78,7 +94,7 @@ def build(job: Job, recipe: Recipe, progress: Progress) -> BuildReport:
         load_board(target)
     _check_free(job.out)
     _parent(job.parent)  # minutes of work should not end at a mistyped path
-    return _Build(job, recipe, progress).run()
+    return _Build(job, recipe, progress, given).run()
 
 
 def _check_free(out: Path) -> None:
@@ -88,8 +104,9 @@ def _check_free(out: Path) -> None:
 
 
 class _Build:
-    def __init__(self, job: Job, recipe: Recipe, progress: Progress) -> None:
-        self.job, self.recipe, self.progress = job, recipe, progress
+    def __init__(self, job: Job, recipe: Recipe, progress: Progress, given: Given | None) -> None:
+        self.job, self.recipe, self.progress, self.given = job, recipe, progress, given
+        self.source = job.model if given is None else given.model
         self.checkpoints = Checkpoints(job.cache)
         self.runner = JobRunner()
         self.task = recipe.task
@@ -100,14 +117,16 @@ class _Build:
 
     def run(self) -> BuildReport:
         self.progress("read", 0, 1)
-        model, source = import_model(self.job.model, self.recipe.shape, self.checkpoints)
-        data = load_data(self.job.data)
+        model, source = import_model(self.source, self.recipe.shape, self.checkpoints)
+        data = load_data(self.job.data) if self.given is None else self.given.scoring
         self.task = _named_task(self.recipe, source, data)
         self.progress("read", 1, 1)
-        tensors = self._tensors(data)
+        tensors = self._tensors(data if self.given is None else self.given.calibration)
         float_model = prepare(model, self.recipe.shape, tensors[:_EQUALITY_IMAGES], self.checkpoints,
                               lambda _name, done, of: self.progress("prepare", done, of))
         self.sizes = [StageSize("as given", model.size), StageSize("prepared", float_model.size)]
+        if self.recipe.equalize:
+            float_model = equalized(float_model, tensors, self.checkpoints)
         scorer = Scorer(self.runner, self.checkpoints, data, self.task, self.recipe.threads)
         reference = self._reference(scorer, float_model)
         variants = self._variants(scorer, reference, float_model, data, tensors)
@@ -126,7 +145,7 @@ class _Build:
         answer = scorer.answer(model, *REFERENCE[1:])
         if answer.error:
             raise IncompatibleError("build.task", f"task {self.task.kind!r} cannot use this model: {answer.error}",
-                                    where=str(self.job.model), remedy="check --task, --labels, --shape and --task-option")
+                                    where=str(self.source), remedy="check --task, --labels, --shape and --task-option")
         if not any(answer.predictions):
             raise InputError("build.blind", "the fp32 model finds nothing on any image, so nothing can be compared with it",
                              where=str(self.job.data),
@@ -159,7 +178,10 @@ class _Build:
             return all(self._within(scorer, reference, scorer.answer(handle, backend, "int8")) for handle, backend in ways)
 
         def search(scales: ScaleTable) -> Twins | None:
-            return search_twins(model, scales, noise, self.checkpoints, passes, lambda done, of: self.progress("int8", done, of))
+            def table_for(layers: tuple[str, ...]) -> ScaleTable:
+                return corrected(model, layers, scales, tensors, self.checkpoints) if self.recipe.correct_bias else scales
+
+            return search_twins(model, table_for, noise, self.checkpoints, passes, lambda done, of: self.progress("int8", done, of))
 
         origin = ""
         twins = None
@@ -173,12 +195,12 @@ class _Build:
         return _int8_variants(twins, origin) if twins else []
 
     def _scales(self, model: ModelHandle, data: DataSet, tensors: Sequence[Tensor]) -> ScaleTable:
-        key = self.checkpoints.key("scales", model.digest, data.digest, self.task.input, len(tensors), self.recipe.percentile,
-                                   self.recipe.calibrator)
+        settings = ScaleSettings(self.recipe.calibrator, self.recipe.percentile, self.recipe.per_channel)
+        key = self.checkpoints.key("scales", model.digest, data.digest, self.task.input, len(tensors), settings)
         self.progress("calibrate", 0, len(tensors))
         table = self.checkpoints.value(key, ScaleTable)
         if table is None:
-            table = calibrate(model, self._announced(tensors), percentile=self.recipe.percentile, calibrator=self.recipe.calibrator)
+            table = scales_of(model, self._announced(tensors), settings)
             self.checkpoints.keep_value(key, table)
         self.progress("calibrate", len(tensors), len(tensors))
         return table
@@ -234,9 +256,9 @@ class _Build:
         decisive = msgspec.structs.replace(recipe, threads=0, latency_rounds=0, latency_runs=0)  # how it was timed changes no byte
         digest = write_bundle(self.job.out, spec=spec, evaluation=evaluation, probe=probe, files=files,
                               weights=[(built.variant, built.handle.path) for built in shipped],
-                              annotations=told_by(self.job.model, data.digest, decisive, _parent(self.job.parent)))
+                              annotations=told_by(self.source, data.digest, decisive, _parent(self.job.parent)))
         sizes = (*self.sizes, *(StageSize(built.variant.name, built.variant.size) for built in shipped))
-        attach_record(open_bundle(self.job.out, verify=False), BuildRecord(sizes, self.layers))
+        attach_record(open_bundle(self.job.out, verify=False), BuildRecord(sizes, self.layers, self.given.floats if self.given else None))
         self.progress("write", 1, 1)
         measurements = self._time(data, rows, shipped) if recipe.latency_rounds else None
         if measurements:

@@ -49,11 +49,12 @@ class Twins:
 Guard = Callable[[ModelHandle, ModelHandle], bool]
 
 
-def search_twins(model: ModelHandle, table: ScaleTable, noise: Sequence[LayerNoise], checkpoints: Checkpoints, guard: Guard,
-                 step: Callable[[int, int], None]) -> Twins | None:
+def search_twins(model: ModelHandle, table_for: Callable[[tuple[str, ...]], ScaleTable], noise: Sequence[LayerNoise],
+                 checkpoints: Checkpoints, guard: Guard, step: Callable[[int, int], None]) -> Twins | None:
     """The first rung of the ladder that the guard accepts, else the last one, not passed; None without int8 layers.
 
     Args:
+        table_for: the scales when just these layers, by output, run in int8.
         guard: takes the int8 and the uint8 file, gives True when both are within the limit.
     """
     last: Twins | None = None
@@ -63,6 +64,7 @@ def search_twins(model: ModelHandle, table: ScaleTable, noise: Sequence[LayerNoi
         if not layers or layers in seen:
             continue
         seen.add(layers)
+        table = table_for(layers)
         int8 = _written(model, table, Quantize("qdq-int8", layers), checkpoints)
         uint8 = _written(model, table, Quantize("qdq-uint8", layers), checkpoints)
         passed = guard(int8, uint8)

@@ -12,6 +12,7 @@ from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.errors import InputError
 
 from .calibration import Calibrator
+from .recipe_file import Quantize
 
 Shape = tuple[int, int, int, int]
 
@@ -55,8 +56,8 @@ DEFAULT_PRESET = {"detect-db": "ppocr-det", "classify": "imagenet", "detect-yolo
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """One build. `task.input.name` is filled from the model; `percentile` clips calibration outliers where that is the
-    `calibrator`; `methods` come beside fp32."""
+    """One build. `task.input.name` is filled from the model; `methods` come beside fp32. `percentile` is what the calibrator of that name
+    clips at; the other fields of int8 are those of `recipe_file.Quantize`."""
 
     name: str
     version: str
@@ -67,6 +68,9 @@ class Recipe(msgspec.Struct, frozen=True):
     max_drop: float = 0.5
     percentile: float = 99.99
     calibrator: Calibrator = "percentile"
+    per_channel: bool = True
+    equalize: bool = False
+    correct_bias: bool = False
     calibration_images: int = 32
     probe_images: int = 8
     threads: int = 0
@@ -84,6 +88,12 @@ class Job(msgspec.Struct, frozen=True):
     cache: Path
     parent: Path | None = None
     hold: Path | None = None
+
+
+def with_quantize(recipe: Recipe, config: Quantize) -> Recipe:
+    """The recipe with a quantize stage's settings."""
+    return msgspec.structs.replace(recipe, percentile=config.percentile, calibrator=config.calibrator, per_channel=config.per_channel,
+                                   equalize=config.equalize, correct_bias=config.correct_bias, calibration_images=config.images)
 
 
 def make_task(kind: str, preset: str, *, shape: Shape | None, labels: tuple[str, ...], options: dict[str, float | str | bool],

@@ -2,7 +2,8 @@
 
 Every stage is tried at its own strength first. When the guard does not pass it, it begins again from the last good artefact, which is read
 back byte for byte, at gentler settings found by bisection; the strongest that passed stays. When none did, the stage is left out, with the
-reason written down. The limit is on what all stages together may lose, so each is compared with the model as it came in.
+reason written down. The limit is on what all stages together may lose, so each is compared with the best model so far: the one that came
+in, or what a stage made better of it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -21,58 +22,13 @@ from jetfleet_contract.errors import InputError, JetfleetError, StorageError
 from .checkpoints import Checkpoints
 from .float_stage import FloatStage, Workshop
 from .gentler import Tried, at_strength, next_strength
-from .guard import Scores, Verdict, judge_paired
+from .guard import Scores, judge_paired
 from .handles import ModelHandle
 from .recipe_file import FloatStageConfig
+from .stage_records import Ending, FloatRun, StageRecord, Try
 
 if TYPE_CHECKING:
     from torch.nn import Module
-
-Ending = Literal["kept", "gentler", "left-out"]
-
-
-class Try(msgspec.Struct, frozen=True):
-    """One setting of a stage. `error` is the code and sentence of a stage that could not run; then there is no verdict. `digest` names
-    the model that came of it."""
-
-    strength: float
-    config: FloatStageConfig
-    verdict: Verdict | None = None
-    error: str = ""
-    digest: str = ""
-
-    @property
-    def reason(self) -> str:
-        return self.error or (self.verdict.reason if self.verdict else "")
-
-
-class StageRecord(msgspec.Struct, frozen=True):
-    """What became of one stage: `ending`, every setting that was tried, and the metric (0..1) of the model that it left behind."""
-
-    kind: str
-    ending: Ending
-    tried: tuple[Try, ...]
-    metric: float
-    digest: str
-
-    @property
-    def reason(self) -> str:
-        """Why it ended so, in one sentence."""
-        if self.ending == "kept":
-            return self.tried[-1].reason
-        best = max((entry for entry in self.tried if _passed(entry)), key=lambda entry: entry.strength, default=None)
-        first = f"at its own strength: {self.tried[0].reason}"
-        return f"{first}; at {best.strength:.2f} of it: {best.reason}" if best else f"left out; {first}"
-
-
-class FloatRun(msgspec.Struct, frozen=True):
-    """All stages. `baseline` and `metric`: of the model as it came in and as it goes out, 0..1 on `samples` validation samples."""
-
-    baseline: float
-    metric: float
-    samples: int
-    stages: tuple[StageRecord, ...]
-
 
 @dataclass(frozen=True)
 class _Artefact:
@@ -104,14 +60,15 @@ class StageDriver:
             StorageError: `build.cache`. InputError: what a stage says of the user's model or data; any other error of a stage is a reason
                 to leave it out.
         """
-        baseline = self._kept(self._checkpoints.key("float-start", _weights_key(module), self._facts(0)), lambda: module, 0)
-        present, records = baseline, []
+        start = self._kept(self._checkpoints.key("float-start", _weights_key(module), self._facts(0)), lambda: module, 0)
+        best, present, records = start, start, []
         for index, config in enumerate(stages):
-            record, present = self._stage(index, len(stages), config, baseline, present)
+            record, present = self._stage(index, len(stages), config, best, present)
             records.append(record)
-        return _read(present.handle), FloatRun(_mean(baseline), _mean(present), int(baseline.scores.size), tuple(records))
+            best = max(best, present, key=_mean)  # the earlier of two equals
+        return _read(present.handle), FloatRun(_mean(start), _mean(best), _mean(present), int(start.scores.size), tuple(records))
 
-    def _stage(self, index: int, of: int, config: FloatStageConfig, baseline: _Artefact,
+    def _stage(self, index: int, of: int, config: FloatStageConfig, best: _Artefact,
                before: _Artefact) -> tuple[StageRecord, _Artefact]:
         tried: list[Try] = []
         found: dict[float, _Artefact] = {}
@@ -121,17 +78,17 @@ class StageDriver:
             if gentler is None:
                 break
             self._announce(index, of, _kind(config), strength)
-            entry, artefact = self._try(index, gentler, strength, baseline, before)
+            entry, artefact = self._try(index, gentler, strength, best, before)
             tried.append(entry)
             if artefact is not None:
                 found[strength] = artefact
             strength = next_strength([Tried(one.strength, one.verdict.outcome if one.verdict else "fail") for one in tried])
-        passed = [entry.strength for entry in tried if _passed(entry)]
+        passed = [entry.strength for entry in tried if entry.passed]
         after = found[max(passed)] if passed else before
         ending: Ending = "left-out" if not passed else "kept" if max(passed) >= 1.0 else "gentler"
         return StageRecord(_kind(config), ending, tuple(tried), _mean(after), after.handle.digest), after
 
-    def _try(self, index: int, config: FloatStageConfig, strength: float, baseline: _Artefact,
+    def _try(self, index: int, config: FloatStageConfig, strength: float, best: _Artefact,
              before: _Artefact) -> tuple[Try, _Artefact | None]:
         """One setting, from the last good artefact. A stage's own failure is an answer; an error in the user's input is raised."""
         key = self._checkpoints.key("float-stage", _kind(config), config, before.handle.digest, self._facts(index))
@@ -141,7 +98,7 @@ class StageDriver:
             raise
         except JetfleetError as error:
             return Try(strength, config, error=f"{error.code}: {error.what}"), None
-        verdict = judge_paired(baseline.scores, artefact.scores, self._max_drop)
+        verdict = judge_paired(best.scores, artefact.scores, self._max_drop)
         return Try(strength, config, verdict, digest=artefact.handle.digest), artefact
 
     def _kept(self, key: str, make: Callable[[], Module], index: int) -> _Artefact:
@@ -161,10 +118,6 @@ class StageDriver:
         workshop = self._workshop(index)
         return [index, workshop.seed, workshop.train.digest, workshop.validation.digest, list(workshop.shape),
                 msgspec.to_builtins(workshop.training)]
-
-
-def _passed(entry: Try) -> bool:
-    return entry.verdict is not None and entry.verdict.outcome == "pass"
 
 
 def _mean(artefact: _Artefact) -> float:

@@ -1,0 +1,134 @@
+"""`jetfleet build FACTORY --recipe`: from the user's Python to a bundle; what is wrong is told; a killed build goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jetfleet_contract.errors import InputError
+from jetfleet_host.compress.recipe import Job, Recipe, make_task
+from jetfleet_host.compress.recipe_build import build_by_recipe, float_stages, quantize_of
+from jetfleet_host.compress.recipe_file import Prune, Quantize, RecipeFile, Tune
+from jetfleet_host.compress.recipe_shelf import names, read_recipe
+
+RECIPE = """
+max_drop = 3.0
+[training]
+learning_rate = 0.003
+[[stage]]
+kind = "tune"
+epochs = 2
+[[stage]]
+kind = "prune"
+ratio = 0.25
+epochs = 1
+[[stage]]
+kind = "quantize"
+calibrator = "mse"
+correct_bias = true
+"""
+
+
+def command(folder: Path, out: str, *extra: str, model: str = "recipe_nets:net", data: str = "recipe_nets:digits") -> list[str]:
+    recipe = folder / "r.toml"
+    if not recipe.exists():
+        recipe.write_text(RECIPE)
+    return [sys.executable, "-m", "jetfleet_host", "build", model, "--recipe", str(recipe), "--task", "classify", "--shape", "1x3x16x16",
+            "--data", data, "--name", "digits", "--version", "1", "--target", "cpu-x86", "--out", str(folder / out),
+            "--cache", str(folder / "cache"), "--latency-rounds", "0", "--json", *extra]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=170, env=environment())
+
+
+def environment() -> dict[str, str]:
+    tests = str(Path(__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH", "")])]), "OMP_NUM_THREADS": "1"}
+
+
+def test_from_a_factory_to_a_bundle_and_the_same_bytes_again(tmp_path: Path) -> None:
+    done = run(command(tmp_path, "one"))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    floats = told["build"]["floats"]
+    assert [stage["kind"] for stage in floats["stages"]] == ["tune", "prune"]
+    assert floats["stages"][0]["ending"] == "kept"
+    assert floats["best"] > 0.6 > floats["baseline"]
+    assert {row["variant"] for row in told["rows"]} >= {"fp32", "int8", "uint8"}
+    shown = subprocess.run([sys.executable, "-m", "jetfleet_host", "report", str(tmp_path / "one")], capture_output=True, text=True,
+                           check=False, timeout=60, env=environment())
+    assert "120 validation samples" in shown.stdout
+    again = run(command(tmp_path, "two"))
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["bundle"] == told["bundle"]
+
+
+@pytest.mark.slow
+def test_killed_in_a_stage_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    undisturbed = run(command(whole, "out"))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    child = subprocess.Popen(command(killed, "out"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    deadline = time.monotonic() + 120
+    while len(list((killed / "cache").glob("*.sha256"))) < 2:  # the model as given, and the first stage's
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    resumed = run(command(killed, "out"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["bundle"] == json.loads(undisturbed.stdout)["bundle"]
+
+
+@pytest.mark.parametrize(("model", "data", "code"), [
+    ("recipe_nets:broken", "recipe_nets:digits", "factory.raised"),
+    ("recipe_nets:absent", "recipe_nets:digits", "factory.missing"),
+    ("recipe_nets:not_finite", "recipe_nets:digits", "model.not-finite"),
+    ("recipe_nets:net", "nowhere", "data.not-found"),
+    ("nowhere.onnx", "recipe_nets:digits", "model.not-found"),
+])
+def test_what_is_wrong_is_told(tmp_path: Path, model: str, data: str, code: str) -> None:
+    task, shape = make_task("classify", "", shape=(1, 3, 16, 16), labels=(), options={}, overrides={})
+    job = Job(Path(model), Path(data), tmp_path / "out", tmp_path / "cache")
+    with pytest.raises(InputError) as caught:
+        build_by_recipe(model, data, job, Recipe("digits", "1", ("cpu-x86",), task, shape), RecipeFile(stage=(Tune(),)), lambda *_: None)
+    assert caught.value.code == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_recipe_that_comes_along_can_be_read_and_ends_with_quantize() -> None:
+    assert {"ptq", "prune-ptq", "progressive", "distil-student", "qat"} <= set(names())
+    for name in names():
+        assert isinstance(read_recipe(name).stage[-1], Quantize)
+
+
+@pytest.mark.parametrize(("text", "word"), [
+    ("[[stage]]\nkind = 'prune'\nratoi = 0.3", "ratoi"), ("[[stage]]\nkind = 'prune'\nratio = 1.5", "ratio"),
+    ("[[stage]]\nkind = 'magic'", "magic"), ("max_drop = ", "at end of document"),
+])
+def test_a_recipe_that_cannot_be_is_refused_by_its_key(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=word) as caught:
+        read_recipe(str(path))
+    assert caught.value.code == "recipe.bad"
+
+
+def test_stages_have_an_order() -> None:
+    with pytest.raises(InputError, match="after 'quantize'"):
+        float_stages(RecipeFile(stage=(Quantize(), Tune())))
+    with pytest.raises(InputError, match="two 'quantize'"):
+        quantize_of(RecipeFile(stage=(Quantize(), Quantize())))
+    assert float_stages(RecipeFile(stage=(Tune(), Prune(), Quantize()))) == (Tune(), Prune())
