@@ -204,7 +204,7 @@ def run_agent(config: AgentConfig, path: Path, capability: Capability, recent: R
     crops = Crops(state, run, link, config.device, session, identity, trust, pipelines.tell, clock)
     memory = BoardMemory()
     chooser = Chooser(capability, state / CHOOSER, threads=config.threads, memory_mb=config.memory_mb, measure=config.measure,
-                      free_mb=memory.free_mb, conditions=read_conditions)
+                      free_mb=memory.free_mb, conditions=read_conditions, kernels=str(state))
     work = EngineWork(state / ENGINES, threads=config.threads, nice=config.measure.nice, free_mb=memory.free_mb)
     engines = Engines(config.device, capability.device_class, functools.partial(footing_of, capability), trust, store, fetcher, uploads,
                       identity, link, work, EngineMemory(state / ENGINES), clock, random.random,

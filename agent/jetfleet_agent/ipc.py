@@ -40,7 +40,8 @@ class Model(Message, frozen=True):
     """A verified model on disk: which bundle, which file, how to run it. `bundle` is the manifest's 64 hex digits; `tuning` is how its
     runtime is set up, as this board measured it, and `eco` how it takes clearly less CPU time; None where nothing does. `engine` is
     what was compiled from the file for that tuning, here or on a board alike; None: the pipeline compiles. `lean`
-    is the way to run it while the board is hot: another candidate of the same bundle."""
+    is the way to run it while the board is hot: another candidate of the same bundle. `kernels` is the agent's state folder, where
+    kernels that the host signed lie; empty: only the wheel's are looked for."""
 
     bundle: str
     version: str
@@ -52,6 +53,7 @@ class Model(Message, frozen=True):
     eco: Tuning | None = None
     engine: EngineFile | None = None
     lean: Way | None = None
+    kernels: str = ""
 
 
 # --- supervisor -> pipeline -----------------------------------------------------------------------------------

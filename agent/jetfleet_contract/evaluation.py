@@ -27,7 +27,8 @@ class EvaluationJob(Message, frozen=True):
     With a `source` (a URI as `pipeline.sources` has it) its frames are timed instead, each through the whole work and then the session
     alone. `tuning` is how the runtime is set up for all of that; `settings` are measured beside each other for `settings_s` seconds.
     `engine` is loaded instead of compiling the model; what was compiled is written to the file that `export` names. `timing` names a file
-    of kernels' timings, which a build of TensorRT reads where it is there, and writes.
+    of kernels' timings, which a build of TensorRT reads where it is there, and writes. `kernels` is the agent's state folder, where
+    kernels that the host signed lie; empty: only the wheel's are looked for.
     """
 
     model: str
@@ -46,6 +47,7 @@ class EvaluationJob(Message, frozen=True):
     engine: EngineFile | None = None
     export: str = ""
     timing: str = ""
+    kernels: str = ""
 
 
 class EvaluationResult(Message, frozen=True):

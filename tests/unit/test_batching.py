@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from fake_models import Gate, frame_of, gate, gated_model, until  # noqa: F401  gate is a fixture
@@ -63,6 +64,13 @@ def test_closing_ends_the_wait_for_others() -> None:
     queue.offer(frame_of("a", 0))
     threading.Timer(0.05, queue.close).start()
     assert names(queue.take(5.0, 3, 600.0)) == [("a", 0)]
+
+
+def test_both_sessions_look_for_signed_kernels_where_the_order_says(tmp_path: Path) -> None:
+    order = msgspec.structs.replace(model_of(tmp_path / "free.onnx", classifier_task(), backend="onnxruntime"), kernels=str(tmp_path))
+    model = LoadedModel(order, AppConfig(batching=Batching(4)))
+    assert model._wide is not None
+    assert (model.backend.kernels, model._wide.kernels) == (tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from supervised_lives import APP, Life, Shelf
 
+from jetfleet_agent import ipc
 from jetfleet_agent.supervisor.effects import RunSettings
 from jetfleet_agent.supervisor.updater import check_deployment
 from jetfleet_contract import slot_records as r
@@ -220,6 +221,20 @@ def test_a_gstreamer_pipeline_comes_from_the_boards_own_config_only(life: Life) 
         with pytest.raises(InputError) as caught:
             life.runner.resolve((Source("cam", uri),))
         assert caught.value.code == "source.not-here"
+
+
+def test_a_pipeline_is_told_where_signed_kernels_lie(life: Life, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[ipc.Run] = []
+    start = life.start
+
+    def watched(name: str, run: ipc.Run) -> None:
+        orders.append(run)
+        start(name, run)
+
+    monkeypatch.setattr(life, "start", watched)
+    life.runner._settings = RunSettings(kernels="/var/lib/jetfleet")
+    life.live((shelf.deployment(1, "1"),))
+    assert orders[-1].model.kernels == "/var/lib/jetfleet"
 
 
 def test_chained_apps_know_each_other(life: Life, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

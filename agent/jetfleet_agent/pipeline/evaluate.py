@@ -61,7 +61,7 @@ def _run(job: EvaluationJob) -> EvaluationResult:
     task = load_task(job.task)
     backend = open_backend(job.backend, Path(job.model), precision=job.precision, threads=job.threads,
                            input_shape=task.input_shape, tuning=job.tuning, spec=task.spec.input, engine=job.engine,
-                           timing=Path(job.timing) if job.timing else None)
+                           timing=Path(job.timing) if job.timing else None, kernels=Path(job.kernels) if job.kernels else None)
     empty_mb = resident_mb()
     began = time.perf_counter()
     try:

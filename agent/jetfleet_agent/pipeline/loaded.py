@@ -71,7 +71,7 @@ class LoadedModel:
         return open_backend(
             way.candidate.backend, Path(way.path), precision=way.candidate.precision, threads=model.threads,
             input_shape=(batch, *self.task.input_shape[1:]), lanes=lanes, tuning=self.tuning, spec=model.spec.task.input,
-            engine=engine)
+            engine=engine, kernels=Path(model.kernels) if model.kernels else None)
 
     def activate(self) -> None:
         """Load, then run on a gray frame, so that no live frame pays for first use, and measure the floor.

@@ -40,7 +40,8 @@ class _Setting:
     def __init__(self, job: EvaluationJob, task: Task, tuning: Tuning) -> None:
         self.tuning = tuning
         self.backend: Backend = open_backend(job.backend, Path(job.model), precision=job.precision, threads=job.threads,
-                                             input_shape=task.input_shape, tuning=tuning, spec=task.spec.input)
+                                             input_shape=task.input_shape, tuning=tuning, spec=task.spec.input,
+                                             kernels=Path(job.kernels) if job.kernels else None)
         self.period_ms: list[float] = []
         self.cpu_ms: list[float] = []
         self.error = ""

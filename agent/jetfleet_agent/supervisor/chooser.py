@@ -73,6 +73,7 @@ class Chooser:
         progress: told of each new measurement, from the worker thread.
         free_mb: memory that new work may take now, MB; 0: nobody knows.
         conditions: what measurements depend on besides the hardware, read anew for each choice.
+        kernels: the agent's state folder, where signed kernels lie; empty: only the wheel's are used.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Chooser:
         progress: Progress | None = None,
         free_mb: Callable[[], float] = lambda: 0.0,
         conditions: Callable[[], Conditions] = Conditions,
+        kernels: str = "",
     ) -> None:
         self._capability = capability
         self._threads = threads
@@ -96,6 +98,7 @@ class Chooser:
         self._store = MeasurementStore(folder)
         self._progress = progress
         self._free_mb = free_mb
+        self._kernels = kernels
         self._conditions = conditions
         self._under = conditions()
         self._peaks: dict[tuple[Path, str], Measurement] = {}
@@ -314,7 +317,8 @@ class Chooser:
         backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt', 'tensorrt-rtx']", candidate.backend)
         return EvaluationJob(
             model=str(path), task=task, backend=backend, precision=candidate.precision, threads=self._threads,
-            images=tuple(str(image) for image in images), warmup=self._measure.warmup, latency_runs=runs, tuning=tuning)
+            images=tuple(str(image) for image in images), warmup=self._measure.warmup, latency_runs=runs, tuning=tuning,
+            kernels=self._kernels)
 
     def _probe(self, model_path: Path, candidate: Candidate, spec: ModelSpec, probe: ProbeSet,
                images: tuple[Path, ...]) -> tuple[EvaluationResult, float]:

@@ -138,7 +138,8 @@ class Supervisor:
         self._outbox = Outbox(config.state_dir / "reports", config.device, session, self._signed_report, random.random)
         places = config.results
         settings = RunSettings(config.local_sources, config.threads, config.window_s, places.folder or str(config.state_dir / "results"),
-                               places.max_mb, places.sockets or str(pipelines.result_folder), places.preview_address, config.stuck_s)
+                               places.max_mb, places.sockets or str(pipelines.result_folder), places.preview_address, config.stuck_s,
+                               str(config.state_dir))
         self._secrets: Secrets = secret_store or NoSecrets()
         self._results = ResultDelivery(config.device, link, pipelines.config, self._secrets, places.webhook_ca,
                                        lambda: clock().mono, random.random)

@@ -111,7 +111,8 @@ class Compiling(Protocol):
 
 class RunSettings(msgspec.Struct, frozen=True):
     """What the board's own config adds to every pipeline. `local_sources` maps the NAME of ``local:NAME`` to an address, which may be a
-    ``secret:NAME`` in turn. `files` is the folder of all result files, `sockets` that of result sockets."""
+    ``secret:NAME`` in turn. `files` is the folder of all result files, `sockets` that of result sockets, `kernels` the agent's state
+    folder, below which signed kernels lie."""
 
     local_sources: dict[str, str] = {}
     threads: int = 0
@@ -121,6 +122,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     sockets: str = ""
     preview_address: str = "127.0.0.1"
     stuck_s: float = 30.0
+    kernels: str = ""
 
     def places(self, app: str) -> ipc.SinkPlaces:
         """Where this app's sinks may write and listen."""
@@ -335,7 +337,8 @@ class EffectRunner:
         eco = self._chooser.eco(spec, slot.candidate)
         lean = self._lean(slot, spec, slot.candidate)
         engine = self._engines.engine(app, slot, spec, slot.candidate, tuning, self._settings.threads)
-        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning, eco, engine, lean)
+        return ipc.Model(slot.bundle, slot.version, slot.candidate, path, spec, self._settings.threads, tuning, eco, engine, lean,
+                         self._settings.kernels)
 
     def _lean(self, slot: Slot, spec: ModelSpec, chosen: Candidate) -> ipc.Way | None:
         """The cheaper way, when its weights are sound and this slot keeps them."""
