@@ -16,7 +16,7 @@ from jetfleet_contract import __version__
 from jetfleet_contract.errors import JetfleetError
 
 COMMAND_MODULES = (
-    "project", "keys", "build", "recipes", "matrix", "search", "report", "boards", "broker", "serve", "mirror", "fleet", "kpis",
+    "project", "keys", "build", "recipes", "matrix", "search", "report", "lint", "boards", "broker", "serve", "mirror", "fleet", "kpis",
     "rollout", "delivery", "models", "kernels", "engines", "harvest", "experiment", "demo", "sim",
 )
 

@@ -41,8 +41,10 @@ class GraphView:
         inferred = onnx.shape_inference.infer_shapes(model)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._float: set[str] = set()
+        self._types: dict[str, int] = {}
         for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
             kind = value.type.tensor_type
+            self._types[value.name] = int(kind.elem_type)
             if kind.elem_type == onnx.TensorProto.FLOAT:
                 self._float.add(value.name)
             if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
@@ -65,6 +67,11 @@ class GraphView:
 
         found = self._initializers.get(tensor)
         return None if found is None else np.asarray(onnx.numpy_helper.to_array(found))
+
+    def element_type(self, tensor: str) -> int:
+        """The tensor's type as ONNX numbers them; 0 when it is not known."""
+        found = self._initializers.get(tensor)
+        return int(found.data_type) if found is not None else self._types.get(tensor, 0)
 
     def is_float(self, tensor: str) -> bool:
         """True for a computed float32 tensor."""
