@@ -77,5 +77,11 @@ def test_the_commands(project: Project, tmp_path: Path) -> None:
     assert "2 cubins for sm_72, sm_87" in told.stdout
     again = CliRunner().invoke(app, ["kernels", "publish", str(tmp_path / "cubins"), "--dir", str(project.dir), "--json"])
     assert json.loads(again.stdout)["new"] is False
+    listed = CliRunner().invoke(app, ["kernels", "signed", "--dir", str(project.dir)])
+    assert "interface 1, source" in listed.stdout
+    assert listed.stdout.count("sm_") == 2
+    asked = CliRunner().invoke(app, ["kernels", "signed", "--dir", str(project.dir), "--json"])
+    assert [cubin["sm"] for cubin in json.loads(asked.stdout)[0]["cubins"]] == [87, 72]
     gone = CliRunner().invoke(app, ["kernels", "withdraw", "--dir", str(project.dir), "--json"])
     assert json.loads(gone.stdout) == {"interface": INTERFACE}
+    assert "No kernels are signed" in CliRunner().invoke(app, ["kernels", "signed", "--dir", str(project.dir)]).stdout

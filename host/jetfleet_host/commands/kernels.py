@@ -54,6 +54,14 @@ Examples:
 
     jetfleet kernels build --out cubins && jetfleet kernels publish cubins --dir fleet
 """
+_SIGNED = """List the kernels that boards may fetch now.
+
+Examples:
+
+    jetfleet kernels signed --dir fleet
+
+    jetfleet kernels signed --dir fleet --json
+"""
 _WITHDRAW = """Take the signed kernels back: boards use those of their own wheels again.
 
 Examples:
@@ -69,6 +77,7 @@ def register(app: typer.Typer) -> None:
     group.command("list", help=_LIST)(list_folder)
     group.command("wheel", help=_WHEEL)(wheel)
     group.command("publish", help=_PUBLISH)(publish)
+    group.command("signed", help=_SIGNED)(signed)
     group.command("withdraw", help=_WITHDRAW)(withdraw)
     app.add_typer(group)
 
@@ -156,6 +165,24 @@ def publish(folder: Path = typer.Argument(..., metavar="CUBINS", help="A folder 
                f"{'signed' if done.new else 'signed already'}.")
     if done.waits:
         typer.echo("Hand the targets over where snapshot and timestamp are signed: boards see nothing of it before.")
+
+
+def signed(project: Path = _DIR, as_json: bool = _JSON) -> None:
+    """See `_SIGNED`."""
+    from jetfleet_host.kernels.signed import read_signed, signed_kernels
+    from jetfleet_host.project import Project
+
+    opened = Project.load(project)
+    sets = [read_signed(opened, target) for target in signed_kernels(opened)]
+    if as_json:
+        typer.echo(json.dumps([json.loads(encode(found)) for found in sets], indent=2))
+        return
+    for found in sets:
+        typer.echo(f"interface {found.interface}, source {found.source[7:19]}, {len(found.kernels)} kernels")
+        for cubin in found.cubins:
+            typer.echo(f"  sm_{cubin.sm:<4} CUDA {cubin.cuda}  NVRTC {cubin.nvrtc:<8} {cubin.size:>8} bytes  {cubin.digest[7:19]}")
+    if not sets:
+        typer.echo(f"No kernels are signed: boards use those of their wheels. Sign some: jetfleet kernels publish CUBINS --dir {project}")
 
 
 def withdraw(interface: int = typer.Option(0, "--interface", min=0, help="Of agents of another age; this version's by default."),
