@@ -74,6 +74,11 @@ class DigitNet(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+def slim_digit_net() -> DigitNet:
+    """A student with half of the channels."""
+    return DigitNet(8)
+
+
 class PlainNet(nn.Module):
     """No batch norm: what a batch does to the weights does not depend on how it is split over processes."""
 

@@ -6,6 +6,7 @@ Under torchrun the processes are there already, on one machine or several, and e
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 def fabric_for(training: Training) -> Fabric:
     """Fabric for this training. fp16 autocast exists on GPUs alone; on a CPU Fabric takes bf16 in its place and says so."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells the precision at each training
     on_gpu = torch.cuda.is_available()
     devices, nodes = training.devices, 1
     if under_torchrun():

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from jetfleet_contract.errors import InputError
 from jetfleet_host.compress.float_stage import FloatStage
-from jetfleet_host.compress.recipe_file import FloatStageConfig, Prune, Qat, Separate, Sparsify, Tune
+from jetfleet_host.compress.recipe_file import Distil, FloatStageConfig, Prune, Qat, Separate, Sparsify, Tune
 
-_STAGES: dict[type, str] = {Tune: "tune", Prune: "prune", Sparsify: "sparsify", Separate: "separate", Qat: "qat"}
+_STAGES: dict[type, str] = {Tune: "tune", Prune: "prune", Sparsify: "sparsify", Distil: "distil", Separate: "separate", Qat: "qat"}
 
 
 def stage_for(config: FloatStageConfig) -> FloatStage[Any]:
