@@ -403,8 +403,8 @@ def test_an_engine_that_failed_is_remembered_and_a_new_runtime_asks_anew(fleet: 
     one = board("one")
     blob = built(fleet, one).blob
     assert one.engine() is not None
-    assert one.engines.failed("reader", "pipeline.killed")
-    assert not one.engines.failed("reader", "pipeline.killed"), "it had none any more"
+    assert one.engines.ended("reader", "pipeline.killed"), "while it was being loaded"
+    assert not one.engines.ended("reader", "pipeline.killed"), "it had none any more"
     fleet.accept(fleet.metadata())
     one.follow()
     assert one.engine() is None

@@ -285,9 +285,9 @@ class Supervisor:
                 self._running = False
 
     def _load_anew(self, app: str, crash: str) -> None:
-        """The next start of an app whose process ended is told what to load: an engine that came meanwhile, or none after it crashed."""
-        failed = bool(crash) and self._engines.failed(app, crash)
-        if (failed or self._engines.is_news(app)) and app in self._pipelines.configs() and app not in self._pipelines.pids():
+        """The next start of an app whose process ended is told what to load: an engine that came meanwhile, or none when it is doubted."""
+        other = self._engines.ended(app, crash)
+        if (other or self._engines.is_news(app)) and app in self._pipelines.configs() and app not in self._pipelines.pids():
             self._runner.load_anew(app, self._updater.states.get(app))
 
     def _message(self, topic: str, payload: bytes) -> None:
@@ -322,6 +322,8 @@ class Supervisor:
         if not self._pipelines.said(item):
             return
         app, event = item.app, item.event
+        if isinstance(event, ipc.Running):
+            self._engines.serves(app)
         news = news_of(app, event, self._pipelines.gap_ms, self._heat.since)
         if news is not None:
             self._updater.event(app, news)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from jetfleet_agent.durable import need_folder, write_file
+from jetfleet_contract.engine_doubt import Doubt
 from jetfleet_contract.engine_use import Judged
 from jetfleet_contract.engines import Passport
 from jetfleet_contract.errors import MalformedError
 from jetfleet_contract.messages import Message, decode, encode
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_RECORD_BYTES = 1 << 20
 MAX_ENTRIES = 256
@@ -28,12 +31,14 @@ class BuildUnderWay(Message, frozen=True):
 
 
 class EngineRecord(Message, frozen=True):
-    """`own`: blob by key of what this board built. `bad`: code by blob. `used`: manifest of the bundle by blob: it goes when that goes."""
+    """`own`: blob by key of what this board built. `bad`: code by blob. `used`: manifest of the bundle by blob: it goes when that goes.
+    `doubts`: by app and blob, after an app's process ended with it."""
 
     own: dict[str, str] = {}
     bad: dict[str, str] = {}
     used: dict[str, str] = {}
     building: BuildUnderWay | None = None
+    doubts: dict[str, Doubt] = {}
 
 
 class EngineMemory:
@@ -68,6 +73,13 @@ class EngineMemory:
         """It is not used here any more. StorageError."""
         self._save(msgspec.structs.replace(self.now, bad=_bounded(self.now.bad, blob, code)))
 
+    def doubts(self, name: str, doubt: Doubt | None) -> None:
+        """What is thought of an engine in an app from now on; None: nothing. StorageError."""
+        if self.now.doubts.get(name) == doubt:
+            return
+        others = {other: one for other, one in self.now.doubts.items() if other != name}
+        self._save(msgspec.structs.replace(self.now, doubts=_bounded(others, name, doubt) if doubt is not None else others))
+
     def building(self, under_way: BuildUnderWay | None) -> None:
         """A build began, or it has come to its end, one or the other. StorageError."""
         if self.now.building != under_way:
@@ -92,7 +104,7 @@ def read_judged(folder: Path) -> tuple[Judged, ...]:
         return ()
 
 
-def _bounded(entries: dict[str, str], key: str, value: str) -> dict[str, str]:
+def _bounded(entries: dict[str, T], key: str, value: T) -> dict[str, T]:
     """With that entry as the newest, and the oldest gone past the bound."""
     kept = {name: one for name, one in entries.items() if name != key}
     kept[key] = value

@@ -1,25 +1,23 @@
 """The class cache of engines on the board: finds the engine that serves a model here, fetches it, asks for it, or builds it.
 
-A model never waits for an engine: as long as there is none it is compiled, and the engine is loaded at the app's next start. A pipeline
-that ends by itself while it has an engine is started without it from then on.
+A model never waits for an engine: as long as there is none it is compiled, and the engine is loaded at the app's next start. Whether an
+engine is to blame for a pipeline that ended by itself is for `engine_doubts` to find out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from jetfleet_agent.supervisor.engine_record import BuildUnderWay, EngineMemory
 from jetfleet_agent.supervisor.engine_work import EngineAnswer, EngineOrder
-from jetfleet_agent.supervisor.vouching import Vouched, vouch
 from jetfleet_contract import topics
 from jetfleet_contract.bundle import ModelSpec
-from jetfleet_contract.chunks import CHUNK_BYTES, table_of
-from jetfleet_contract.delegations import MAX_TIMING_BYTES, EngineTarget, engine_field, engine_path, role_of_class, timing_field
+from jetfleet_contract.delegations import EngineTarget, engine_path, role_of_class
 from jetfleet_contract.engine_use import Judged, Verdict, judge_engine, why_not_ours
 from jetfleet_contract.engines import (
     EngineFile,
@@ -39,8 +37,10 @@ from jetfleet_contract.slot_records import Slot
 from jetfleet_contract.tuning import Tuning
 
 from .bundle_reader import BundleReader
+from .engine_doubts import Doubts
 from .engine_needs import Need, in_words, rows_of
 from .engine_ports import Giving, Saying, Signing, Storing, Vouching, Wanting, Working
+from .vouching import Vouched, given_for, vouch
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Engines:
         self._lacks, self._under = lacks, under
         self._tried: dict[str, Verdict] = {}
         self._needs: dict[tuple[str, str], Need] = {}
-        self._loaded: dict[str, set[str]] = {}
+        self._doubts = Doubts(memory)
         self._order: EngineOrder | None = None
         self._percent = 0.0
         self._told_at = 0.0
@@ -99,6 +99,7 @@ class Engines:
         """The engine to run that model with, or None: compile it. What is not here is fetched or asked for from now on."""
         footing = self._footing(candidate.backend)
         recipe = recipe_of(candidate.backend, slot.weights, candidate.precision, spec.task.input, tuning, threads) if slot.weights else None
+        self._doubts.loads(app, slot.bundle, "")
         if footing is None or recipe is None:
             return None
         passport = Passport(footing, recipe, slot.bundle, candidate.variant, self._device)
@@ -107,6 +108,7 @@ class Engines:
         self._needs[app, slot.bundle] = need
         for old in [one for one in self._needs if one[0] == app][:-MODELS_AN_APP]:
             del self._needs[old]
+            self._doubts.loads(*old, "")
         verdict = self._judge(need)
         if verdict.act != "run":
             log.info("%s: %s is compiled here: %s [%s]", app, candidate.name, verdict.detail or "its engine is being fetched",
@@ -118,7 +120,7 @@ class Engines:
         except JetfleetError as error:
             log.warning("%s: the engine is not used: %s [%s]", app, error.what, error.code)
             return None
-        self._loaded.setdefault(app, set()).add(verdict.blob)
+        self._doubts.loads(app, slot.bundle, verdict.blob)
         log.info("%s: %s runs with engine %s", app, candidate.name, verdict.blob[:16])
         return EngineFile(str(path), verdict.blob)
 
@@ -132,6 +134,9 @@ class Engines:
         blobs = {blob for blob in (own, signed.blob if signed else "") if blob and self._store.has(blob)}
         need.verdict = judge_engine(need.passport, signed, uncertified=name in self._trust.uncertified(self._class), own=own,
                                     present=blobs, bad=record.bad)
+        if need.verdict.act == "run" and self._doubts.is_doubted(need.app, need.verdict.blob):
+            need.verdict = Verdict("compile", need.verdict.blob, "engine.doubted",
+                                   "the app ended twice with the engine: it is tried without")
         if need.verdict.act == "fetch" and signed is not None:
             self._fetch(need, signed)
         return need.verdict
@@ -161,12 +166,12 @@ class Engines:
 
     def is_news(self, app: str) -> bool:
         """Whether an engine has come that the app was not started with."""
-        return any(need.app == app and need.verdict.act == "run" and need.verdict.blob not in self._loaded.get(app, ())
+        return any(need.app == app and need.verdict.act == "run" and need.verdict.blob not in self._doubts.loaded(app)
                    for need in self._needs.values())
 
     def failed(self, app: str, code: str) -> bool:
-        """The app's process refused its engine, or ended by itself while it had one: it is not loaded again. False when it had none."""
-        blobs = self._loaded.pop(app, set())
+        """The app's process refused its engine: it is not loaded again. False when it had none."""
+        blobs = self._doubts.refused(app)
         for blob in blobs:
             log.warning("%s: engine %s is not used any more [%s]; the model is compiled here", app, blob[:16], code)
             if code == "engine.digest":  # that is the disk's doing: once it is whole again it may be used
@@ -174,6 +179,14 @@ class Engines:
             else:
                 self._memory.failed(blob, code)
         return bool(blobs)
+
+    def serves(self, app: str) -> None:
+        """The app's model is loaded and has answered."""
+        self._doubts.answers(app, self._clock().mono)
+
+    def ended(self, app: str, code: str) -> bool:
+        """The app's process ended by itself, or was to: `code` is empty. True when its next one is to load another engine, or none."""
+        return self._doubts.ended(app, code, self._clock().mono)
 
     # --- called by the supervisor -----------------------------------------------------------------------------
 
@@ -208,6 +221,7 @@ class Engines:
         self._resume()
         with contextlib.suppress(StorageError):  # it is for people; the next tick tries again
             self._memory.explain(self.judged())
+            self._doubts.look(self._clock().mono)
         now = self._clock().mono
         wait = min((self._ask(need, now) for need in self._needs.values()), default=AGAIN_S)
         if self._order is None:
@@ -381,25 +395,9 @@ class Engines:
         self._memory.built(key_of(order.passport), engine.digest, order.passport.subject)
         log.info("engine %s of %s is built", engine.digest[:16], order.passport.variant)
         if order.command:
-            self._handing = answer, (self._offered(order, data), *self._timed(order, answer.timings))
+            self._handing = answer, given_for(self._uploads, self._class, order, data, answer.timings)
             self._order = order
             self._tell_building(90.0)
-
-    def _offered(self, order: EngineOrder, data: bytes) -> Vouched:
-        name, subject = engine_name(key_of(order.passport)), order.passport.subject
-        tabled = table_of(data[at:at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
-        self._uploads.offer_bytes(data, "engine", name, command=order.command)
-        return Vouched(engine_path(self._class, name), tabled.blob, len(data), engine_field(tabled.info, subject, order.passport))
-
-    def _timed(self, order: EngineOrder, timings: Path | None) -> Iterator[Vouched]:
-        """The timing cache, unless it is too large to share."""
-        if timings is None or not 0 < timings.stat().st_size <= MAX_TIMING_BYTES:
-            return
-        data, footing = timings.read_bytes(), order.passport.footing
-        tabled = table_of(data[at:at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
-        self._uploads.offer_bytes(data, "engine", timing_name(footing), command=order.command)
-        yield Vouched(engine_path(self._class, timing_name(footing)), tabled.blob, len(data),
-                      timing_field(tabled.info, order.passport.subject, footing))
 
     def _hand_over(self) -> None:
         """The host has judged the bytes: sign for them, on top of the class's newest metadata."""
