@@ -33,7 +33,7 @@ from .checkpoints import Checkpoints, library_versions
 from .dataset import DataSet, load_data, read_image, to_tensor
 from .halving import halve
 from .handles import ModelHandle, serialized
-from .holding import held_scales
+from .holding import held_scales, learned_scales
 from .jobs import JobRunner
 from .quantizing import Twins, search_twins
 from .recipe import Job, Recipe
@@ -117,14 +117,16 @@ class _Build:
 
     def run(self) -> BuildReport:
         self.progress("read", 0, 1)
-        model, source = import_model(self.source, self.recipe.shape, self.checkpoints)
+        imported = import_model(self.source, self.recipe.shape, self.checkpoints)
+        if self.held is None and imported.learned is not None:
+            self.held = learned_scales(imported.learned)
         data = load_data(self.job.data) if self.given is None else self.given.scoring
-        self.task = _named_task(self.recipe, source, data)
+        self.task = _named_task(self.recipe, imported.input, data)
         self.progress("read", 1, 1)
         tensors = self._tensors(data if self.given is None else self.given.calibration)
-        float_model = prepare(model, self.recipe.shape, tensors[:_EQUALITY_IMAGES], self.checkpoints,
+        float_model = prepare(imported.model, self.recipe.shape, tensors[:_EQUALITY_IMAGES], self.checkpoints,
                               lambda _name, done, of: self.progress("prepare", done, of))
-        self.sizes = [StageSize("as given", model.size), StageSize("prepared", float_model.size)]
+        self.sizes = [StageSize("as given", imported.model.size), StageSize("prepared", float_model.size)]
         if self.recipe.equalize:
             float_model = equalized(float_model, tensors, self.checkpoints)
         scorer = Scorer(self.runner, self.checkpoints, data, self.task, self.recipe.threads)

@@ -60,15 +60,16 @@ def open_session(model: ModelProto) -> Any:
         raise InputError("model.invalid", f"ONNX Runtime refuses the model: {text}", remedy="export it again") from None
 
 
-def check_equal(stage: str, reference: Sequence[Sequence[Tensor]], found: Sequence[Sequence[Tensor]]) -> float:
+def check_equal(stage: str, reference: Sequence[Sequence[Tensor]], found: Sequence[Sequence[Tensor]],
+                tolerance: float = TOLERANCE) -> float:
     """The largest relative difference, over images and outputs.
 
     Raises:
         RuntimeFailure: `build.not-equal` when it is over the tolerance: the pass broke the model, and the build stops.
     """
     worst = max(relative_error(r, f) for image, other in zip(reference, found, strict=True) for r, f in zip(image, other, strict=True))
-    if not worst <= TOLERANCE:
-        raise RuntimeFailure("build.not-equal", f"pass {stage} changed the model's output by {worst:.2e}, {TOLERANCE:.0e} is allowed",
+    if not worst <= tolerance:
+        raise RuntimeFailure("build.not-equal", f"pass {stage} changed the model's output by {worst:.2e}, {tolerance:.0e} is allowed",
                              where=stage, remedy="report this model; the original was not changed")
     return worst
 

@@ -33,6 +33,11 @@ class Held(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(table, ranges=ranges, weights=self.weights)
 
 
+def learned_scales(table: ScaleTable) -> Held:
+    """The scales that training with quantization learned, as `take_scales` gives them."""
+    return Held("training", {name: seen.magnitude / 127.0 for name, seen in table.ranges.items()}, table.weights)
+
+
 def held_scales(path: Path) -> Held:
     """The scales of a bundle's symmetric int8 variant.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from numpy.typing import NDArray
 
 from jetfleet_contract.errors import InputError
 
+from .calibration import ScaleTable
 from .checkpoints import Checkpoints
 from .equality import check_equal, outputs_of
 from .folding import FoldAffine, FuseHardSwish
 from .handles import ModelHandle, serialized
+from .learned_scales import take_scales
 from .loading import load_checked
 from .preparing import FixShapes, Pass, Simplify, UpgradeOpset, check_accepts
 from .recipe import Shape
@@ -26,11 +29,23 @@ def passes_for(shape: Shape) -> tuple[Pass, ...]:
     return UpgradeOpset(), FixShapes(shape), Simplify(), FuseHardSwish(), FoldAffine(), Simplify()
 
 
-def import_model(path: Path, shape: Shape, checkpoints: Checkpoints) -> tuple[ModelHandle, str]:
-    """The user's model, checked, as the first checkpoint (external data inside), and the name of its image input."""
+@dataclass(frozen=True)
+class Imported:
+    """The user's float model as the first checkpoint (external data inside), the name of its image input, and the scales that training
+    learned, when it came with Q/DQ pairs."""
+
+    model: ModelHandle
+    input: str
+    learned: ScaleTable | None
+
+
+def import_model(path: Path, shape: Shape, checkpoints: Checkpoints) -> Imported:
+    """The user's model, checked. Raises as `load_checked`, `check_accepts`, `take_scales`."""
     model = load_checked(path)
     value = check_accepts(model, shape)
-    return checkpoints.keep_model(checkpoints.key("import", str(path.resolve())), serialized(model)), str(value.name)
+    floats, table = take_scales(model)
+    handle = checkpoints.keep_model(checkpoints.key("import", str(path.resolve())), serialized(floats))
+    return Imported(handle, str(value.name), table if table.ranges else None)
 
 
 def prepare(model: ModelHandle, shape: Shape, samples: Sequence[Tensor], checkpoints: Checkpoints,

@@ -13,8 +13,9 @@ from jetfleet_contract.errors import InputError, RuntimeFailure
 
 from .exporting import SCRIPT_OPSET
 
-# tf2onnx is tested with these; TensorFlow 2.16 and newer carry Keras 3, which it does not read.
-PACKAGES = ("tensorflow-cpu==2.15.*", "tf2onnx>=1.16")
+# tf2onnx is tested with TensorFlow up to 2.15 (2.16 carries Keras 3, which it does not read); that one's ml_dtypes is too old for an
+# onnx after 1.17.
+PACKAGES = ("tensorflow-cpu==2.15.*", "tf2onnx>=1.16", "onnx==1.17.*")
 TIMEOUT_S = 1800.0
 _TAIL = 500
 _FLAGS = {"tflite": "--tflite", "keras": "--keras", "savedmodel": "--saved-model"}
