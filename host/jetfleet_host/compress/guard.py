@@ -48,6 +48,15 @@ class Verdict(msgspec.Struct, frozen=True):
     confidence: Annotated[float, msgspec.Meta(gt=0.5, lt=1.0)] = CONFIDENCE
 
     @property
+    def evidence(self) -> str:
+        """What the samples prove, in a few words."""
+        if self.outcome != "undecided":
+            return f"proven on {self.samples} samples"
+        if self.needed >= MAX_NEEDED:
+            return f"not proven on {self.samples} samples, nor likely on any number of them"
+        return f"not proven on {self.samples} samples: about {self.needed - self.samples} more would tell"
+
+    @property
     def reason(self) -> str:
         """One sentence for people."""
         bounds = f"{self.low:.2f} to {self.high:.2f} at {100 * self.confidence:g} %"

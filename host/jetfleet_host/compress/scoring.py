@@ -14,6 +14,7 @@ from jetfleet_contract.predictions import MIN_IOU, MatchCount, Prediction, agree
 
 from .checkpoints import Checkpoints
 from .dataset import DataSet
+from .guard import Verdict, frame_scores, judge_paired
 from .handles import ModelHandle
 from .jobs import JobRunner
 
@@ -77,14 +78,26 @@ class Scorer:
         truth = self._data.truth
         return agreement(reference.predictions, answer.predictions) if truth is None else score(truth, answer.predictions)
 
+    def paired(self, answer: Answer, reference: Answer, max_drop: float) -> Verdict:
+        """The guard's verdict on what `accuracy` of the two differ by, image by image."""
+        truth = self._data.truth if self._data.truth is not None else reference.predictions
+        base, candidate = (frame_scores([match_frame(expected, found) for expected, found in zip(truth, of.predictions, strict=True)])
+                           for of in (reference, answer))
+        return judge_paired(base, candidate, max_drop)
+
     def row(self, built: Built, backend: str, precision: str, answer: Answer, reference: Answer, max_drop: float) -> EvaluationRow:
-        """The candidate's row with its verdict. Latencies are 0: a bundle holds nothing that differs from run to run."""
+        """The candidate's row with its verdict. Latencies are 0: a bundle holds nothing that differs from run to run.
+
+        The limit is on the drop that was seen, for a variant stands beside fp32 and every board tries it before it uses it; the reason says
+        whether the images prove it. A stage, whose result takes the model's place, must be proven (`stage_driver`).
+        """
         if answer.error:
             return EvaluationRow(built.variant.name, backend, precision, self.metric, 0.0, 0.0, 0.0, 0, 0.0, 0.0, built.variant.size,
                                  "refused", f"does not run: {answer.error}")
         accuracy = round(self.accuracy(answer, reference), 6)
         drop = round(100.0 * (round(self.accuracy(reference, reference), 6) - accuracy), 4) + 0.0  # no negative zero
         verdict, reason = judge(drop, max_drop)
+        reason = f"{reason}, {self.paired(answer, reference, max_drop).evidence}"
         note = "" if answer.ran_in in ("", precision) else f"; the runtime ran it mostly in {answer.ran_in}"
         return EvaluationRow(
             built.variant.name, backend, precision, self.metric, accuracy, drop,

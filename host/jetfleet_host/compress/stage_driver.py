@@ -12,6 +12,8 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,7 +24,7 @@ from jetfleet_contract.errors import InputError, JetfleetError, StorageError
 from .checkpoints import Checkpoints
 from .float_stage import FloatStage, Workshop
 from .gentler import Tried, at_strength, next_strength
-from .guard import Scores, judge_paired
+from .guard import Scores, judge_paired, least_samples
 from .handles import ModelHandle
 from .recipe_file import FloatStageConfig
 from .stage_records import Ending, FloatRun, StageRecord, Try
@@ -82,6 +84,8 @@ class StageDriver:
             tried.append(entry)
             if artefact is not None:
                 found[strength] = artefact
+            if entry.verdict is not None and entry.verdict.outcome == "undecided" and entry.verdict.samples < least_samples(self._max_drop):
+                break  # too few samples to pass anything but a gain: gentler settings would train in vain
             strength = next_strength([Tried(one.strength, one.verdict.outcome if one.verdict else "fail") for one in tried])
         passed = [entry.strength for entry in tried if entry.passed]
         after = found[max(passed)] if passed else before
@@ -91,13 +95,19 @@ class StageDriver:
     def _try(self, index: int, config: FloatStageConfig, strength: float, best: _Artefact,
              before: _Artefact) -> tuple[Try, _Artefact | None]:
         """One setting, from the last good artefact. A stage's own failure is an answer; an error in the user's input is raised."""
-        key = self._checkpoints.key("float-stage", _kind(config), config, before.handle.digest, self._facts(index))
+        facts = ("float-stage", _kind(config), config, before.handle.digest, self._facts(index))
+        key, failed = self._checkpoints.key(*facts), self._checkpoints.key("failed", *facts)
+        known = self._checkpoints.value(failed, str)
+        if known is not None:
+            return Try(strength, config, error=known), None
         try:
             artefact = self._kept(key, lambda: self._stage_for(config)(_read(before.handle), config, self._workshop(index)), index)
         except (InputError, StorageError):
             raise
         except JetfleetError as error:
-            return Try(strength, config, error=f"{error.code}: {error.what}"), None
+            said = f"{error.code}: {error.what}"
+            self._checkpoints.keep_value(failed, said)
+            return Try(strength, config, error=said), None
         verdict = judge_paired(best.scores, artefact.scores, self._max_drop)
         return Try(strength, config, verdict, digest=artefact.handle.digest), artefact
 
@@ -116,8 +126,22 @@ class StageDriver:
     def _facts(self, index: int) -> list[object]:
         """What a stage's result depends on besides its configuration and the model."""
         workshop = self._workshop(index)
-        return [index, workshop.seed, workshop.train.digest, workshop.validation.digest, list(workshop.shape),
+        return [_trainers(), index, workshop.seed, workshop.train.digest, workshop.validation.digest, list(workshop.shape),
                 msgspec.to_builtins(workshop.training)]
+
+
+@cache
+def _trainers() -> dict[str, str]:
+    """The versions of what trains, beside those that `Checkpoints.key` has."""
+    return {name: version(name) for name in ("torch", "torch-pruning", "lightning-fabric") if _installed(name)}
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _mean(artefact: _Artefact) -> float:

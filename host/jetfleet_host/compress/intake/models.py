@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jetfleet_contract.errors import InputError
 from jetfleet_host.compress.checkpoints import Checkpoints
+from jetfleet_host.compress.handles import serialized
 from jetfleet_host.compress.loading import load_checked
 from jetfleet_host.compress.preparing import declared_shape
 from jetfleet_host.compress.recipe import Shape
 
+from .channels_first import channels_first
 from .converters import convert
 from .exporting import export_module, export_program, export_script
 from .factories import call_factory, is_factory, said
@@ -105,7 +107,8 @@ def onnx_of(text: str, shape: Shape, checkpoints: Checkpoints, converters: Path)
     if kind == "exported":
         return _kept(export_program(_loaded_program(text), shape), text, checkpoints)
     out = checkpoints.folder / f"{checkpoints.key('convert', str(Path(text).resolve()))}.onnx"
-    return convert(Path(text), kind, converters / "tf2onnx", out)
+    converted = load_checked(convert(Path(text), kind, converters / "tf2onnx", out))
+    return checkpoints.keep_model(checkpoints.key("channels-first", str(Path(text).resolve())), serialized(channels_first(converted))).path
 
 
 def _kept(data: bytes, text: str, checkpoints: Checkpoints) -> Path:
