@@ -104,6 +104,12 @@ def test_a_sample_that_is_no_number_is_named(tmp_path: Path) -> None:
     assert caught.value.code == "data.not-finite"
 
 
+def test_a_label_beyond_the_model_s_classes_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"answers \(64, 7\).* up to 9") as caught:
+        tuned(workshop(tmp_path), 1, DigitNet(classes=7))
+    assert caught.value.code == "build.loss"
+
+
 def test_no_samples_is_said(tmp_path: Path) -> None:
     empty = ArraySplit(np.zeros((0, 1, 8, 8), np.float32), np.zeros(0, np.int64))
     with pytest.raises(InputError) as caught:

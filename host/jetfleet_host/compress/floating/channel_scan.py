@@ -18,6 +18,7 @@ from jetfleet_host.compress.float_stage import Workshop
 from .allocation import Sensitivity
 from .channel_groups import ChannelGroup
 from .samples import Batch, batches
+from .task_loss import task_loss
 
 _SHARES = (0.25, 0.5, 0.75)
 _IMAGES = 256
@@ -43,7 +44,7 @@ def scan(model: nn.Module, groups: Sequence[ChannelGroup], scores: Mapping[str, 
 
 def _loss(model: nn.Module, data: Sequence[Batch], workshop: Workshop) -> float:
     with torch.no_grad():
-        losses = [float(workshop.loss(model(images), targets)) * len(images) for images, targets in data]
+        losses = [float(task_loss(workshop.loss, model(images), targets)) * len(images) for images, targets in data]
     return sum(losses) / sum(len(images) for images, _ in data)
 
 

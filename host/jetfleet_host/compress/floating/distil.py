@@ -21,6 +21,7 @@ from jetfleet_host.compress.recipe_file import Distil
 
 from .epoch_state import weights_digest
 from .fake_quantization import working_copy
+from .task_loss import task_loss
 from .teachers import OnnxTeacher
 from .trainer import Plan, deterministic, fit
 
@@ -67,7 +68,7 @@ class Distillation:
             wanted = self.teacher(images)
         total = self.alpha * self._distance(answers, wanted)
         if self.alpha < 1.0:
-            total = total + (1.0 - self.alpha) * self.loss(answers, targets)
+            total = total + (1.0 - self.alpha) * task_loss(self.loss, answers, targets)
         for name, feature in zip(self.layers, features, strict=True):
             total = total + self.hints * functional.mse_loss(feature.float(), seen[name].float())
         return total

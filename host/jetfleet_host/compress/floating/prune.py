@@ -22,6 +22,7 @@ from .channel_groups import ChannelGraph, ChannelGroup, importance_measure, outp
 from .channel_scan import scan
 from .fake_quantization import working_copy
 from .samples import batches
+from .task_loss import task_loss
 from .trainer import LabelLoss, Plan, deterministic, fit
 
 _GRADIENT_IMAGES = 512
@@ -82,7 +83,7 @@ def _collect_gradients(model: nn.Module, workshop: Workshop) -> None:
     model.eval()
     with deterministic(workshop.seed):
         for images, targets in batches(workshop.train, workshop.training.batch, _GRADIENT_IMAGES):
-            workshop.loss(model(images), targets).backward()
+            task_loss(workshop.loss, model(images), targets).backward()
     for parameter in model.parameters():
         if parameter.grad is None:  # a parameter that the loss does not reach has no say
             parameter.grad = torch.zeros_like(parameter)

@@ -29,6 +29,7 @@ from .epoch_state import EpochState, weights_digest
 from .processes import Progress, Relay, compress_gradients, fabric_for, relayed, under_torchrun
 from .recomputing import recomputed
 from .samples import CachedSplit, Order, loader
+from .task_loss import task_loss
 from .tracing import traced
 
 _WARM_UP = 0.05  # of all steps: adaptive optimizers start with poor estimates
@@ -68,7 +69,7 @@ class LabelLoss:
     loss: Callable[[Any, torch.Tensor], torch.Tensor]
 
     def __call__(self, model: Callable[[torch.Tensor], Any], images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self.loss(model(images), targets)
+        return task_loss(self.loss, model(images), targets)
 
 
 @dataclass(frozen=True)
