@@ -28,7 +28,6 @@ class FakeCuda:
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.log: list[str] = []
         self.ran: list[str] = []
-        self.scanned: dict[int, Any] = {}  # heads that are being decoded, by workspace
         self.broken: set[str] = set()
         self.lacks: set[str] = set()
         self.refuses_cubins = False

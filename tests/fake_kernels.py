@@ -9,31 +9,22 @@ from typing import Any, Protocol
 import numpy as np
 from fake_decode import is_decode, run_decode
 
-from jetfleet_agent.pipeline.decode_twin import decode
-from jetfleet_agent.pipeline.decoded import record_type
 from jetfleet_agent.pipeline.kernel_twin import new_tensor, preprocess
-from jetfleet_contract.decode_arguments import SCAN_THREADS, HeadRules
 from jetfleet_contract.kernel_arguments import FRAME_BYTES, ONE, RULES_BYTES, THREADS, Rules, Sampling
-from jetfleet_contract.kernels import DECODE_CLEAR, DECODE_COMPARE, DECODE_KEEP, DECODE_RANK, HEAD_VARIANTS, VARIANTS, Variant
+from jetfleet_contract.kernels import VARIANTS, Variant
 
 DTYPES = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
 _ROW_BYTES = {"nv12": 1, "yuyv": 2, "bgr": 3, "rgba": 4, "gray": 1}
 _VARIANTS = {variant.name: variant for variant in VARIANTS}
-_HEADS = {variant.name: variant for variant in HEAD_VARIANTS}
 
 
 class Memory(Protocol):
-    scanned: dict[int, tuple[HeadRules, Any]]
-
     def array(self, address: int, shape: tuple[int, ...], dtype: Any = ...) -> Any: ...
 
 
 def run_kernel(memory: Memory, name: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]) -> None:
     if is_decode(name):
         run_decode(memory, name, grid, threads, arguments)
-        return
-    if name not in _VARIANTS:
-        _decode(memory, name, grid, threads, arguments)
         return
     variant = _VARIANTS[name]
     assert 0 < threads <= THREADS
@@ -87,36 +78,3 @@ def unpacked(packed: bytes) -> Rules:
     assert aligned == (width % 4 == 0)
     threes = [tuple(figures[at:at + 3]) for at in range(0, 18, 3)]
     return Rules(width, height, tuple(order), luma, *threes)
-
-
-def _decode(memory: Memory, name: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[Any]) -> None:
-    """The twin decodes all of a head at its scan; what that leaves lies beside the workspace until it is kept."""
-    if name in _HEADS:
-        head, place, packed = arguments
-        variant = _HEADS[name]
-        anchors, classes, extra, _, _, most, agnostic, _, threshold, iou, workspace, output = struct.unpack("<8i2f2i", packed)
-        rules = HeadRules(variant.head, variant.type, grid[1], anchors, classes, extra, threshold, iou, most, bool(agnostic))
-        assert (rules.image_workspace, rules.image_output) == (workspace, output)
-        if variant.step == "scan":
-            assert grid[0] * threads >= anchors
-            memory.array(place, (rules.workspace_bytes,), np.uint8)
-            with np.errstate(all="ignore"):
-                memory.scanned[place] = rules, decode(memory.array(head, rules.shape, DTYPES[variant.type]), rules)
-            return
-        assert grid[0] * threads >= most * extra
-        written = memory.array(place, (rules.images,), record_type(rules))
-        with np.errstate(all="ignore"):
-            written["rest"] = decode(memory.array(head, rules.shape, DTYPES[variant.type]), rules)["rest"]
-        return
-    if name == DECODE_CLEAR:
-        memory.scanned.pop(arguments[0], None)
-    elif name == DECODE_KEEP:
-        workspace, output, _ = arguments
-        rules, records = memory.scanned[workspace]
-        written = memory.array(output, (rules.images,), record_type(rules))
-        for field in ("kept", "considered", "passed", "slots"):
-            written[field] = records[field]
-    else:
-        assert name in (DECODE_RANK, DECODE_COMPARE)
-        assert arguments[0] in memory.scanned, "before the scan"
-        assert threads <= SCAN_THREADS

@@ -92,7 +92,8 @@ class Context:
             self.board.seen = cuda.array(source, shape, self.board.dtype).copy()
             channels = self.board.seen if self.board.input[1] == 3 else self.board.seen.transpose(0, 3, 1, 2)
             if self.board.head is not None:
-                cuda.array(target, self.board.head.shape, self.board.head.dtype)[...] = self.board.head
+                head = self.board.head[:shape[0]]
+                cuda.array(target, head.shape, head.dtype)[...] = head
                 return
             cuda.write(target, 1 - channels.astype(np.float32).mean(axis=1, keepdims=True))
 

@@ -72,7 +72,8 @@ class BenchRow(Message, frozen=True):
     two of its parts, `overhead` the median, over frames, of the whole work over the session alone right behind it; all of the round whose
     session had the least median. `rounds_p50_ms`: the session's median of each round; `floor_ms` the least of those. `agreement` with the
     reference's answers on the probe set, 0..1, -1 without one. `runs_in` is the precision that the runtime really used, `layers` how many
-    layers with weights ran in which; `error` says why there are no figures.
+    layers with weights ran in which; `error` says why there are no figures; `gpu_work` where frames were prepared and answers
+    decoded, where a GPU may do it.
     """
 
     candidate: Candidate
@@ -93,6 +94,7 @@ class BenchRow(Message, frozen=True):
     provider: str = ""
     tuning: TuningChoice = TuningChoice()
     error: str = ""
+    gpu_work: str = ""
 
 
 class _Trials:
@@ -217,7 +219,7 @@ def _row(bundle: BundleFolder, candidate: Candidate, trials: _Trials | None, uns
         candidate, builder, percentiles(best.latency_ms), percentiles(works), min(medians), pre_ms, decode_ms, overhead,
         len(best.latency_ms), medians, best.activate_ms, max(result.peak_rss_mb for result in trials.timed),
         agreement(expected, said) if expected and len(said) == len(expected) else -1.0, best.precision, best.layers, best.provider,
-        trials.tuning)
+        trials.tuning, gpu_work=best.gpu_work)
 
 
 def percentiles(values: Sequence[float]) -> Percentiles:

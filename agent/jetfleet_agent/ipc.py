@@ -184,7 +184,8 @@ class Hello(Message, frozen=True, tag="hello"):
 
 class Running(Message, frozen=True, tag="running"):
     """The model is loaded and its first frame has been answered (or no frame came within 5 s: `frames` is then 0). `floor_ms`: its session
-    alone, at warm-up; `tuning`: how its runtime is set up, in words. `at` is when that first answer was
+    alone, at warm-up; `tuning`: how its runtime is set up, in words; `gpu_work`: what
+    `Backend.gpu_work` says. `at` is when that first answer was
     out, in seconds of the machine's monotonic clock, which all its processes share."""
 
     bundle: str
@@ -194,6 +195,7 @@ class Running(Message, frozen=True, tag="running"):
     floor_ms: float = 0.0
     tuning: str = ""
     at: float = 0.0
+    gpu_work: str = ""
 
 
 class TrialResult(Message, frozen=True, tag="trial"):

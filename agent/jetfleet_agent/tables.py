@@ -65,7 +65,8 @@ def choice_text(title: str, choice: Choice, under: str = "", lean: Candidate | N
     conditions = [f"measured under: {under}"] if under else []
     candidates = columns(("   candidate", "verdict", "p50 ms", "drop", "reason"), rows)
     cheaper = [f"while the board is hot: {lean.name}, which takes clearly less CPU time (only with a governor)"] if lean is not None else []
-    return "\n".join([title, *conditions, candidates, verdict, *cheaper, *settings, *table, *engine_lines(engines)])
+    work = _gpu_work([(row.candidate.name, row.gpu_work) for row in choice.rows])
+    return "\n".join([title, *conditions, candidates, verdict, *cheaper, *settings, *table, *work, *engine_lines(engines)])
 
 
 def engine_lines(engines: Sequence[Judged]) -> list[str]:
@@ -87,7 +88,7 @@ def bench_text(title: str, rows: Sequence[BenchRow]) -> str:
                   columns(heads, [_session(r) for r in ran]),
                   "", "a frame's whole work, ms",
                   columns(("candidate", "pre", "decode", "p50", "p95", "p99", "per second", "floor", "overhead"), [_work(r) for r in ran]),
-                  "", columns(known, [_facts(r) for r in ran])]
+                  "", columns(known, [_facts(r) for r in ran]), *_gpu_work([(r.candidate.name, r.gpu_work) for r in ran])]
     if failed:
         parts += ["", columns(("did not run", "builder says", "why not"), [(r.candidate.name, r.builder, r.error) for r in failed])]
     return "\n".join(parts)
@@ -131,6 +132,12 @@ def _work(row: BenchRow) -> tuple[str, ...]:
 def _facts(row: BenchRow) -> tuple[str, ...]:
     agreement = f"{row.agreement:.4f}" if row.agreement >= 0 else "-"
     return (row.candidate.name, f"{row.activate_ms:.0f}", f"{row.peak_rss_mb:.0f}", agreement, row.builder, row.tuning.reason)
+
+
+def _gpu_work(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """A table of what a GPU's runtime does of a frame's work, and why not all of it; nothing where no such runtime ran."""
+    told = [row for row in rows if row[1]]
+    return ["", columns(("on a GPU", "where the rest of a frame's work is done"), told)] if told else []
 
 
 def _rounds(values: Sequence[float]) -> str:

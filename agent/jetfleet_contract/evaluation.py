@@ -58,7 +58,8 @@ class EvaluationResult(Message, frozen=True):
     infer and decode of each frame of the job's source; `latency_ms` is then the session alone behind each. `frames`: mean luma and
     sharpness of each image. `empty_rss_mb` is the process before it loaded the model. `predicted_mb` is set, with error
     `backend.memory`, when it was not started for want of memory. `engine` is what the job's `export` asked for. `cpu_ms`: mean CPU
-    time of one session, all threads together.
+    time of one session, all threads together. `gpu_work`: where frames were prepared and answers decoded, and why not on the GPU; empty
+    where nobody would expect it there.
     """
 
     backend: str
@@ -80,6 +81,7 @@ class EvaluationResult(Message, frozen=True):
     predicted_mb: float = 0.0
     engine: EngineFile | None = None
     cpu_ms: float = 0.0
+    gpu_work: str = ""
 
 
 MAX_RESULT_BYTES = 64 << 20

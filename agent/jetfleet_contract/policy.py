@@ -62,7 +62,8 @@ class Measurement(Message, frozen=True):
     """What the board measured of one candidate: session ms and peak memory; `error` when it could not run.
 
     `best_ms` is the fastest single run: what the candidate could do if nothing disturbed it. `empty_rss_mb` is the process before it
-    loaded the model (0: not known). `cpu_ms` is the CPU time of one session, all threads together (0: not known).
+    loaded the model (0: not known). `cpu_ms` is the CPU time of one session, all threads together (0: not known). `gpu_work` is
+    the evaluation's.
     """
 
     p50_ms: float = 0.0
@@ -72,10 +73,11 @@ class Measurement(Message, frozen=True):
     best_ms: float = 0.0
     empty_rss_mb: float = 0.0
     cpu_ms: float = 0.0
+    gpu_work: str = ""
 
 
 class ChoiceRow(Message, frozen=True):
-    """A candidate with the board's verdict: chosen, eligible (slower), or refused with the reason."""
+    """A candidate with the board's verdict: chosen, eligible (slower), or refused with the reason. `gpu_work`: as it was measured."""
 
     candidate: Candidate
     verdict: Literal["chosen", "eligible", "refused"]
@@ -84,6 +86,7 @@ class ChoiceRow(Message, frozen=True):
     drop: float = 0.0
     p50_ms: float = 0.0
     origin: Literal["measured", "builder", "none"] = "none"
+    gpu_work: str = ""
 
 
 class Choice(Message, frozen=True):
@@ -149,9 +152,8 @@ def choose(
     if not eligible:
         return Choice(tuple(refused), None)
     best, rest = eligible[0], eligible[1:]
-    chosen = ChoiceRow(best.candidate, "chosen", _why_chosen(best, rest), best.accuracy, best.drop, best.p50_ms, best.origin)
-    slower = [ChoiceRow(row.candidate, "eligible", _why_slower(row, best), row.accuracy, row.drop, row.p50_ms, row.origin)
-              for row in rest]
+    chosen = msgspec.structs.replace(best, verdict="chosen", reason=_why_chosen(best, rest))
+    slower = [msgspec.structs.replace(row, reason=_why_slower(row, best)) for row in rest]
     return Choice((chosen, *slower, *refused), best.candidate)
 
 
@@ -276,7 +278,7 @@ def _judge(
     if measurement and memory_mb and measurement.peak_rss_mb > memory_mb:
         return refused(f"needs {measurement.peak_rss_mb:.0f} MB, the budget is {memory_mb:.0f} MB")
     if measurement:
-        return ChoiceRow(candidate, "eligible", "", accuracy, drop, measurement.p50_ms, "measured")
+        return ChoiceRow(candidate, "eligible", "", accuracy, drop, measurement.p50_ms, "measured", measurement.gpu_work)
     if row.latency_p50_ms > 0:
         return ChoiceRow(candidate, "eligible", "", accuracy, drop, row.latency_p50_ms, "builder")
     return ChoiceRow(candidate, "eligible", "", accuracy, drop)

@@ -399,7 +399,7 @@ class Controller:
             self._running_deadline = 0.0
             champion = stages.champion
             self._send(Running(champion.model.bundle, champion.key[2], champion.backend.provider, stages.answered,
-                               champion.overhead.floor.session_ms, champion.tuning.text, stages.answered_at))
+                               champion.overhead.floor.session_ms, champion.tuning.text, stages.answered_at, champion.backend.gpu_work))
         if self._swap_deadline and now > self._swap_deadline:
             self._swap_deadline = 0.0  # no frame came to measure with
             self._send(Switched(stages.champion.model.bundle, stages.champion.key[2], 0.0, 0, 0.0))

@@ -86,7 +86,7 @@ def _run(job: EvaluationJob) -> EvaluationResult:
             activate_ms=activate_ms, latency=sketch_of(list(times.session_ms)), latency_ms=times.session_ms,
             predictions=tuple(predictions), frames=tuple(frames), peak_rss_mb=_peak_rss_mb(), empty_rss_mb=empty_mb, layers=backend.layers,
             stage_ms=times.stages, tuned=measure_settings(job, task, _first_image(job, task)), engine=engine,
-            cpu_ms=cpu_ms)
+            cpu_ms=cpu_ms, gpu_work=backend.gpu_work)
     finally:
         backend.deactivate()
 

@@ -383,4 +383,4 @@ def _measurement(result: EvaluationResult) -> Measurement:
         return Measurement(error="the measurement holds no latency [evaluate.result]")
     ordered = sorted(result.latency_ms)
     return Measurement(p50_ms=statistics.median(ordered), p99_ms=ordered[int(0.99 * (len(ordered) - 1))], peak_rss_mb=result.peak_rss_mb,
-                       best_ms=ordered[0], empty_rss_mb=result.empty_rss_mb, cpu_ms=result.cpu_ms)
+                       best_ms=ordered[0], empty_rss_mb=result.empty_rss_mb, cpu_ms=result.cpu_ms, gpu_work=result.gpu_work)

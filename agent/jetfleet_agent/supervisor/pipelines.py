@@ -271,6 +271,8 @@ class Pipelines:
             if isinstance(event, ipc.Running):
                 log.info("pipeline %s runs %s on %s, settings: %s; its session alone takes %.2f ms", item.app, event.candidate,
                          event.provider or "?", event.tuning or "?", event.floor_ms)
+                if event.gpu_work:
+                    log.info("pipeline %s, %s", item.app, event.gpu_work)
             if app.trying is not None:
                 self._send_try(app)
             elif app.live == app.run.model.bundle:

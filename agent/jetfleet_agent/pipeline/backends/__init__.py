@@ -158,6 +158,13 @@ class Backend(ABC):
         each lane's next run on; called again when the task's options change. Never fails: the task decodes what is not decoded here."""
         self.decoding = "CPU"
 
+    @property
+    def gpu_work(self) -> str:
+        """Where frames are prepared and answers decoded, and why not on the GPU; empty where nobody would expect it there."""
+        if self.preparation == self.decoding == "CPU":
+            return ""
+        return f"frames: {self.preparation}; answers: {self.decoding}"
+
     def infer(self, lane: Lane) -> Outputs:
         """Run what the lane was given; the outputs are valid until the lane is run again.
 
