@@ -122,13 +122,15 @@ class TaskSpec(Message, frozen=True):
 
 
 class Variant(Message, frozen=True):
-    """One weight file. `layout`: plain, qdq-int8 (symmetric, TensorRT and OpenVINO), qdq-uint8 (its twin for ONNX Runtime x86)."""
+    """One weight file. `layout`: plain, qdq-int8 (symmetric, TensorRT and OpenVINO), qdq-uint8 (its twin for ONNX Runtime x86), qdq-arm
+    (the twin moved to signed bytes), qdq-uint8-narrow (7-bit weights, for x86 without VNNI), dynamic (scales found at run time).
+    `precision` uint8 is of int8 files for CPU runtimes only."""
 
     name: str
     digest: str
     size: int
     precision: Literal["fp32", "fp16", "int8", "uint8"]
-    layout: Literal["plain", "qdq-int8", "qdq-uint8"] = "plain"
+    layout: Literal["plain", "qdq-int8", "qdq-uint8", "qdq-arm", "qdq-uint8-narrow", "dynamic"] = "plain"
     detail: str = ""
 
 

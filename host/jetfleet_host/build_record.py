@@ -9,7 +9,9 @@ from msgspec import Meta
 from jetfleet_contract.messages import Message
 
 from .bundles import OpenBundle
+from .compress.fused import NamedCount
 from .compress.stage_records import FloatRun
+from .compress.worth import ModelVerdict
 from .measurements import attach_message, messages_of
 
 BUILD_RECORD = "application/vnd.jetfleet.build-record.v1+json"
@@ -31,11 +33,14 @@ class LayerLine(Message, frozen=True):
 
 
 class BuildRecord(Message, frozen=True):
-    """Of the last build that wrote the bundle; layers in the graph's order. `floats`: the stages on the torch module, where there were."""
+    """Of the last build that wrote the bundle; layers in the graph's order. `floats`: the stages on the torch module, where there were.
+    `graphs`: nodes and kernels before and after the clean-up; `worth`: whether int8 pays on a GPU at batch 1, by layer and in all."""
 
     stages: Annotated[tuple[StageSize, ...], Meta(max_length=256)] = ()
     layers: Annotated[tuple[LayerLine, ...], Meta(max_length=4096)] = ()
     floats: FloatRun | None = None
+    graphs: Annotated[tuple[NamedCount, ...], Meta(max_length=256)] = ()
+    worth: ModelVerdict | None = None
 
 
 def attach_record(bundle: OpenBundle, record: BuildRecord) -> str:

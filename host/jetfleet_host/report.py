@@ -22,6 +22,8 @@ from .pages.charts import Bar, Point, bars, scatter
 from .pages.sheet import charts, notes, page, table
 
 MOST_LAYERS = 24
+# Layers that int8 does not pay for, named on the terminal.
+_SHOWN_LAYERS = 8
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,23 @@ def provenance(bundle: OpenBundle, measurements: Measurements | None) -> list[st
     return [accuracy, latency]
 
 
+def build_sentences(record: BuildRecord | None) -> list[str]:
+    """What the clean-up made of the graph, and whether int8 pays; one sentence a line."""
+    if record is None:
+        return []
+    found = []
+    if len(record.graphs) > 1:
+        first, last = record.graphs[0], record.graphs[-1]
+        parts = [f"{name} {getattr(first.count, name)} -> {getattr(last.count, name)}" for name in ("nodes", "groups", "kernels")]
+        found.append(f"Graph, {first.stage} -> {last.stage}: {', '.join(parts)} (kernels: what ONNX Runtime leaves of it).")
+    if record.worth is not None:
+        found.append(f"On a GPU at batch 1 {record.worth.reason}.")
+        found += [f"  {layer.node}: {layer.told} ({100 * layer.share:.1f} % of the work)." for layer in record.worth.layers[:_SHOWN_LAYERS]]
+        left = len(record.worth.layers) - _SHOWN_LAYERS
+        found += [f"  ... and {left} more (--json names them)."] if left > 0 else []
+    return found
+
+
 def as_html(bundle: OpenBundle, measurements: Measurements | None, floors: Sequence[FloorLine] = (),
             record: BuildRecord | None = None) -> str:
     """One self-contained page: plots in inline SVG, the tables, where the numbers come from."""
@@ -119,7 +138,7 @@ def as_html(bundle: OpenBundle, measurements: Measurements | None, floors: Seque
         charts([_latencies(lines), _trade(lines, metric), *record_charts(record)]),
         table(headings(metric), rows, numbers=range(1, 7)), _floor_table(floors),
         "<h2>Variants</h2>", table(("variant", "MB", "digest", "what it is"), variants, numbers=(1,)),
-        "<h2>Where the numbers come from</h2>", notes(provenance(bundle, measurements))])
+        "<h2>Where the numbers come from</h2>", notes([*provenance(bundle, measurements), *build_sentences(record)])])
 
 
 def _floor_table(floors: Sequence[FloorLine]) -> str:

@@ -18,6 +18,7 @@ import cv2
 import data_folders
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import tiny_models
 from interrupts import interruptible
@@ -40,7 +41,7 @@ from jetfleet_host.compress.scoring import judge, score
 from jetfleet_host.floors import floors_of
 from jetfleet_host.lineage import lineage_of
 from jetfleet_host.measurements import measurements_of
-from jetfleet_host.report import as_html, as_json, lines_of
+from jetfleet_host.report import as_html, as_json, build_sentences, lines_of
 
 
 def _quiet(_stage: str, _done: int, _of: int) -> None: ...
@@ -402,3 +403,32 @@ def test_scales_that_lose_too_much_are_not_held(tmp_path: Path, made: tuple[Path
     spec = done.spec.variant("int8")
     assert spec.detail.endswith("lose too much")
     assert spec.digest == made[2].spec.variant("int8").digest
+
+
+def test_targets_get_their_own_int8_files_and_the_record_tells_of_the_graph(job: Job) -> None:
+    scales = job.out.parent / "old.cache"
+    scales.write_text("TRT-8503-EntropyCalibration2\nx: 3d000000\n")
+    recipe = _recipe(targets=("cpu-arm64", "cpu-x86-avx2"), dynamic=True, scales=str(scales))
+    build(job, recipe, _quiet)
+    bundle = open_bundle(job.out)
+    layouts = {variant.name: (variant.precision, variant.layout) for variant in bundle.spec.variants}
+    assert layouts.items() >= {"arm": ("uint8", "qdq-arm"), "uint8-narrow": ("uint8", "qdq-uint8-narrow"),
+                               "dynamic": ("uint8", "dynamic")}.items()
+    cpu_only = [candidate.backend for candidate in candidates(bundle.spec) if candidate.variant in ("arm", "dynamic")]
+    assert set(cpu_only) == {"onnxruntime", "openvino"}
+    detail = next(variant.detail for variant in bundle.spec.variants if variant.name == "int8")
+    assert detail.endswith("scales of old.cache (TRT-8503-EntropyCalibration2)")
+    kept = onnx.load_model_from_string(bundle.blob_path(bundle.spec.variant("int8").digest).read_bytes())
+    assert {float(numpy_helper.to_array(tensor)) for tensor in kept.graph.initializer if tensor.name == "x.scale"} == {2.0**-5}
+    record = record_of(bundle)
+    assert record is not None
+    assert record.worth is not None
+    assert [line.stage for line in record.graphs] == ["as given", "prepared"]
+    assert all(line.count.nodes >= line.count.groups > 0 and line.count.kernels > 0 for line in record.graphs)
+    assert "On a GPU at batch 1 int8" in " ".join(build_sentences(record))
+
+
+def test_scales_of_two_places_are_refused(job: Job) -> None:
+    with pytest.raises(InputError) as caught:
+        build(msgspec.structs.replace(job, hold=job.out), _recipe(scales="old.cache"), _quiet)
+    assert caught.value.code == "build.hold"

@@ -153,7 +153,7 @@ def _show_built(made: BuildReport, as_json: bool) -> None:
         return
     if record is not None and record.floats is not None:
         print_stages(record.floats)
-    print_table(opened, made.measurements)
+    print_table(opened, made.measurements, record)
     if made.refused:
         print(f"Left out of the bundle, because no runtime may use it: {', '.join(made.refused)}.")
     print(f"Wrote {made.bundle} ({made.manifest_digest}).")

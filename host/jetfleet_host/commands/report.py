@@ -68,7 +68,7 @@ def _bundle(folder: Path, as_json: bool, wanted: bool) -> str:
     if as_json:
         print(json.dumps(reports.as_json(opened, measured, floors, record), indent=2))
     else:
-        print_table(opened, measured)
+        print_table(opened, measured, record)
         if record is not None and record.floats is not None:
             print_stages(record.floats)
         if floors:
@@ -76,7 +76,7 @@ def _bundle(folder: Path, as_json: bool, wanted: bool) -> str:
     return reports.as_html(opened, measured, floors, record) if wanted else ""
 
 
-def print_table(bundle: Any, measurements: Any) -> None:
+def print_table(bundle: Any, measurements: Any, record: Any = None) -> None:
     """A bundle's candidates on the terminal, and where the numbers come from."""
     from rich.console import Console
     from rich.table import Table
@@ -91,7 +91,7 @@ def print_table(bundle: Any, measurements: Any) -> None:
         table.add_row(*reports.table_cells(line), style="" if line.row.verdict == "accepted" else "red")
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table)
-    for sentence in reports.provenance(bundle, measurements):
+    for sentence in (*reports.provenance(bundle, measurements), *reports.build_sentences(record)):
         console.print(sentence, highlight=False)
 
 

@@ -28,14 +28,18 @@ from jetfleet_host.compress.stage_records import FloatRun
 from jetfleet_host.lineage import told_by
 from jetfleet_host.measurements import MeasuredRow, Measurements, attach_measurements
 
+from .board_files import dynamic_int8, layouts_for
 from .calibration import ScaleTable
+from .calibration_cache import cached_scales, check_names
 from .checkpoints import Checkpoints, library_versions
 from .dataset import DataSet, load_data, read_image, to_tensor
+from .fused import NamedCount, count_graph
+from .graphs import GraphView
 from .halving import halve
 from .handles import ModelHandle, serialized
-from .holding import held_scales, learned_scales
+from .holding import Held, held_scales, learned_scales
 from .jobs import JobRunner
-from .quantizing import Twins, search_twins
+from .quantizing import Quantize, Twins, search_twins, written
 from .recipe import Job, Recipe
 from .rounding import simulate_bf16
 from .scale_making import ScaleSettings, corrected, equalized, scales_of
@@ -43,6 +47,7 @@ from .scoring import REFERENCE, Answer, Built, Scorer, ways_to_run
 from .sensitivity import LayerNoise, measure_noise
 from .stages import import_model, prepare
 from .timing import Timed, Timing, time_interleaved
+from .worth import ModelVerdict, judge_worth
 
 Tensor = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -110,10 +115,12 @@ class _Build:
         self.checkpoints = Checkpoints(job.cache)
         self.runner = JobRunner()
         self.task = recipe.task
-        self.held = held_scales(job.hold) if job.hold is not None else None
+        self.held = _held(job, recipe)
         self.answers: dict[tuple[str, str, str], Answer] = {}
         self.sizes: list[StageSize] = []
         self.layers: tuple[LayerLine, ...] = ()
+        self.graphs: tuple[NamedCount, ...] = ()
+        self.worth: ModelVerdict | None = None
 
     def run(self) -> BuildReport:
         self.progress("read", 0, 1)
@@ -127,6 +134,8 @@ class _Build:
         float_model = prepare(imported.model, self.recipe.shape, tensors[:_EQUALITY_IMAGES], self.checkpoints,
                               lambda _name, done, of: self.progress("prepare", done, of))
         self.sizes = [StageSize("as given", imported.model.size), StageSize("prepared", float_model.size)]
+        self.graphs = (NamedCount("as given", count_graph(imported.model)), NamedCount("prepared", count_graph(float_model)))
+        self.worth = judge_worth(GraphView(float_model.load()))
         if self.recipe.equalize:
             float_model = equalized(float_model, tensors, self.checkpoints)
         scorer = Scorer(self.runner, self.checkpoints, data, self.task, self.recipe.threads)
@@ -164,6 +173,7 @@ class _Build:
             built.append(self._half(model, table))
         if "int8" in self.recipe.methods:
             built += self._twins(scorer, reference, model, table, tensors)
+            built += self._dynamic(model) if self.recipe.dynamic else []
         return built
 
     def _half(self, model: ModelHandle, table: ScaleTable) -> Built:
@@ -188,13 +198,34 @@ class _Build:
         origin = ""
         twins = None
         if self.held is not None:
+            if self.recipe.scales:
+                check_names(self.held, table, self.recipe.scales)
             twins, origin = search(self.held.over(table)), f", scales of {self.held.origin}"
         if twins is None or not twins.passed:
             twins, origin = search(table), f", scales of {self.held.origin} lose too much" if self.held else ""
         self.progress("int8", 1, 1)
         kept = frozenset(twins.names if twins else ())
         self.layers = tuple(LayerLine(layer.node, layer.error, layer.node in kept) for layer in noise)
-        return _int8_variants(twins, origin) if twins else []
+        return [*_int8_variants(twins, origin), *self._for_boards(model, twins)] if twins else []
+
+    def _for_boards(self, model: ModelHandle, twins: Twins) -> list[Built]:
+        """The int8 files that only some of the targets want, from the twins' table."""
+        found = []
+        for layout in layouts_for([load_board(target) for target in self.recipe.targets]):
+            handle = written(model, twins.table, Quantize(layout, twins.names), self.checkpoints)
+            found.append(Built(_variant(layout.removeprefix("qdq-"), "uint8", handle,
+                                        f"{twins.kept} of {twins.layers} layers, same activation scales as int8", layout), handle))
+        return found
+
+    def _dynamic(self, model: ModelHandle) -> list[Built]:
+        key = self.checkpoints.key("dynamic", model.digest)
+        handle = self.checkpoints.model(key)
+        if handle is None:
+            data = dynamic_int8(model)
+            if data is None:
+                return []
+            handle = self.checkpoints.keep_model(key, data)
+        return [Built(_variant("dynamic", "uint8", handle, "int8 products, scales found at run time", "dynamic"), handle)]
 
     def _scales(self, model: ModelHandle, data: DataSet, tensors: Sequence[Tensor]) -> ScaleTable:
         settings = ScaleSettings(self.recipe.calibrator, self.recipe.percentile, self.recipe.per_channel)
@@ -255,17 +286,21 @@ class _Build:
                          reference_of(reference.frames, reference.predictions))
         evaluation = Evaluation(rows[0].metric, "@".join(REFERENCE[:2]), recipe.max_drop, machine_name(), rows, library_versions())
         probe, files = self._probes(data, rows)
-        decisive = msgspec.structs.replace(recipe, threads=0, latency_rounds=0, latency_runs=0)  # how it was timed changes no byte
+        decisive = msgspec.structs.replace(recipe, threads=0, latency_rounds=0, latency_runs=0,  # how it was timed changes no byte
+                                         scales=Path(recipe.scales).name)
         digest = write_bundle(self.job.out, spec=spec, evaluation=evaluation, probe=probe, files=files,
                               weights=[(built.variant, built.handle.path) for built in shipped],
                               annotations=told_by(self.source, data.digest, decisive, _parent(self.job.parent)))
         sizes = (*self.sizes, *(StageSize(built.variant.name, built.variant.size) for built in shipped))
-        attach_record(open_bundle(self.job.out, verify=False), BuildRecord(sizes, self.layers, self.given.floats if self.given else None))
+        attach_record(open_bundle(self.job.out, verify=False), self._record(sizes))
         self.progress("write", 1, 1)
         measurements = self._time(data, rows, shipped) if recipe.latency_rounds else None
         if measurements:
             attach_measurements(open_bundle(self.job.out, verify=False), measurements)
         return BuildReport(self.job.out, digest, spec, evaluation, measurements, refused)
+
+    def _record(self, sizes: tuple[StageSize, ...]) -> BuildRecord:
+        return BuildRecord(sizes, self.layers, self.given.floats if self.given else None, self.graphs, self.worth)
 
     def _probes(self, data: DataSet, rows: Sequence[EvaluationRow]) -> tuple[ProbeSet, dict[str, bytes | Path]]:
         """Golden inputs: images on which fp32 finds most and every accepted candidate agrees best; ties by name."""
@@ -309,6 +344,20 @@ def machine_name() -> str:
     known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
                                "asimddp", "i8mm", "bf16") if flag in flags]
     return f"{fields.get('model name', platform.machine())} ({' '.join(known)})"
+
+
+def _held(job: Job, recipe: Recipe) -> Held | None:
+    """Scales to keep: of an earlier bundle, or of a calibration cache.
+
+    Raises:
+        InputError: `build.scales-file` for a bad cache; `build.hold` for both at once, or as `held_scales`.
+    """
+    if job.hold is not None and recipe.scales:
+        raise InputError("build.hold", "scales are to come from an earlier bundle and from a calibration cache", where=str(job.hold),
+                         remedy="leave out --hold-scales-from, or `scales` in the recipe")
+    if recipe.scales:
+        return cached_scales(Path(recipe.scales))
+    return held_scales(job.hold) if job.hold is not None else None
 
 
 def _parent(bundle: Path | None) -> tuple[str, str]:

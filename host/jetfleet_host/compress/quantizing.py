@@ -32,7 +32,8 @@ class Quantize(msgspec.Struct, frozen=True, tag="quantize"):
 
 @dataclass(frozen=True)
 class Twins:
-    """Both int8 files of one rung; the layers `names`, of `layers` quantizable ones, run in int8. `passed`: the guard's verdict."""
+    """Both int8 files of one rung, from one table; the layers `names`, of `layers` quantizable ones, run in int8. `passed`: the guard's
+    verdict."""
 
     int8: ModelHandle
     uint8: ModelHandle
@@ -40,6 +41,7 @@ class Twins:
     layers: int
     share: float
     passed: bool
+    table: ScaleTable
 
     @property
     def kept(self) -> int:
@@ -65,16 +67,17 @@ def search_twins(model: ModelHandle, table_for: Callable[[tuple[str, ...]], Scal
             continue
         seen.add(layers)
         table = table_for(layers)
-        int8 = _written(model, table, Quantize("qdq-int8", layers), checkpoints)
-        uint8 = _written(model, table, Quantize("qdq-uint8", layers), checkpoints)
+        int8 = written(model, table, Quantize("qdq-int8", layers), checkpoints)
+        uint8 = written(model, table, Quantize("qdq-uint8", layers), checkpoints)
         passed = guard(int8, uint8)
-        last = Twins(int8, uint8, layers, len(noise), share, passed)
+        last = Twins(int8, uint8, layers, len(noise), share, passed, table)
         step(index + 1, len(LADDER))
         if passed:
             break
     return last
 
 
-def _written(model: ModelHandle, table: ScaleTable, config: Quantize, checkpoints: Checkpoints) -> ModelHandle:
+def written(model: ModelHandle, table: ScaleTable, config: Quantize, checkpoints: Checkpoints) -> ModelHandle:
+    """The model with these layers in int8 in this layout, from the checkpoints where it was written before."""
     key = checkpoints.key("quantize", config, model.digest, table)
     return checkpoints.model(key) or checkpoints.keep_model(key, config.apply(model, table))

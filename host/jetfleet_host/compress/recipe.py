@@ -71,6 +71,8 @@ class Recipe(msgspec.Struct, frozen=True):
     per_channel: bool = True
     equalize: bool = False
     correct_bias: bool = False
+    dynamic: bool = False
+    scales: str = ""
     calibration_images: int = 32
     probe_images: int = 8
     threads: int = 0
@@ -93,7 +95,8 @@ class Job(msgspec.Struct, frozen=True):
 def with_quantize(recipe: Recipe, config: Quantize) -> Recipe:
     """The recipe with a quantize stage's settings."""
     return msgspec.structs.replace(recipe, percentile=config.percentile, calibrator=config.calibrator, per_channel=config.per_channel,
-                                   equalize=config.equalize, correct_bias=config.correct_bias, calibration_images=config.images)
+                                   equalize=config.equalize, correct_bias=config.correct_bias, dynamic=config.dynamic, scales=config.scales,
+                                   calibration_images=config.images)
 
 
 def make_task(kind: str, preset: str, *, shape: Shape | None, labels: tuple[str, ...], options: dict[str, float | str | bool],

@@ -97,7 +97,8 @@ class Qat(_Strict, frozen=True, tag_field="kind", tag="qat"):
 
 
 class Quantize(_Strict, frozen=True, tag_field="kind", tag="quantize"):
-    """Post-training quantization: the last stage, on the exported graph. `dynamic` adds an ONNX Runtime file without calibration."""
+    """Post-training quantization: the last stage, on the exported graph. `dynamic` adds an ONNX Runtime file without calibration;
+    `scales`: a calibration cache of TensorRT up to 10 whose scales are taken where they lose no accuracy."""
 
     calibrator: Literal["minmax", "percentile", "entropy", "mse"] = "percentile"
     percentile: Annotated[float, msgspec.Meta(ge=90.0, le=100.0)] = 99.99

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
+from jetfleet_contract.messages import Message
 
 from .graphs import CONVS, GraphView, attribute
 from .placement import quantizable
@@ -33,7 +33,7 @@ TOLD: dict[Reason, str] = {
 }
 
 
-class LayerVerdict(msgspec.Struct, frozen=True):
+class LayerVerdict(Message, frozen=True):
     """One layer (by its first output) that int8 does not pay for, and `share`, 0..1, of the model's multiply-accumulates that it does."""
 
     node: str
@@ -46,7 +46,7 @@ class LayerVerdict(msgspec.Struct, frozen=True):
         return TOLD[self.reason]
 
 
-class ModelVerdict(msgspec.Struct, frozen=True):
+class ModelVerdict(Message, frozen=True):
     """`worth`: int8 pays for this model on a GPU at batch 1. `share`: multiply-accumulates, 0..1, of the layers that it pays for.
 
     `residuals`: residual Adds before a layer normalisation; they stay in float, for int8 there takes a transformer's accuracy to nothing.
