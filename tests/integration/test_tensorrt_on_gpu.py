@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_network import SHAPE, tiny
 
+from jetfleet_agent.backend_probe import facts_of
 from jetfleet_agent.pipeline.backends import Backend, open_backend
 from jetfleet_contract.errors import IncompatibleError
 
@@ -41,6 +42,35 @@ def test_the_engine_gives_what_onnx_runtime_gives(opened: tuple[Backend, Path]) 
             lane.tensor[...] = frame
             oracle.lanes[0].tensor[...] = frame
             np.testing.assert_allclose(backend.infer(lane)[0], oracle.infer(oracle.lanes[0])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_an_engine_that_was_written_is_loaded_again_and_says_the_same(opened: tuple[Backend, Path], tmp_path: Path) -> None:
+    backend, path = opened
+    engine = backend.export(tmp_path / "tiny.engine")
+    backend.lanes[0].tensor[...] = np.random.default_rng().normal(size=SHAPE)
+    said = backend.infer(backend.lanes[0])[0].copy()
+    with open_backend(backend.name, path, precision="fp32", threads=0, input_shape=SHAPE, engine=engine) as again:
+        again.lanes[0].tensor[...] = backend.lanes[0].tensor
+        np.testing.assert_array_equal(again.infer(again.lanes[0])[0], said)
+
+
+def test_a_second_build_reads_the_timings_of_the_first(opened: tuple[Backend, Path], tmp_path: Path) -> None:
+    backend, path = opened
+    if backend.name != "tensorrt":
+        pytest.skip("TensorRT for RTX measures no kernels")
+    timing = tmp_path / "kernels.timing"
+    for _ in range(2):
+        with open_backend("tensorrt", path, precision="fp32", threads=0, input_shape=SHAPE, timing=timing) as built:
+            assert built.lanes
+        assert timing.stat().st_size > 0
+
+
+def test_what_the_probe_says_is_what_an_engine_is_bound_to(opened: tuple[Backend, Path]) -> None:
+    facts = facts_of(opened[0].name)
+    assert (facts.missing, facts.build.count(".")) == ("", 3)
+    assert facts.gpu is not None
+    assert facts.gpu.sm >= 70
+    assert facts.gpu.sm_count > 0
 
 
 def test_the_graph_gives_what_the_plain_order_gives(opened: tuple[Backend, Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import tiny_models
@@ -171,3 +172,14 @@ def test_check_prints_the_nodes(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["engines", "check", str(tmp_path / "m.onnx"), "--for", "tensorrt-10.3"])
     assert said.exit_code == 1
     assert "TensorRT 10.3 has no operator Det at node corner [engine.operator]" in said.stdout
+
+
+def test_a_bundle_with_a_free_batch_is_built_for_one_frame_as_boards_run_it(tmp_path: Path) -> None:
+    model = model_of(node("Relu"), shape=("N", 3, "H", "W"))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    lone = weights_of(tmp_path / "m.onnx", ())[0]
+    made = profile_of(msgspec.structs.replace(lone, size=(32, 64)), model, Wish())
+    assert (made.shape, made.batches) == ((1, 3, 32, 64), ())
+    assert made.spans[0].smallest == made.spans[0].largest == made.shape
+    with pytest.raises(InputError, match=r"engine\.profile"):
+        profile_of(lone, model, Wish())

@@ -94,6 +94,17 @@ def test_an_engine_that_is_not_what_was_signed_never_reaches_tensorrt(board: Boa
     assert (error.code, board.host_code, board.cuda.leaks) == ("engine.digest", [], (0, 0, 0, 0))
 
 
+def test_a_delivered_engine_of_a_newer_tensorrt_is_refused_by_name(board: Board, tmp_path: Path) -> None:
+    """Loading one that its signature was meant to keep away: the model is compiled instead, see `pipeline.loaded`."""
+    (tmp_path / "m.onnx").write_bytes(b"")
+    (tmp_path / "m.engine").write_bytes(b"of 11.4")
+    board.reason = "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed. Version tag does not match"
+    engine = EngineFile(str(tmp_path / "m.engine"), hashlib.sha256(b"of 11.4").hexdigest())
+    error = refusal(open_backend("tensorrt", tmp_path / "m.onnx", precision="fp16", threads=0, input_shape=SHAPE, engine=engine))
+    assert (error.code, board.cuda.leaks) == ("engine.version", (0, 0, 0, 0))
+    assert "TensorRT 10.3.0 cannot load m.onnx" in error.what
+
+
 @pytest.mark.parametrize(("content", "shape", "code"), [(b"of another", SHAPE, "engine.load"), (b"plan", (2, 3, 4, 6), "engine.load")])
 def test_an_engine_that_does_not_load_is_not_the_models_fault(board: Board, tmp_path: Path, content: bytes, shape: tuple[int, ...],
                                                               code: str) -> None:

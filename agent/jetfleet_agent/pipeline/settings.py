@@ -41,6 +41,7 @@ class _Setting:
         self.tuning = tuning
         self.backend: Backend = open_backend(job.backend, Path(job.model), precision=job.precision, threads=job.threads,
                                              input_shape=task.input_shape, tuning=tuning, spec=task.spec.input,
+                                             timing=Path(job.timing) if job.timing else None,
                                              kernels=Path(job.kernels) if job.kernels else None)
         self.period_ms: list[float] = []
         self.cpu_ms: list[float] = []

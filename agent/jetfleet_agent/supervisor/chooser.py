@@ -24,7 +24,7 @@ from jetfleet_contract.bundle import Evaluation, ModelSpec, ProbeSet, TaskSpec
 from jetfleet_contract.conditions import Conditions
 from jetfleet_contract.errors import StorageError
 from jetfleet_contract.evaluation import EvaluationJob, EvaluationResult
-from jetfleet_contract.footings import runs_on_dla
+from jetfleet_contract.footings import KINDS, runs_on_dla
 from jetfleet_contract.messages import BackendInfo, Capability
 from jetfleet_contract.policy import (
     Candidate,
@@ -96,6 +96,7 @@ class Chooser:
         self._measure = measure or MeasureConfig()
         self._process = EvaluationProcess(folder / "jobs", self._measure.timeout_s, program, nice=self._measure.nice)
         self._store = MeasurementStore(folder)
+        self._timings = folder / "kernels.timing"  # one model is built for each measurement, and each but the first is quick
         self._progress = progress
         self._free_mb = free_mb
         self._kernels = kernels
@@ -315,10 +316,11 @@ class Chooser:
 
     def _job(self, path: Path, candidate: Candidate, task: TaskSpec, images: tuple[Path, ...], runs: int, tuning: Tuning) -> EvaluationJob:
         backend = cast("Literal['onnxruntime', 'openvino', 'tensorrt', 'tensorrt-rtx']", candidate.backend)
+        kind = KINDS.get(candidate.backend)
         return EvaluationJob(
             model=str(path), task=task, backend=backend, precision=candidate.precision, threads=self._threads,
             images=tuple(str(image) for image in images), warmup=self._measure.warmup, latency_runs=runs, tuning=tuning,
-            kernels=self._kernels)
+            kernels=self._kernels, timing=str(self._timings) if kind is not None and kind.timed else "")
 
     def _probe(self, model_path: Path, candidate: Candidate, spec: ModelSpec, probe: ProbeSet,
                images: tuple[Path, ...]) -> tuple[EvaluationResult, float]:
