@@ -6,7 +6,8 @@
     quantization   all layers in symmetric int8, in ONNX Runtime: after training (percentile calibration), and after two epochs of
                    training with quantization
 
-    python benchmarks/compress.py [--seeds 0 1 2] [--train 18000] [--test 6000] [--epochs 12] [--side 32] [--precision bf16]
+    python benchmarks/compress.py [--seeds 0 1 2] [--train 18000] [--test 6000] [--epochs 12] [--side 32] [--width 16]
+                                  [--precision bf16]
                                   [--only distillation pruning quantization] [--out benchmarks/results/compress.json]
 
 Each figure is accuracy on the test split, in points. `error` is the standard error of a paired difference over the test images, in points.
@@ -147,7 +148,7 @@ def trained(bench: Bench, factory: Callable[[], nn.Module], seed: int, epochs: i
 
 def distillation(bench: Bench, seed: int, teacher: nn.Module) -> None:
     torch.manual_seed(seed)
-    start = resnet(8)
+    start = resnet(bench.given.width // 2)
     alone = hits(bench.stage(Tune(epochs=bench.given.epochs), start, seed), bench.test)
     config = Distil(epochs=bench.given.epochs, temperature=4.0, alpha=0.9)
     learned = hits(bench.stage(config, start, seed, teacher=lambda: copy.deepcopy(teacher)), bench.test)
@@ -224,7 +225,7 @@ def machine() -> str:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    for name, value in (("train", 18_000), ("test", 6_000), ("epochs", 12), ("side", 32)):
+    for name, value in (("train", 18_000), ("test", 6_000), ("epochs", 12), ("side", 32), ("width", 16)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--only", nargs="+", default=["distillation", "pruning", "quantization"])
@@ -236,7 +237,7 @@ def main(arguments: Sequence[str]) -> None:
     bench = Bench(given, train, test, [], started)
     for seed in given.seeds:
         if {"distillation", "pruning"} & set(given.only):
-            base = trained(bench, functools.partial(resnet, 16), seed, given.epochs)
+            base = trained(bench, functools.partial(resnet, given.width), seed, given.epochs)
         if "distillation" in given.only:
             distillation(bench, seed, base)
         if "pruning" in given.only:

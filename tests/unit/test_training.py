@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,3 +163,15 @@ def test_ranks_share_out_each_batch_and_take_equal_steps(count: int, batch: int,
     seen = [index for steps in ranks for part in steps for index in part]
     assert len(seen) == len(set(seen))
     assert set(seen) <= set(range(count))
+
+
+def test_without_torch_a_stage_says_what_to_install() -> None:
+    code = ("import sys; sys.modules['torch'] = None\n"
+            "from jetfleet_host.compress.floating.registry import stage_for\n"
+            "from jetfleet_host.compress.recipe_file import Tune\n"
+            "from jetfleet_contract.errors import InputError\n"
+            "try: stage_for(Tune())\n"
+            "except InputError as error: print(error.code, error.remedy)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.stdout.strip() == "build.torch install it: pip install 'jetfleet[compress]'"
