@@ -8,14 +8,18 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from kernel_frames import in_format, pitched, random_colors
 
+from jetfleet_agent.pipeline.cuda.port import page_aligned
+from jetfleet_agent.pipeline.cuda.preprocess_launch import PreprocessLaunch
 from jetfleet_agent.pipeline.kernel_twin import new_tensor, preprocess
 from jetfleet_contract.bundle import InputSpec
-from jetfleet_contract.kernel_arguments import Fit, rules, sampling
+from jetfleet_contract.gpu_path import EngineInput, gpu_path
+from jetfleet_contract.kernel_arguments import FRAME_BYTES, Fit, rules, sampling
 from jetfleet_contract.kernels import FORMATS, LAYOUTS, TYPES, ElementType, Layout, PixelFormat
 from jetfleet_host.kernels.building import source_of
 
@@ -77,3 +81,38 @@ def test_source_and_twin_are_one(library: ctypes.CDLL, pixels: PixelFormat, layo
         max(where.height for where in places), len(SIZES), threads)
     assert np.array_equal(got, want)
     assert kind != "i8" or (want.min(), want.max()) == (-128, 127)
+
+
+class _OnCpu:
+    """The launch of the port `Cuda`, by the compiled source; it writes the band too."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def launch(self, module: object, kernel: str, grid: tuple[int, int, int], threads: int, arguments: tuple[Any, ...],
+               stream: int) -> None:
+        assert (module, stream) == ("cubin", 7)
+        frames, out, packed = arguments
+        getattr(self._library, kernel.replace("jf_preprocess", "run"))(
+            ctypes.c_void_p(frames), ctypes.c_void_p(out), packed, grid[0], grid[1], grid[2], threads)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tensor", [(96, 64), (51, 37), (1100, 20)])
+def test_the_agent_s_launch_covers_pictures_wherever_they_lie_and_leaves_out_those_that_are_not_there(
+        library: ctypes.CDLL, tensor: tuple[int, int], layout: Layout) -> None:
+    """One grid for frames of every size: what a captured graph repeats."""
+    spec = InputSpec("x", *tensor, resize="letterbox")
+    shape = (4, 3, tensor[1], tensor[0]) if layout == "nchw" else (4, tensor[1], tensor[0], 3)
+    fold = gpu_path(spec, EngineInput(shape, "float32")).fold
+    assert fold is not None
+    table, want = page_aligned((4, FRAME_BYTES), np.uint8), new_tensor(4, fold.rules, layout, "f32")
+    frames = [random_colors(np.random.default_rng(), *size) for size in SIZES]
+    for index in (0, 1, 3):
+        height, width = frames[index].shape[:2]
+        where, rows = sampling(spec, width, height, "letterbox"), frames[index].reshape(height, -1)
+        table[index] = np.frombuffer(where.pack(rows.ctypes.data, width * 3, offset=index * fold.image_elements), np.uint8)
+        preprocess((rows,), "bgr", where, fold.rules, want[index], layout, "f32")
+    got = np.full_like(want, 99)
+    PreprocessLaunch(cast("Any", _OnCpu(library)), "cubin", fold).enqueue(table.ctypes.data, got.ctypes.data, 7)
+    assert np.array_equal(got, want)

@@ -347,6 +347,9 @@ def test_a_kernel_that_fails_in_the_middle_costs_no_frame(board: Board, tmp_path
         backend.infer(first)
         np.testing.assert_array_equal(board.seen, np.concatenate([by_cpu(image)[0] for image in images[1:3]]))
     assert board.cuda.leaks == (0, 0, 0, 0)
+    board.cuda = FakeCuda(integrated=integrated, captures=captures)
+    with backend:
+        assert backend.preparation.startswith("GPU"), "a fresh start is a fresh try"
 
 
 def test_memory_that_runs_out_for_a_larger_frame_is_the_cpu_s_turn(board: Board, tmp_path: Path) -> None:

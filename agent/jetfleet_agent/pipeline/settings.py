@@ -49,7 +49,7 @@ class _Setting:
 
     def run(self, task: Task, frame: Image) -> Outputs:
         lane = self.backend.lanes[0]
-        task.prepare(frame, lane.tensor)
+        self.backend.prepare(frame, lane, 0, task.prepare)
         return self.backend.infer(lane)
 
     def slice(self, task: Task, frame: Image, seconds: float) -> None:
@@ -107,7 +107,7 @@ def _compare(settings: list[_Setting], task: Task, frame: Image) -> None:
     if first.error:
         return
     expected = tuple(np.array(output, np.float64) for output in first.run(task, frame))
-    geometry = task.prepare(frame, first.backend.lanes[0].tensor)
+    geometry = first.backend.prepare(frame, first.backend.lanes[0], 0, task.prepare)
     said = task.decode(first.backend.infer(first.backend.lanes[0]), geometry)
     for other in others:
         if other.error:

@@ -241,6 +241,6 @@ class TensorRt(Backend):
         if self._kernels is not None:
             self._kernels.close()
         self._engine = self._runtime = self._kernels = None
-        self._decode = None, None
+        self._decode, self._failed = (None, None), False
         self._cuda.close()
         self._cuda = None
