@@ -17,7 +17,7 @@ from jetfleet_contract.errors import JetfleetError
 
 COMMAND_MODULES = (
     "project", "keys", "build", "recipes", "matrix", "search", "report", "lint", "boards", "broker", "serve", "mirror", "fleet", "kpis",
-    "rollout", "delivery", "models", "kernels", "engines", "harvest", "experiment", "demo", "sim",
+    "rollout", "delivery", "models", "kernels", "engines", "harvest", "learn", "experiment", "demo", "sim",
 )
 
 app = typer.Typer(
