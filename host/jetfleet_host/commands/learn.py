@@ -113,14 +113,15 @@ def _publish(folder: Path, learned: Learned) -> Published:
 
 
 def _show(learned: Learned, published: Published | None, as_json: bool) -> None:
+    taught = learned.taught
     if as_json:
         print(json.dumps(_as_json(learned, published), indent=2))
         return
     from jetfleet_host.commands.delta_table import delta_lines
 
-    for name, metric, verdict in (("old", learned.old_metric, learned.old), ("new", learned.new_metric, learned.new)):
+    for name, metric, verdict in (("old", taught.old_metric, taught.old), ("new", taught.new_metric, taught.new)):
         print(f"{name} set  {100 * metric[0]:.2f} -> {100 * metric[1]:.2f} %  on {verdict.samples} images")
-    print(f"guard    {learned.run.stages[-1].reason}")
+    print(f"guard    {taught.run.stages[-1].reason}")
     print(f"Wrote {learned.built.bundle} ({learned.name}:{learned.version}, from {learned.before}) and {learned.weights}.")
     for line in delta_lines(published.deltas) if published is not None else ():
         print(line)
@@ -131,12 +132,13 @@ def _show(learned: Learned, published: Published | None, as_json: bool) -> None:
 def _as_json(learned: Learned, published: Published | None) -> dict[str, Any]:
     import msgspec
 
+    taught = learned.taught
     return {
         "name": learned.name, "from": learned.before, "version": learned.version, "bundle": str(learned.built.bundle),
         "digest": learned.built.manifest_digest, "weights": str(learned.weights),
-        "old": {"before": learned.old_metric[0], "after": learned.old_metric[1], "verdict": msgspec.to_builtins(learned.old)},
-        "new": {"before": learned.new_metric[0], "after": learned.new_metric[1], "verdict": msgspec.to_builtins(learned.new)},
-        "stages": msgspec.to_builtins(learned.run),
+        "old": {"before": taught.old_metric[0], "after": taught.old_metric[1], "verdict": msgspec.to_builtins(taught.old)},
+        "new": {"before": taught.new_metric[0], "after": taught.new_metric[1], "verdict": msgspec.to_builtins(taught.new)},
+        "stages": msgspec.to_builtins(taught.run),
         "published": None if published is None else {
             "manifest": published.manifest, "deltas": [{"variant": row.variant, "base": row.base} for row in published.deltas]},
     }

@@ -64,48 +64,70 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What came of it: the guard's two verdicts, metrics 0..1 before and after on both sets, the bundle and the weights behind it."""
+class Taught:
+    """A module that both guards let pass: their verdicts, metrics 0..1 before and after on both sets, and how it was tuned."""
 
-    name: str
-    before: str
-    version: str
+    module: Module
+    sets: LearningSets
     old: Verdict
     new: Verdict
     old_metric: tuple[float, float]
     new_metric: tuple[float, float]
     run: FloatRun
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The next version of `name`, from version `before`: its bundle, the file of the weights behind it, and what taught it."""
+
+    name: str
+    before: str
+    version: str
+    taught: Taught
     built: BuildReport
     weights: Path
 
 
 def learn(wish: Wish, progress: Progress) -> Learned:
-    """Learn, judge, build.
+    """Teach, then build.
 
     Raises:
-        InputError: what the intake and the build raise; `learn.task` for another task than to classify, `learn.weights`,
-            `learn.unlabelled`, `learn.version`.
-        IncompatibleError: `learn.forgets` when no setting kept the old set within the limit, `learn.no-gain` when the new set did not
-            gain, `learn.undecided` when there are too few new images to tell, with how many more it needs. Nothing is built then.
+        InputError: what the intake and the build raise; `learn.version`; those of `teach`.
+        IncompatibleError: those of `teach`; nothing is built then.
     """
-    bundle = open_bundle(wish.bundle, verify=False)
-    spec = bundle.spec
-    if spec.task.kind != "classify":
-        raise InputError("learn.task", f"{spec.name} is for the task {spec.task.kind!r}: only classifiers are tuned on their labels",
-                         where=str(wish.bundle), remedy="train it in your own framework, and build from the harvested data folder")
+    learning = _Learning(wish, open_bundle(wish.bundle, verify=False), progress)
+    spec = learning.bundle.spec
     version = wish.version or next_version(spec.version)
-    return _Learning(wish, bundle, version, progress).run()
+    taught = learning.taught()
+    built = learning.built(taught, version)
+    weights = wish.out.parent / f"{spec.name}-{version}.weights.pt"
+    write_file(weights, _state_bytes(taught.module))
+    return Learned(spec.name, spec.version, version, taught, built, weights)
+
+
+def teach(wish: Wish, progress: Progress) -> Taught:
+    """Tune on new and old images, and ask the guard on both sets.
+
+    Raises:
+        InputError: `learn.task` for another task than to classify, `learn.weights`, `learn.unlabelled`, what the intake raises.
+        IncompatibleError: `learn.forgets` when no setting kept the old set within the limit, `learn.no-gain` when the new set did not
+            gain, `learn.undecided` when there are too few new images to tell, with how many more it needs.
+    """
+    return _Learning(wish, open_bundle(wish.bundle, verify=False), progress).taught()
 
 
 class _Learning:
-    def __init__(self, wish: Wish, bundle: OpenBundle, version: str, progress: Progress) -> None:
-        self.wish, self.bundle, self.version, self.progress = wish, bundle, version, progress
+    def __init__(self, wish: Wish, bundle: OpenBundle, progress: Progress) -> None:
+        self.wish, self.bundle, self.progress = wish, bundle, progress
         self.task: TaskSpec = bundle.spec.task
+        if self.task.kind != "classify":
+            raise InputError("learn.task", f"{bundle.spec.name} is for the task {self.task.kind!r}: only classifiers are tuned on labels",
+                             where=str(wish.bundle), remedy="train it in your own framework, and build from the harvested data folder")
         self.shape: Shape = (1, 3, self.task.input.height, self.task.input.width)
         self.checkpoints = Checkpoints(wish.cache)
 
-    def run(self) -> Learned:
-        wish, spec = self.wish, self.bundle.spec
+    def taught(self) -> Taught:
+        wish = self.wish
         old, new = (load_splits(folder, wish.seed, wish.calibration_images) for folder in (wish.replay, wish.hard))
         sets = learning_sets(old, new, replay_per_new=wish.replay_per_new, seed=wish.seed)
         before = self._module()
@@ -114,15 +136,12 @@ class _Learning:
             raise IncompatibleError("learn.forgets", f"the tuned model forgets what it knew; {run.stages[-1].reason}",
                                     where=str(wish.replay),
                                     remedy="raise --replay-per-new, lower --learning-rate, give more old images, or raise --max-drop")
-        old_scores = [self._scores(module, sets, "old") for module in (before, after)]
-        new_scores = [self._scores(module, sets, "new") for module in (before, after)]
-        new_verdict = judge_paired(new_scores[0], new_scores[1], -wish.min_gain)
-        _check_gain(new_verdict, wish)
-        built = self._built(after, sets, run)
-        weights = wish.out.parent / f"{spec.name}-{self.version}.weights.pt"
-        write_file(weights, _state_bytes(after))
-        return Learned(spec.name, spec.version, self.version, judge_paired(old_scores[0], old_scores[1], wish.max_drop), new_verdict,
-                       (_mean(old_scores[0]), _mean(old_scores[1])), (_mean(new_scores[0]), _mean(new_scores[1])), run, built, weights)
+        old_before, old_after = (self._scores(module, sets, "old") for module in (before, after))
+        new_before, new_after = (self._scores(module, sets, "new") for module in (before, after))
+        gained = judge_paired(new_before, new_after, -wish.min_gain)
+        _check_gain(gained, wish)
+        return Taught(after, sets, judge_paired(old_before, old_after, wish.max_drop), gained, (_mean(old_before), _mean(old_after)),
+                      (_mean(new_before), _mean(new_after)), run)
 
     def _module(self) -> Module:
         module = module_of(self.wish.model)
@@ -152,16 +171,16 @@ class _Learning:
         workshop = self._workshop(sets, which)
         return workshop.score(module, workshop.validation)
 
-    def _built(self, module: Module, sets: LearningSets, run: FloatRun) -> BuildReport:
+    def built(self, taught: Taught, version: str) -> BuildReport:
         """The next version: the old one's scales where they still serve and its lineage, scored on both validation sets together."""
-        wish, spec = self.wish, self.bundle.spec
-        data = export_module(module, self.shape)
-        onnx = self.checkpoints.keep_model(self.checkpoints.key("learn-export", run.stages[-1].digest, list(self.shape)), data)
-        recipe = Recipe(spec.name, self.version, spec.targets, self.task, self.shape, max_drop=wish.max_drop,
+        wish, spec, sets = self.wish, self.bundle.spec, taught.sets
+        data = export_module(taught.module, self.shape)
+        onnx = self.checkpoints.keep_model(self.checkpoints.key("learn-export", taught.run.stages[-1].digest, list(self.shape)), data)
+        recipe = Recipe(spec.name, version, spec.targets, self.task, self.shape, max_drop=wish.max_drop,
                         calibration_images=wish.calibration_images, threads=wish.threads, latency_rounds=wish.latency_rounds)
         job = Job(onnx.path, wish.replay, wish.out, wish.cache, parent=wish.bundle,
                   hold=wish.bundle if any(variant.name == "int8" for variant in spec.variants) else None)
-        return build(job, recipe, self.progress, Given(onnx.path, joined((sets.old, sets.new)), sets.calibration, run))
+        return build(job, recipe, self.progress, Given(onnx.path, joined((sets.old, sets.new)), sets.calibration, taught.run))
 
 
 def _check_gain(verdict: Verdict, wish: Wish) -> None:
