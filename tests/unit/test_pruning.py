@@ -18,7 +18,7 @@ from jetfleet_host.compress.floating.allocation import Sensitivity, Stock, by_im
 from jetfleet_host.compress.floating.channel_groups import macs
 from jetfleet_host.compress.floating.epoch_state import weights_digest
 from jetfleet_host.compress.floating.registry import stage_for
-from jetfleet_host.compress.recipe_file import Prune, Tune
+from jetfleet_host.compress.recipe_file import Prune, Qat, Tune
 
 SHAPE = (1, 1, 8, 8)
 
@@ -134,3 +134,11 @@ def test_what_hurts_more_loses_less(rises: list[tuple[float, float, float]], rat
     for one, other in zip(range(len(seen)), range(1, len(seen)), strict=False):
         if all(a > b for a, b in zip(seen[one].rises[1:], seen[other].rises[1:], strict=True)):
             assert counts[one] <= counts[other]
+
+
+def test_a_network_that_trained_with_quantization_can_be_pruned_after_it(trained: nn.Module, tmp_path: Path) -> None:
+    quantized = stage_for(Qat())(trained, Qat(epochs=0), workshop(tmp_path / "qat"))
+    after = pruned(quantized, tmp_path / "prune", epochs=1)
+    assert macs(after, SHAPE) < 0.7 * macs(trained, SHAPE)
+    again = stage_for(Qat())(after, Qat(epochs=0), workshop(tmp_path / "again"))
+    assert again(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

@@ -17,7 +17,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class CachedSplit(Dataset):
-    """Images (C, H, W) float32 and targets int64 of a split, all of them in shared memory when they fit into `cache_bytes`.
+    """Images (C, H, W) float32 and targets int64 of a split, all of them in memory when they fit into `cache_bytes`.
 
     Raises:
         InputError: `data.empty`; `data.not-finite` with the number of the sample that holds NaN or infinity; `data.labels` when the
@@ -31,8 +31,7 @@ class CachedSplit(Dataset):
         image, _ = split[0]
         self._kept: Batch | None = None
         if image.nbytes * len(split) <= cache_bytes:
-            images, targets = self._read(range(len(split)))
-            self._kept = (images.share_memory_(), targets.share_memory_())
+            self._kept = self._read(range(len(split)))
 
     def __len__(self) -> int:
         return len(self._split)
