@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 from choices import capability_of, evaluation_of, spec_of
 from decode_heads import head_of
-from fake_models import frame_of
+from fake_cuda import FakeCuda
+from fake_models import frame_of, until
 from fake_tensorrt import Board, installed
 from pipelines import model_of
 from small_cubins import fill
@@ -20,17 +23,19 @@ from jetfleet_agent.pipeline.decoded import is_decoded
 from jetfleet_agent.pipeline.evaluate import evaluate
 from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.inference import Work, runs
-from jetfleet_agent.pipeline.loaded import LoadedModel, picked
+from jetfleet_agent.pipeline.loaded import AHEAD, INLINE, LoadedModel, picked
+from jetfleet_agent.pipeline.meter import Meter
 from jetfleet_agent.pipeline.preprocess import Preprocessor
+from jetfleet_agent.pipeline.stages import Stages
 from jetfleet_agent.tables import choice_text
 from jetfleet_contract.app_config import Batching, Tile
 from jetfleet_contract.bundle import InputSpec, TaskSpec
 from jetfleet_contract.decode_arguments import head_rules
 from jetfleet_contract.evaluation import EvaluationJob
-from jetfleet_contract.messages import AppConfig
+from jetfleet_contract.messages import AppConfig, Source
 from jetfleet_contract.policy import Measurement, choose
 
-TASK = TaskSpec("detect-yolo", InputSpec("x", 48, 32, resize="letterbox"), ("cat", "dog", "owl"), {"layout": "v8"})
+TASK = TaskSpec("detect-yolo", InputSpec("x", 48, 32, resize="letterbox", pad=0), ("cat", "dog", "owl"), {"layout": "v8"})
 KERNEL = "jf_preprocess_bgr_nchw_f32 of jetfleet.sm_87.cu12.cubin"
 SIGNED = f"frames: GPU, {KERNEL} (signed); answers: GPU, a v8 head"
 
@@ -80,6 +85,34 @@ def test_cameras_and_tiles_of_a_pipeline_are_prepared_and_decoded_on_the_gpu(boa
             np.testing.assert_allclose(tensor, own[0][0], atol=1.01 / 255)
         model.release(run.lane)
     assert batches
+    model.deactivate()
+    assert board.cuda.leaks == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("integrated", [True, False])
+def test_every_frame_of_a_running_pipeline_is_answered_from_its_own_pixels(board: Board, tmp_path: Path, integrated: bool,
+                                                                          overlap: bool) -> None:
+    """Frames are prepared ahead without being read, so their memory must stay theirs until they were run; then it goes back to the pool."""
+    board.cuda, board.head, board.answer = FakeCuda(integrated=integrated), None, (-1, 1, 32, 48)
+    raw = TaskSpec("raw", TASK.input, (), {"form": "summary", "samples": 0})
+    model = LoadedModel(model_of(tmp_path / "m.plan", raw, backend="tensorrt"), AppConfig())
+    model.activate()
+    assert model.backend.gpu_work.startswith("frames: GPU")
+    found: dict[int, float] = {}
+    stages = Stages(model, Meter("app"), lambda frame, _: found.update({frame.number: frame.detections[0].values[2]}), lambda note: None,
+                    overlap)
+    stages.set_sources((Source("cam", "synthetic:60x40"),))
+    stages.start()
+    for number in range(200):
+        image = stages.pool.take(40, 60)
+        image[...] = number
+        stages.every(Frame("cam", number, number, image, time.monotonic(), time.time()), threading.Event())
+        del image
+    until(lambda: len(found) == 200, "all answers")
+    stages.stop()
+    assert found == {number: pytest.approx(1 - number / 255, abs=1e-5) for number in range(200)}
+    assert stages.pool.held <= AHEAD + INLINE + 6
     model.deactivate()
     assert board.cuda.leaks == (0, 0, 0, 0)
 
