@@ -27,6 +27,15 @@ def digits() -> dict[str, Any]:
     return {"train": (images[:900], data.target[:900]), "validation": (images[900:1020], data.target[900:1020])}
 
 
+def calibrated_in_the_dark() -> dict[str, Any]:
+    """The same digits, with a calibration set in which there is next to nothing to see."""
+    return {**digits(), "calibration": (np.random.default_rng(3).integers(0, 3, (8, 16, 16), np.uint8), np.zeros(8, np.int64))}
+
+
+def unlabelled() -> dict[str, Any]:
+    return {name: images for name, (images, _) in digits().items()}
+
+
 def broken() -> nn.Module:
     raise ValueError("the weights are on another disk")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jetfleet_contract.errors import InputError
+from jetfleet_host.bundles import open_bundle
 from jetfleet_host.compress.recipe import Job, Recipe, make_task
 from jetfleet_host.compress.recipe_build import build_by_recipe, float_stages, quantize_of
 from jetfleet_host.compress.recipe_file import Prune, Quantize, RecipeFile, Tune
@@ -90,6 +91,55 @@ def test_killed_in_a_stage_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Pat
     resumed = run(command(killed, "out"))
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["bundle"] == json.loads(undisturbed.stdout)["bundle"]
+
+
+PLANTED = """
+max_drop = 3.0
+[training]
+learning_rate = 0.003
+[[stage]]
+kind = "tune"
+epochs = 2
+[[stage]]
+kind = "prune"
+ratio = 0.95
+epochs = 0
+[[stage]]
+kind = "tune"
+epochs = 1
+learning_rate = 1000.0
+[[stage]]
+kind = "quantize"
+calibrator = "minmax"
+"""
+
+
+@pytest.mark.slow
+def test_planted_bad_stages_are_rolled_back_and_the_build_ends_well(tmp_path: Path) -> None:
+    """An absurd ratio, a learning rate that destroys, and a calibration on darkness."""
+    (tmp_path / "r.toml").write_text(PLANTED)
+    done = run(command(tmp_path, "out", data="recipe_nets:calibrated_in_the_dark"))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    tuned, pruned, spoilt = told["build"]["floats"]["stages"]
+    assert (tuned["ending"], spoilt["ending"]) == ("kept", "left-out")
+    assert pruned["ending"] in ("gentler", "left-out")
+    assert spoilt["digest"] == pruned["digest"]
+    assert all(entry["verdict"]["outcome"] != "pass" for entry in spoilt["tried"])
+    assert told["build"]["floats"]["metric"] >= tuned["metric"] - 0.03
+    assert all(row["drop"] <= 3.0 for row in told["rows"] if row["verdict"] == "accepted")
+    int8 = [variant.detail for variant in open_bundle(tmp_path / "out").spec.variants if variant.name == "int8"]
+    assert not any(detail.startswith("3 of 3 layers") for detail in int8)  # what the dark spoilt stays float
+
+
+@pytest.mark.slow
+def test_without_labels_agreement_is_the_metric_and_the_models_own_answers_train(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('max_drop = 6.0\n[[stage]]\nkind = "prune"\nratio = 0.25\nepochs = 1\n')
+    done = run(command(tmp_path, "out", data="recipe_nets:unlabelled"))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["build"]["floats"]["baseline"] == 1.0
+    assert open_bundle(tmp_path / "out").evaluation.metric == "agreement"
 
 
 @pytest.mark.parametrize(("model", "data", "code"), [

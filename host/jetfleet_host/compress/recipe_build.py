@@ -96,12 +96,14 @@ def _workshops(model: str, splits: Splits, classes: tuple[str, ...], recipe: Rec
                progress: Progress) -> Callable[[int], Workshop]:
     from torch.nn import functional
 
-    from .floating.judging import agreement_with, right_answers
+    from .floating.judging import agreement_with, own_answers, right_answers
 
     def teacher() -> Module:
         return module_of(model)
 
     train, validation = (ImageSamples(part, recipe.task.input, class_targets(part, classes)) for part in (splits.train, splits.validation))
+    if splits.train.truth is None:
+        train = ImageSamples(splits.train, recipe.task.input, own_answers(teacher(), train))
     score = right_answers if splits.validation.truth is not None else agreement_with(teacher)
     folder = checkpoints.folder / "stages"
 

@@ -20,7 +20,7 @@ class ImageSamples:
     """A `Split` over image files: (C, H, W) float32 as `spec` describes, and int64 targets.
 
     Args:
-        targets: one index a sample; None gives -1 for all, which no loss takes: a stage that trains needs labels.
+        targets: one index a sample; None gives -1 for all, which no loss takes.
     """
 
     def __init__(self, data: DataSet, spec: InputSpec, targets: NDArray[np.int64] | None) -> None:

@@ -38,16 +38,22 @@ def agreement_with(reference: Callable[[], nn.Module]) -> Judge:
     return agreeing
 
 
+def own_answers(model: nn.Module, split: Split) -> NDArray[np.int64]:
+    """The model's own classes, int64 (N,): what stands in for labels where there are none, so that a changed model learns to answer alike.
+    InputError `build.outputs`."""
+    return np.concatenate([np.asarray(outputs.argmax(1).numpy(), np.int64) for outputs, _ in _answers(model, split)])
+
+
 def _answers(model: nn.Module, split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     model.eval()
-    with torch.inference_mode():
-        for images, targets in batches(split, _BATCH):
+    for images, targets in batches(split, _BATCH):
+        with torch.inference_mode():  # closed before the yield: two generators in turns would leave it on
             outputs = model(images)
-            if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
-                shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-                raise InputError("build.outputs", f"a classifier gives (N, classes), this model gives {shape}",
-                                 remedy="recipes with float stages train classifiers; build this model without them")
-            yield outputs, targets
+        if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
+            shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+            raise InputError("build.outputs", f"a classifier gives (N, classes), this model gives {shape}",
+                             remedy="recipes with float stages train classifiers; build this model without them")
+        yield outputs, targets
 
 
 def _known(targets: torch.Tensor, outputs: torch.Tensor) -> NDArray[np.int64]:

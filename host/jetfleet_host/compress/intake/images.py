@@ -44,7 +44,7 @@ def data_folder(text: str, cache: Path) -> DataInput:
 
     A ``.npz`` holds `images`, (N, H, W, 3) RGB or (N, H, W) grey, uint8; `labels` (N,), indices or names, where there are some; `classes`,
     the names in the order of the indices; `split` (N,) of names of splits. A factory gives a mapping of names of splits to (images, labels)
-    or to a loader of such batches, with `classes` beside; images there may also be (N, 3, H, W) and floats of 0..1.
+    or to a loader of such batches, or to images alone, with `classes` beside; images there may also be (N, 3, H, W) and floats of 0..1.
 
     Raises:
         InputError: `data.not-found`, `data.npz`, `data.images`, `data.not-finite`, `data.labels`, `data.empty`, `data.split`, and those
@@ -85,6 +85,9 @@ def _from_factory(text: str) -> tuple[dict[str, _Part], tuple[str, ...]]:
                          remedy="return {'train': (images, labels), 'validation': (images, labels), 'classes': [...]}")
     parts = {}
     for name in (name for name in made if name != "classes"):
+        if hasattr(made[name], "shape"):
+            parts[str(name)] = _Part(list(_pixels(np.asarray(made[name]), f"{text}, split {name!r}")), None)
+            continue
         images: list[Image] = []
         labels: list[Any] = []
         for batch, answers in _batches(made[name], text):
