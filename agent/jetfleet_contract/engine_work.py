@@ -213,8 +213,9 @@ def _heard(work: Work, event: Heard, now: float) -> Work:
 
 
 def _built(work: Work, event: Built, boards: Sequence[Seen], now: float) -> Step:
-    """The first engine of a key counts, also of a builder whose turn was over: it is signed and verified like any other."""
-    if work.state not in ("wanted", "building", "given-up"):
+    """The engine counts also when its builder's turn was over: it is signed and verified like any other. Other bytes under a key that was
+    built already have been tried by nobody: they begin anew, whatever was said of the bytes before."""
+    if work.state not in ("wanted", "building", "given-up") and event.blob == work.blob:
         return work, ()
     if event.device != work.by:
         work = msgspec.structs.replace(work, built_ms=0.0, built_under="")

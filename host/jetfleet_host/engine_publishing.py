@@ -19,7 +19,7 @@ from jetfleet_contract.delegations import engine_field, engine_path
 from jetfleet_contract.engines import Passport, engine_name
 from jetfleet_contract.errors import InputError, UntrustedError
 
-from .blob_files import copy_over
+from .blob_files import copy_over, cut_file
 from .delegations import accept, delegations_of, uncertified_of, vouched
 from .engines.records import RECORD, Record, read_record
 from .keys import BUILDER
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .project import Project
 
 HOST = "host"
+REPLACED = ("wanted", "building", "given-up")
 VOUCHED_S = 180 * 86_400.0
 
 
@@ -65,14 +66,16 @@ def publish_engines(project: Project, session: Session, device_class: str, folde
     public = _vouching_key(project, device_class)
     known = vouched(project, device_class)
     before = {path: file.hashes.get("sha256", "") for path, file in known.targets.items()} if known is not None else {}
-    done = [_taken_over(project, device_class, record, path, before) for record, path in found]
+    works = {record.key: rows.find(session, device_class, record.key) for record, _ in found}
+    done = [_taken_over(project, device_class, record, path, before, works[record.key]) for record, path in found]
     fresh = [one for one in done if one.fresh]
     if fresh:
         names = {engine_name(one.key) for one in fresh}
         accept(project, device_class, _signed(project, device_class, public, known, fresh, now),
                uncertified_of(project, device_class) | names)
-    for one in fresh:
-        _enter(session, device_class, one, now)
+    for one in done:
+        if one.fresh or works[one.key] is None:  # the other: signed by a run that was cut off before the database knew
+            _enter(session, device_class, one, now)
     return done
 
 
@@ -98,16 +101,21 @@ def _vouching_key(project: Project, device_class: str) -> str:
     return public
 
 
-def _taken_over(project: Project, device_class: str, record: Record, path: Path, before: Mapping[str, str]) -> Published:
+def _taken_over(project: Project, device_class: str, record: Record, path: Path, before: Mapping[str, str],
+                work: machine.Work | None) -> Published:
+    """Two builds of one key differ in bytes: an engine that boards try or run is not exchanged for another build of the same."""
     passport, blob = msgspec.structs.replace(record.passport, builder=HOST), record.digest.removeprefix("sha256:")
+    cut = project.settings.delivery.chunk_kb * 1024
     if not project.blobs.size(passport.subject):
         raise InputError("engine.subject", f"{path.name} was built from {passport.subject[:12]}, which is no bundle of this project",
                          where=str(path), remedy="publish its bundle first, and build from the bundle, not from a lone ONNX file")
-    tabled = copy_over(project.blobs, path, blob, project.settings.delivery.chunk_kb * 1024)
+    known = before.get(engine_path(device_class, engine_name(record.key)))
+    if known is not None and known != blob and project.blobs.size(known) and work is not None and work.state not in REPLACED:
+        return Published(record.key, passport, known, cut_file(project.blobs.path(known), cut).info, fresh=False)
+    tabled = copy_over(project.blobs, path, blob, cut)
     if tabled.blob != blob:
         raise UntrustedError("engine.flipped", f"{path.name} changed while it was published", where=str(path), remedy="publish it again")
-    known = before.get(engine_path(device_class, engine_name(record.key)))
-    return Published(record.key, passport, blob, tabled.info, known != blob)
+    return Published(record.key, passport, blob, tabled.info, blob != known)
 
 
 def _signed(project: Project, device_class: str, public: str, known: Targets | None, fresh: list[Published], now: float) -> bytes:

@@ -23,7 +23,7 @@ from jetfleet_host.project import Project
 from jetfleet_host.publish import publish
 from jetfleet_host.store import engines
 from jetfleet_host.store.database import Database
-from jetfleet_host.store.models import CommandRow, Device
+from jetfleet_host.store.models import CommandRow, Device, EngineRow
 
 CLASS, WALL = "x86-gpu", 1_800_000_000.0
 
@@ -81,6 +81,30 @@ def test_engines_are_signed_by_the_host_and_wait_for_a_board_to_try_them(site: S
     assert {engine_name(key_of(one)) for one in (first, second)} == uncertified_of(site.project, CLASS)
     assert {info.size for info in engine_blobs(site.project)[CLASS].values()} == {200_000, 240_000}
     assert (site.work(first).state, site.work(first).by, site.work(first).passport.builder) == ("uncertified", "host", "host")
+
+
+def test_another_build_of_a_key_replaces_only_what_nobody_runs(site: Site) -> None:
+    delegate(site.project, CLASS, [host_key(site.project)])
+    passport = site.built(86, b"vrtr" * 100)
+    site.publish()
+    first = site.work(passport).blob
+    for state, again in (("uncertified", False), ("certified", False), ("given-up", True)):
+        with site.database.session() as session:
+            engines.save(session, msgspec.structs.replace(site.work(passport), state=state), WALL)
+        site.built(86, b"vrtr" * 99 + b"vrt" + state[:1].encode())
+        assert site.publish() == [again]
+        assert (site.work(passport).blob != first) == again
+    assert site.work(passport).state == "uncertified"
+
+
+def test_what_a_cut_off_run_signed_is_entered_by_the_next(site: Site) -> None:
+    delegate(site.project, CLASS, [host_key(site.project)])
+    passport = site.built(86, b"vrtr" * 100)
+    site.publish()
+    with site.database.session() as session:
+        session.query(EngineRow).delete()
+    assert site.publish() == [False]
+    assert site.work(passport).state == "uncertified"
 
 
 def test_what_is_damaged_or_of_no_bundle_here_is_refused_by_name(site: Site) -> None:

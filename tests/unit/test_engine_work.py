@@ -86,6 +86,17 @@ def test_a_quick_engine_may_wobble_and_one_of_unknown_speed_is_not_judged() -> N
     assert other.work.built_ms == 0.0, "that was another's"
 
 
+def test_other_bytes_under_a_certified_key_are_tried_anew() -> None:
+    key = Key()
+    key.send(Needed("c1"))
+    key.send(Built("b1", BLOB, PASSPORT))
+    key.send(Fit("c1", 1.0, 8.0))
+    assert key.send(Built("b1", BLOB, PASSPORT)) == ()
+    assert key.work.state == "certified"
+    assert key.send(Built("b2", "e1" * 32, PASSPORT)) == (AskToTry("c1"),)
+    assert (key.work.state, key.work.by, key.work.blob) == ("certifying", "b2", "e1" * 32)
+
+
 def test_one_builds_for_all_that_want_it() -> None:
     key = Key()
     assert key.send(Needed("c1")) == (AskToBuild("b1"),)
@@ -135,8 +146,8 @@ def test_a_late_engine_of_the_builder_before_counts() -> None:
     key.send(Failed("b1", "device.silent"))
     assert key.work.by == "b2"
     assert key.send(Built("b1", BLOB, PASSPORT)) == (AskToTry("c1"),)
-    assert key.send(Built("b2", "f0" * 32, PASSPORT)) == ()
-    assert key.work.blob == BLOB
+    assert key.send(Built("b2", "f0" * 32, PASSPORT)) == (AskToTry("c1"),), "the metadata names these bytes now"
+    assert (key.work.blob, key.work.by) == ("f0" * 32, "b2")
 
 
 def test_without_a_second_board_it_waits_for_one() -> None:

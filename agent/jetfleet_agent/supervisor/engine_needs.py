@@ -10,6 +10,9 @@ from jetfleet_contract.delegations import EngineTarget
 from jetfleet_contract.engine_use import Judged, Verdict, judge_other, judged
 from jetfleet_contract.engines import Footing, Passport
 
+MAX_ROWS = 64
+"""What travels in one answer to `explain`."""
+
 
 class Need:
     """An engine that would serve a model here."""
@@ -34,7 +37,7 @@ def in_words(verdict: Verdict) -> str:
 
 def rows_of(needs: Iterable[Need], signed: Iterable[EngineTarget], footing: Callable[[str], Footing | None], lacks: Callable[[str], str],
             tried: Mapping[str, Verdict]) -> tuple[Judged, ...]:
-    """A row for each need, and below it one for each other engine of its bundle that builders signed.
+    """A row for each need, and below it one for each other engine of its bundle that builders signed; at most `MAX_ROWS`.
 
     Args:
         footing: of a runtime here, None where it has none; `lacks` says why. tried: blobs that this board tried for the host.
@@ -47,7 +50,7 @@ def rows_of(needs: Iterable[Need], signed: Iterable[EngineTarget], footing: Call
             if row is not None:
                 outcome = tried.get(one.blob)
                 rows.append(row if outcome is None else msgspec.structs.replace(row, code=outcome.code, detail=outcome.detail))
-    return tuple(rows)
+    return tuple(rows[:MAX_ROWS])
 
 
 def _other(need: Need, signed: EngineTarget, footing: Callable[[str], Footing | None], lacks: Callable[[str], str]) -> Judged | None:

@@ -99,7 +99,8 @@ class EngineMemory:
 def read_judged(folder: Path) -> tuple[Judged, ...]:
     """What the board last did about each engine, as `EngineMemory.explain` left it; empty when it cannot be read."""
     try:
-        return msgspec.json.decode((folder / JUDGED).read_bytes(), type=tuple[Judged, ...])
+        with (folder / JUDGED).open("rb") as file:
+            return msgspec.json.decode(file.read(MAX_RECORD_BYTES), type=tuple[Judged, ...])
     except (OSError, msgspec.MsgspecError):
         return ()
 
