@@ -103,6 +103,15 @@ def test_invalid_graph(tmp_path: Path) -> None:
     _refused(_saved(tmp_path, model), "model.invalid")
 
 
+def test_weights_with_nan_are_named(tmp_path: Path) -> None:
+    model = tiny_models.residual()
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    spoilt = onnx.numpy_helper.to_array(weight).copy()
+    spoilt[0, 0, 0, 0] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(spoilt, weight.name))
+    assert weight.name in _refused(_saved(tmp_path, model), "model.not-finite").what
+
+
 def test_data_forms(tmp_path: Path) -> None:
     classes = load_data(data_folders.colour_classes(tmp_path / "a", 2))
     assert classes.truth is not None

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from interrupts import interruptible
 
 from jetfleet_contract.errors import InputError
 from jetfleet_host.bundles import open_bundle
@@ -91,6 +92,22 @@ def test_killed_in_a_stage_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Pat
     resumed = run(command(killed, "out"))
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["bundle"] == json.loads(undisturbed.stdout)["bundle"]
+
+
+@pytest.mark.slow
+def test_interrupted_in_a_stage_it_ends_cleanly(tmp_path: Path) -> None:
+    child = interruptible(command(tmp_path, "out"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "cache").glob("*.sha256"))) < 2:
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in said.decode()
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "cache").glob(".*"))
 
 
 PLANTED = """

@@ -148,6 +148,9 @@ class _Build:
     def _tensors(self, data: DataSet) -> list[Tensor]:
         """Calibration inputs: evenly spaced over the data, at most `calibration_images`."""
         count = min(self.recipe.calibration_images, len(data.images))
+        if count < 2 and "int8" in self.recipe.methods:
+            raise InputError("data.calibration", f"a calibration set of {count} image gives no ranges", where=str(data.folder),
+                             remedy="give at least 2 images; 32 or more that look like the camera's are good")
         picked = [data.images[i * len(data.images) // count] for i in range(count)]
         return [to_tensor(read_image(path), self.task.input) for path in picked]
 

@@ -19,7 +19,7 @@ def load_checked(path: Path) -> ModelProto:
 
     Raises:
         InputError: `model.not-found`, `model.large`, `model.not-onnx`, `model.truncated`, `model.external-data`,
-            `model.invalid`.
+            `model.invalid`, `model.not-finite` (names the weights).
         IncompatibleError: `model.operator` for an operator set or operator that our runtimes do not have, with the node's name.
     """
     import onnx
@@ -37,6 +37,7 @@ def load_checked(path: Path) -> ModelProto:
         raise InputError("model.external-data", f"{path.name} keeps weights in a file that cannot be read: {_first_line(error)}",
                          where=str(path), remedy="put the .data file beside the .onnx file, or export with one file") from None
     _check_graph(path, model)
+    _check_finite(path, model)
     return model
 
 
@@ -94,6 +95,18 @@ def _check_graph(path: Path, model: ModelProto) -> None:
     except onnx.checker.ValidationError as error:
         raise InputError("model.invalid", f"{path.name} is not a valid ONNX graph: {_first_line(error)}", where=str(path),
                          remedy="export it again; onnx.checker names the node") from None
+
+
+def _check_finite(path: Path, model: ModelProto) -> None:
+    import numpy as np
+    import onnx.numpy_helper
+
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+    for tensor in model.graph.initializer:
+        # Infinity may be meant (masks), NaN never is.
+        if tensor.data_type in kinds and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
+            raise InputError("model.not-finite", f"the weights {tensor.name} of {path.name} hold NaN", where=str(path),
+                             remedy="export a model whose training did not diverge")
 
 
 def _first_line(error: BaseException) -> str:
