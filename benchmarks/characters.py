@@ -111,25 +111,25 @@ def _picture(character: str, fonts: Sequence[str], side: int, rng: np.random.Gen
 
     font = fonts[int(rng.integers(len(fonts)))]
     paper, ink = _colours(rng)
-    cover = _seen(_glyph(font, character), side, rng, rng.uniform(0.42, 0.9), rng.uniform(-0.13, 0.13, 2))
-    if rng.random() < 0.5:  # a neighbour reaches into the picture
+    cover = _seen(_glyph(font, character), side, rng, rng.uniform(0.5, 0.9), rng.uniform(-0.1, 0.1, 2))
+    if rng.random() < 0.35:  # a neighbour reaches into the picture
         other = CLASSES[int(rng.integers(len(CLASSES)))]
         away = np.array([rng.choice((-1.0, 1.0)) * rng.uniform(0.5, 0.7), rng.uniform(-0.2, 0.2)])
         cover = np.maximum(cover, _seen(_glyph(font, other), side, rng, rng.uniform(0.4, 0.8), away))
     picture = paper + (ink - paper) * cover[..., None]
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         _bar(picture, rng)
-    down, across = rng.uniform(0.55, 1.15, 2), rng.uniform(0.75, 1.1, 2)
+    down, across = rng.uniform(0.65, 1.15, 2), rng.uniform(0.8, 1.1, 2)
     light = np.linspace(down[0], down[1], side)[:, None] * np.linspace(across[0], across[1], side)[None]
-    picture = cv2.GaussianBlur(picture * light[..., None], (0, 0), rng.uniform(0.25, 1.3) * side / 32)
-    picture = picture + rng.normal(0, rng.uniform(4, 30), picture.shape)
+    picture = cv2.GaussianBlur(picture * light[..., None], (0, 0), rng.uniform(0.25, 1.05) * side / 32)
+    picture = picture + rng.normal(0, rng.uniform(3, 20), picture.shape)
     data = cv2.imencode(".jpg", np.clip(picture, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 95))])[1]
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
 
 
 def _colours(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Paper and ink, dark on light or light on dark, 35 to 140 grey levels apart."""
-    contrast = rng.uniform(35, 140)
+    """Paper and ink, dark on light or light on dark, 50 to 160 grey levels apart."""
+    contrast = rng.uniform(50, 160)
     middle = rng.uniform(contrast / 2 + 20, 235 - contrast / 2)
     sign = rng.choice((-1.0, 1.0))
     return (np.array([middle + sign * contrast / 2] * 3) + rng.uniform(-18, 18, 3),
@@ -140,11 +140,11 @@ def _seen(glyph: NDArray[np.uint8], side: int, rng: np.random.Generator, size: f
     """Coverage 0..1 (side, side) of a glyph under a random view; `size` of it and distance from the centre in sides."""
     import cv2
 
-    turn, shear = rng.uniform(-0.55, 0.55), rng.uniform(-0.25, 0.25)
+    turn, shear = rng.uniform(-0.4, 0.4), rng.uniform(-0.2, 0.2)
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]) * size
     corners = corners @ np.array([[1.0, shear], [0.0, rng.uniform(0.75, 1.15)]]).T
     corners = corners @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]).T
-    corners = (corners * (1 + rng.uniform(-0.16, 0.16, (4, 2))) + 0.5 + away) * side
+    corners = (corners * (1 + rng.uniform(-0.1, 0.1, (4, 2))) + 0.5 + away) * side
     edge = float(len(glyph))
     source = np.array([[0, 0], [edge, 0], [edge, edge], [0, edge]], np.float32)
     smaller = cv2.GaussianBlur(glyph, (0, 0), max(0.1, 0.35 * edge / (size * side)))  # no aliasing on the way down

@@ -85,7 +85,7 @@ class Bench:
     started: float
 
     def workshop(self, seed: int, folder: str, teacher: Callable[[], nn.Module] | None = None) -> Workshop:
-        training = Training(batch=128, learning_rate=2e-3, weight_decay=1e-3, precision=self.given.precision)
+        training = Training(batch=64, learning_rate=4e-3, weight_decay=1e-3, precision=self.given.precision)
         return Workshop((1, 3, self.given.side, self.given.side), self.train, self.test, functional.cross_entropy, hits,
                         teacher or nn.Identity, training, seed, Path(folder), self.say)
 
