@@ -24,10 +24,10 @@ from jetfleet_contract.sketch import sketch_of
 from jetfleet_host.bundles import open_bundle, write_bundle
 from jetfleet_host.cli import app
 from jetfleet_host.compress.dataset import load_data
-from jetfleet_host.compress.intake.splitting import load_splits
+from jetfleet_host.compress.intake.splitting import joined, load_splits
 from jetfleet_host.compress.recipe_file import Training, Tune
 from jetfleet_host.learning.running import Wish, teach
-from jetfleet_host.learning.sets import joined, learning_sets
+from jetfleet_host.learning.sets import learning_sets
 from jetfleet_host.learning.versions import next_version
 from jetfleet_host.lineage import lineage_of
 from jetfleet_host.project import Project

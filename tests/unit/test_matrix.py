@@ -29,7 +29,7 @@ from jetfleet_host.bundles import open_bundle
 from jetfleet_host.commands.list_options import spread
 from jetfleet_host.compress.jobs import JobRunner
 from jetfleet_host.compress.recipe import make_task
-from jetfleet_host.matrix import filling, views
+from jetfleet_host.matrix import method_build, views
 from jetfleet_host.matrix.cells import Axis, Cell, Matrix, Way, cell_of, pareto
 from jetfleet_host.matrix.filling import Request, fill
 from jetfleet_host.matrix.machine import ThisMachine, machine_from, this_machine
@@ -60,7 +60,7 @@ def test_the_front_is_the_same_in_any_order(points: list[tuple[float, float]], r
     assert [points[index] for index in front(points)] == [shuffled[index] for index in front(shuffled)]
 
 
-def _task(_path: Path) -> Any:
+def _task(_model: str) -> Any:
     return make_task("classify", "", shape=(1, 3, 16, 16), labels=(), options={}, overrides={"mean": (0.0,) * 3, "std": (1.0,) * 3})
 
 
@@ -70,9 +70,14 @@ def _request(folder: Path, *methods: str, **changes: Any) -> Request:
         model.write_bytes(tiny_models.classifier(("n", 3, "h", "w"), opset=12).SerializeToString())
         (folder / "broken.onnx").write_bytes(b"no model at all")
         data_folders.colour_classes(folder / "data")
-    made = Request((model, folder / "broken.onnx"), (_local(), "orin-nano", _foreign()), tuple(map(method_of, methods)), folder / "data",
-                   _task, lambda: 7.0, threads=1, rounds=1, runs=3)
+    made = Request((str(model), str(folder / "broken.onnx")), (_local(), "orin-nano", _foreign()), tuple(map(method_of, methods)),
+                   folder / "data", _task, lambda: 7.0, threads=1, rounds=1, runs=3)
     return made if not changes else Request(**{**{name: getattr(made, name) for name in made.__dataclass_fields__}, **changes})
+
+
+def _request_of(folder: Path, models: tuple[str, ...], methods: tuple[str, ...], **changes: Any) -> Request:
+    return Request(models, ("orin-nano",), tuple(map(method_of, methods)), folder / "data", _task, lambda: 7.0, threads=1, rounds=1, runs=3,
+                   **changes)
 
 
 def _local() -> str:
@@ -101,7 +106,7 @@ def test_a_target_that_this_machine_is_gets_measured(filled: tuple[Request, Matr
     cell = _cells(filled[2])["colours", _local(), "fp32"]
     assert cell.origin == "measured"
     assert cell.way is not None
-    assert (cell.metric, cell.samples, cell.way.accuracy, cell.way.drop) == ("accuracy", 12, 1.0, 0.0)
+    assert (cell.metric, cell.samples, cell.way.accuracy, cell.way.drop) == ("accuracy", 3, 1.0, 0.0)
     assert cell.way.p50_ms is not None
     assert cell.way.p95_ms is not None
     assert 0 < cell.way.p50_ms <= cell.way.p95_ms
@@ -190,8 +195,8 @@ def test_an_error_that_nobody_expected_is_a_cell_too(tmp_path: Path, monkeypatch
     def burst(*_: object) -> None:
         raise ZeroDivisionError("deep inside")
 
-    monkeypatch.setattr(filling, "build", burst)
-    request = _request(tmp_path, "fp32", models=(tmp_path / "colours.onnx",))
+    monkeypatch.setattr(method_build, "build", burst)
+    request = _request(tmp_path, "fp32", models=(str(tmp_path / "colours.onnx"),))
     matrix = fill(request, MatrixStore(tmp_path / "m"), this_machine(), _quiet)
     assert {cell.reason for cell in matrix.cells} == {"ZeroDivisionError: deep inside"}
     monkeypatch.undo()
@@ -323,6 +328,30 @@ def _command(folder: Path, out: str) -> list[str]:
     return [sys.executable, "-c", "from jetfleet_host.cli import main; main()", "matrix", "--models", str(folder / "colours.onnx"),
             "--targets", _local(), "orin-nano", "--methods", "fp32", "int8", "--data", str(folder / "data"), "--out", str(folder / out),
             "--shape", "1x3x16x16", "--mean", "0", "--std", "1", "--latency-rounds", "1", "--latency-runs", "3", "--json"]
+
+
+def test_a_recipe_is_a_method_and_an_onnx_file_cannot_be_pruned(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('[[stage]]\nkind = "prune"\n')
+    assert method_of(str(tmp_path / "mine.toml")).name == "mine"
+    assert method_of("prune-ptq").recipe is not None
+    with pytest.raises(InputError, match="no method"):
+        method_of("magic")
+    request = _request(tmp_path, str(tmp_path / "mine.toml"), models=(str(tmp_path / "colours.onnx"),), targets=("orin-nano",))
+    [cell] = fill(request, MatrixStore(tmp_path / "m"), this_machine(), _quiet).cells
+    assert (cell.axis.method, cell.failed) == ("mine", True)
+    assert "[recipe.stage]" in cell.reason
+
+
+@pytest.mark.slow
+def test_a_recipe_with_stages_on_a_torch_model_fills_a_cell_that_tells_what_the_guard_did(tmp_path: Path) -> None:
+    data_folders.colour_classes(tmp_path / "data", 40)
+    (tmp_path / "mine.toml").write_text('[training]\nbatch = 16\n[[stage]]\nkind = "tune"\nepochs = 1\n[[stage]]\nkind = "quantize"\n')
+    request = _request_of(tmp_path, ("recipe_nets:net",), ("fp32", str(tmp_path / "mine.toml")), max_drop=60.0)
+    cells = _cells(fill(request, MatrixStore(tmp_path / "m"), this_machine(), _quiet))
+    plain, tuned = cells["net", "orin-nano", "fp32"], cells["net", "orin-nano", "mine"]
+    assert not plain.failed, plain.reason
+    assert not tuned.failed, tuned.reason
+    assert plain.samples == tuned.samples == 24
 
 
 @pytest.mark.slow

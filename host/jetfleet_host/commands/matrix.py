@@ -16,10 +16,11 @@ from jetfleet_host.commands.list_options import ListCommand
 if TYPE_CHECKING:
     from jetfleet_host.matrix.cells import Matrix
 
-_MODELS = typer.Option(..., "--models", metavar="MODEL.onnx", help="Trained models, one or more.")
+_MODELS = typer.Option(..., "--models", metavar="MODEL", help="Trained models: files, or factories package.module:function; one or more.")
 _TARGETS = typer.Option(..., "--targets", metavar="BOARD", help="Targets, by the names of their board files.")
 _METHODS = typer.Option(["fp32", "fp16", "int8"], "--methods", metavar="METHOD",
-                        help="fp32, bf16, fp16, int8, ptq-minmax, ptq-percentile, ptq-entropy, ptq-mse: one or more.")
+                        help="fp32, bf16, fp16, int8, ptq-minmax, ptq-percentile, ptq-entropy, ptq-mse, the name of a "
+                             "recipe (`jetfleet recipes`), or a recipe file R.toml: one or more.")
 _DATA = typer.Option(..., "--data", help="Folder of images, with labels.json or class sub-folders where there are labels.")
 _OUT = typer.Option(..., "--out", help="Folder of the matrix; an earlier run's cells in it stay.")
 _RECORDS = typer.Option([], "--record", metavar="FILE",
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def matrix(
-    models: list[Path] = _MODELS,
+    models: list[str] = _MODELS,
     targets: list[str] = _TARGETS,
     methods: list[str] = _METHODS,
     data: Path = _DATA,
@@ -49,6 +50,7 @@ def matrix(
     calibration_images: int = typer.Option(32, min=1, max=4096, help="Images to calibrate with, evenly spaced over the data."),
     threads: int = typer.Option(0, min=0, max=1024, help="CPU threads for scoring and timing; 0 lets the runtime decide."),
     latency_rounds: int = typer.Option(3, min=1, max=100, help="Rounds of timing over all candidates of a model."),
+    seed: int = typer.Option(0, min=0, help="Of the split: which images train, validate and calibrate; one for all methods."),
     latency_runs: int = typer.Option(20, min=1, max=10_000, help="Timed sessions of a candidate in each round."),
     as_json: bool = _JSON,
 ) -> None:
@@ -74,7 +76,7 @@ def matrix(
     read = task_reader(task or ("" if preset else "classify"), preset, shape=shape, mean=mean, std=std, scale=scale)
     request = Request(tuple(models), tuple(dict.fromkeys(targets)), chosen, data, read, time.time,
                       Records(tuple(load_record(path) for path in record)), max_drop, calibration_images, threads, latency_rounds,
-                      latency_runs)
+                      latency_runs, seed)
     with stage_bars() as step:
         filled = fill(request, MatrixStore(out), this_machine(), step)
     show(filled, out, as_json)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jetfleet_host.search.running import Found
 
 STORAGE_VARIABLE = "JETFLEET_SEARCH_STORAGE"
-_MODEL = typer.Argument(..., metavar="MODEL.onnx", help="The trained model.")
+_MODEL = typer.Argument(..., metavar="MODEL", help="The trained model: a file, or a factory package.module:function.")
 _SPACE = typer.Option(..., "--space", metavar="S.toml", help="The space: a recipe file whose values may be ranges and choices.")
 _DATA = typer.Option(..., "--data", help="Folder of images, with labels.json or class sub-folders where there are labels.")
 _OUT = typer.Option(..., "--out", help="Folder for bundles, the best recipe and, without --storage, the trials.")
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    model: Path = _MODEL,
+    model: str = _MODEL,
     space: Path = _SPACE,
     data: Path = _DATA,
     out: Path = _OUT,
@@ -55,14 +55,13 @@ def search(
 
     Examples:
 
-        jetfleet search model.onnx --space space.toml --trials 40 --data images --out found
+        jetfleet search nets:resnet18 --space space.toml --trials 40 --data images --out found
 
         jetfleet search model.onnx --space space.toml --data images --out found --storage postgresql+psycopg://fleet@db/search --json
     """
     from jetfleet_contract.errors import InputError
     from jetfleet_host.commands.task_options import task_reader
     from jetfleet_host.matrix.machine import this_machine
-    from jetfleet_host.search.building import build_recipe
     from jetfleet_host.search.running import Wish
     from jetfleet_host.search.running import search as run
     from jetfleet_host.search.space import parse_space
@@ -72,7 +71,7 @@ def search(
     except OSError as error:
         raise InputError("search.space", f"the space cannot be read: {error.strerror}", where=str(space), remedy="check the path") from None
     spec, size = task_reader(task or ("" if preset else "classify"), preset, shape=shape, mean=mean, std=std, scale=scale)(model)
-    wish = Wish(model, data, out, read, target, spec, size, build_recipe, time.time, trials, seed,
+    wish = Wish(model, data, out, read, target, spec, size, time.time, trials, seed,
                 storage or os.environ.get(STORAGE_VARIABLE, ""), study, threads, latency_rounds)
     with stage_bars() as step:
         found = run(wish, this_machine(), step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,14 +10,13 @@ if TYPE_CHECKING:
     from jetfleet_host.compress.recipe import Shape
 
 
-def task_reader(task: str, preset: str, *, shape: str, mean: str, std: str, scale: float) -> Callable[[Path], tuple[TaskSpec, Shape]]:
+def task_reader(task: str, preset: str, *, shape: str, mean: str, std: str, scale: float) -> Callable[[str], tuple[TaskSpec, Shape]]:
     """What gives a model's task and input shape.
 
     Raises:
         InputError: `build.preset`, `build.task`, `build.shape`, `build.input` for options that fit no model.
     """
-    from jetfleet_host.compress.loading import load_checked
-    from jetfleet_host.compress.preparing import declared_shape
+    from jetfleet_host.compress.intake.models import declared_by
     from jetfleet_host.compress.recipe import make_task, parse_shape, parse_triple
 
     overrides: dict[str, Any] = {}
@@ -31,8 +29,8 @@ def task_reader(task: str, preset: str, *, shape: str, mean: str, std: str, scal
     wanted = parse_shape(shape) if shape else None
     make_task(task, preset, shape=wanted, labels=(), options={}, overrides=overrides)
 
-    def read(path: Path) -> tuple[TaskSpec, Shape]:
-        declared = None if wanted else declared_shape(load_checked(path))
+    def read(model: str) -> tuple[TaskSpec, Shape]:
+        declared = None if wanted else declared_by(model)
         return make_task(task, preset, shape=wanted, labels=(), options={}, overrides=overrides, declared=declared)
 
     return read

@@ -18,7 +18,7 @@ from jetfleet_host.compress.floating.registry import stage_for
 from jetfleet_host.compress.guard import Scores, Verdict, judge_paired
 from jetfleet_host.compress.intake.exporting import export_module
 from jetfleet_host.compress.intake.models import module_of
-from jetfleet_host.compress.intake.splitting import load_splits
+from jetfleet_host.compress.intake.splitting import joined, load_splits
 from jetfleet_host.compress.recipe import Job, Recipe, Shape
 from jetfleet_host.compress.recipe_file import Training, Tune
 from jetfleet_host.compress.samples import ImageSamples, class_targets
@@ -26,7 +26,7 @@ from jetfleet_host.compress.stage_driver import StageDriver
 from jetfleet_host.compress.stage_records import FloatRun
 from jetfleet_host.durable import write_file
 
-from .sets import LearningSets, joined, learning_sets
+from .sets import LearningSets, learning_sets
 from .versions import next_version
 
 if TYPE_CHECKING:

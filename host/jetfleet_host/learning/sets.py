@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jetfleet_contract.errors import InputError
 from jetfleet_host.compress.dataset import DataSet
-from jetfleet_host.compress.intake.splitting import Splits, ranked, subset
+from jetfleet_host.compress.intake.splitting import Splits, joined, ranked, subset
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,3 @@ def learning_sets(old: Splits, new: Splits, *, replay_per_new: float, seed: int)
     wanted = min(len(old.train.images), max(1, round(replay_per_new * len(new.train.images))))
     replay = subset(old.train, sorted(ranked(old.train, seed)[:wanted]), "replay")
     return LearningSets(joined((replay, new.train)), old.validation, new.validation, joined((old.calibration, new.calibration)))
-
-
-def joined(parts: Sequence[DataSet]) -> DataSet:
-    """The images of all parts, one behind the other, with their labels where all parts have some."""
-    digest = hashlib.sha256("\0".join(part.digest for part in parts).encode()).hexdigest()
-    truths = [part.truth for part in parts if part.truth is not None]
-    truth = tuple(answer for part in truths for answer in part) if len(truths) == len(parts) else None
-    return DataSet(parts[0].folder, tuple(image for part in parts for image in part.images), truth, digest)

@@ -10,39 +10,42 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from jetfleet_contract.boards import BoardFile
 from jetfleet_contract.bundle import TaskSpec, digest_of
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, UntrustedError
 from jetfleet_contract.topics import check_name
 from jetfleet_host.boards import load_board
 from jetfleet_host.bundles import OpenBundle, open_bundle
-from jetfleet_host.compress.building import build
 from jetfleet_host.compress.checkpoints import Checkpoints
-from jetfleet_host.compress.dataset import DataSet, load_data
+from jetfleet_host.compress.dataset import DataSet
+from jetfleet_host.compress.intake.factories import is_factory
+from jetfleet_host.compress.intake.splitting import joined, load_splits
 from jetfleet_host.compress.jobs import JobRunner
-from jetfleet_host.compress.recipe import Job, Recipe, Shape
+from jetfleet_host.compress.recipe import Shape
 from jetfleet_host.compress.timing import Timed, Timing, time_interleaved
 
 from .cells import Axis, Cell, Header, Matrix, cell_of, failed_cell
 from .machine import ThisMachine
+from .method_build import Bench, left_out
 from .methods import Method
 from .records import Records
 from .store import MatrixStore
 from .ways import Measured, measured_ways, ways_of
 
 Progress = Callable[[str, int, int], None]
-VERSION = "matrix"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to fill. `task_of` gives task and shape of a model file; `now` seconds since 1970, asked when a timing ends."""
+    """What to fill. `models`: files or factories; `task_of` gives task and shape of one; `now`: seconds since 1970, when a timing ended."""
 
-    models: tuple[Path, ...]
+    models: tuple[str, ...]
     targets: tuple[str, ...]
     methods: tuple[Method, ...]
     data: Path
-    task_of: Callable[[Path], tuple[TaskSpec, Shape]]
+    task_of: Callable[[str], tuple[TaskSpec, Shape]]
     now: Callable[[], float]
     records: Records = field(default_factory=Records)
     max_drop: float = 0.5
@@ -50,6 +53,7 @@ class Request:
     threads: int = 0
     rounds: int = 3
     runs: int = 20
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,15 @@ def fill(request: Request, store: MatrixStore, machine: ThisMachine, progress: P
     """
     boards = tuple(load_board(name) for name in request.targets)
     names = _names(request.models)
-    data = load_data(request.data)
-    digests = {name: _digest(path) for name, path in names.items()}
+    splits = load_splits(request.data, request.seed, request.calibration_images)
+    data = joined((splits.validation, splits.train, splits.calibration))
+    digests = {name: _digest(Path(model)) for name, model in names.items()}
     store.begin(Header(tuple(names), request.targets, tuple(method.name for method in request.methods), data.digest, request.max_drop,
                        request.threads, digests))
     filler = _Filler(request, store, machine, boards, data, progress)
-    for index, (name, path) in enumerate(names.items()):
+    for index, (name, model) in enumerate(names.items()):
         progress("models", index, len(names))
-        filler.model(name, path, digests[name])
+        filler.model(name, model)
     progress("models", len(names), len(names))
     return store.matrix()
 
@@ -98,48 +103,46 @@ class _Filler:
         self.data, self.progress = data, progress
         self.checkpoints, self.runner = Checkpoints(store.cache), JobRunner()
 
-    def model(self, name: str, path: Path, digest: str) -> None:
+    def model(self, name: str, model: str) -> None:
         """All cells of one model."""
         try:
-            task, shape = self.request.task_of(path)
+            task, shape = self.request.task_of(model)
+            bench = Bench(name, model, self.request.data, task, shape, self.request.targets, self.request.seed,
+                          self.request.calibration_images, self.request.threads)
+            digest = digest_of(bench.original(self.store.cache).read_bytes())
         except Exception as error:  # noqa: BLE001 - a stranger's file: the reason is the result
-            key = self.checkpoints.key("matrix-model", digest)
+            key = self.checkpoints.key("matrix-model", model)
             self._fail(name, [_Failed(method, key, told(error)) for method in self.request.methods])
             return
-        made = [self._made(name, path, task, shape, self._bundle_key(digest, task, shape, method), method)
-                for method in self.request.methods if self._open(name, digest, task, shape, method)]
+        made = [self._made(bench, self._bundle_key(digest, bench, method), method)
+                for method in self.request.methods if self._open(bench, digest, method)]
         self._fail(name, [one for one in made if isinstance(one, _Failed)])
         good = [one for one in made if isinstance(one, _Made)]
         timings = self._timed(good)
         for one in good:
             self._cells(name, one, timings)
 
-    def _open(self, name: str, digest: str, task: TaskSpec, shape: Shape, method: Method) -> bool:
+    def _open(self, bench: Bench, digest: str, method: Method) -> bool:
         """Whether some cell of that method is still to be filled; a floor is, when records may replace it."""
-        key = self._bundle_key(digest, task, shape, method)
-        found = [self.store.find(self._cell_key(key, Axis(name, board.board, method.name))) for board in self.boards]
+        key = self._bundle_key(digest, bench, method)
+        found = [self.store.find(self._cell_key(key, Axis(bench.name, board.board, method.name))) for board in self.boards]
         return any(cell is None or not cell.done or (cell.origin == "floor" and self.request.records.records) for cell in found)
 
-    def _bundle_key(self, digest: str, task: TaskSpec, shape: Shape, method: Method) -> str:
+    def _bundle_key(self, digest: str, bench: Bench, method: Method) -> str:
         wish = self.request
-        return self.checkpoints.key("matrix-bundle", digest, self.data.digest, task, list(shape), method, wish.max_drop,
+        return self.checkpoints.key("matrix-bundle", digest, self.data.digest, bench.task, list(bench.shape), method, wish.max_drop,
                                     wish.calibration_images)
 
     def _cell_key(self, bundle_key: str, axis: Axis) -> str:
         return self.checkpoints.key("matrix-cell", bundle_key, axis, self.request.threads, self.request.rounds, self.request.runs)
 
-    def _made(self, name: str, path: Path, task: TaskSpec, shape: Shape, key: str, method: Method) -> _Made | _Failed:
-        wish = self.request
+    def _made(self, bench: Bench, key: str, method: Method) -> _Made | _Failed:
         out = self.store.bundles / key[:32]
         bundle = _whole(out)
         if bundle is None:
-            recipe = Recipe(name, VERSION, wish.targets, task, shape, methods=method.makes, max_drop=wish.max_drop,  # type: ignore[arg-type]
-                            calibrator=method.calibrator, calibration_images=wish.calibration_images, threads=wish.threads,
-                            latency_rounds=0)
             try:
-                build(Job(path, wish.data, out, self.store.cache), recipe,
-                      lambda stage, done, of: self.progress(f"{name}, {method.name}: {stage}", done, of))
-                bundle = open_bundle(out)
+                bundle = bench.build(method, out, self.store.cache, self.request.max_drop,
+                                     lambda stage, done, of: self.progress(f"{bench.name}, {method.name}: {stage}", done, of))
             except Exception as error:  # noqa: BLE001 - whatever a cell runs into is its reason; the others go on
                 return _Failed(method, key, told(error))
         return _Made(method, key, bundle)
@@ -169,7 +172,8 @@ class _Filler:
             ways = ways_of(made.bundle, made.method, board, self.machine, timings, self.request.threads, taken)
             ways = [self.request.records.measured(way, board) for way in ways]
             cell = cell_of(axis, self._cell_key(made.key, axis), evaluation.metric, samples, ways, made.key[:32])
-            self._keep(cell)
+            note = left_out(made.bundle)
+            self._keep(msgspec.structs.replace(cell, reason=f"{cell.reason}; {note}") if note else cell)
 
     def _keep(self, cell: Cell) -> None:
         """A cell that another machine has measured is not given up for one that this one cannot."""
@@ -202,20 +206,20 @@ def _whole(out: Path) -> OpenBundle | None:
         return None
 
 
-def _names(models: Sequence[Path]) -> dict[str, Path]:
-    """Models by the name of their file; InputError `matrix.name` when two have the same."""
-    found: dict[str, Path] = {}
-    for path in models:
-        name = path.stem.lower()
+def _names(models: Sequence[str]) -> dict[str, str]:
+    """Models by the name of their file or function; InputError `matrix.name` when two have the same."""
+    found: dict[str, str] = {}
+    for model in models:
+        name = (model.rpartition(":")[2] if is_factory(model) else Path(model).stem).lower()
         check_name("model", name)
         if name in found:
-            raise InputError("matrix.name", f"two models are named {name!r}", where=str(path), remedy="rename one of the files")
-        found[name] = path
+            raise InputError("matrix.name", f"two models are named {name!r}", where=model, remedy="rename one of them")
+        found[name] = model
     return found
 
 
 def _digest(path: Path) -> str:
-    """Of the file; a file that cannot be read has none, and its cells will say why."""
+    """Of the file; a factory and a file that cannot be read have none."""
     try:
         return digest_of(path.read_bytes())
     except OSError:

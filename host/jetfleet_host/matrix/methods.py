@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from pathlib import Path
+from typing import Literal, get_args
 
 from jetfleet_contract.bundle import EvaluationRow
 from jetfleet_contract.errors import InputError
 from jetfleet_contract.messages import Message
 from jetfleet_host.compress.calibration import Calibrator
+from jetfleet_host.compress.recipe_file import RecipeFile
+from jetfleet_host.compress.recipe_shelf import names, read_recipe
 
 
 class Method(Message, frozen=True):
     """One method: how the build is asked, and which candidates count. `variants` and `precisions` are those that stand for it in a cell;
-    empty: all."""
+    empty: all. `recipe`: the stages of a recipe, which then says alone what is made."""
 
     name: str
-    makes: tuple[str, ...]
+    makes: tuple[Literal["fp16", "int8"], ...]
     variants: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     calibrator: Calibrator = "percentile"
+    recipe: RecipeFile | None = None
 
     def counts(self, variant: str, precision: str) -> bool:
         """Whether a candidate stands for this method."""
@@ -40,7 +44,14 @@ NAMED = {method.name: method for method in (
 
 
 def method_of(text: str) -> Method:
-    """The method that an option names. InputError `matrix.method`."""
-    if text not in NAMED:
-        raise InputError("matrix.method", f"there is no method {text[:60]!r}", remedy=f"use one of {', '.join(NAMED)}")
-    return NAMED[text]
+    """The method that an option names: one of `NAMED`, a recipe that comes with jetfleet, or a recipe file ``NAME.toml``.
+
+    Raises:
+        InputError: `matrix.method`; `recipe.unreadable`, `recipe.bad` for a file.
+    """
+    if text in NAMED:
+        return NAMED[text]
+    if text in names() or text.endswith(".toml"):
+        return Method(Path(text).name.removesuffix(".toml"), (), recipe=read_recipe(text))
+    raise InputError("matrix.method", f"there is no method {text[:60]!r}",
+                     remedy=f"use one of {', '.join((*NAMED, *names()))}, or a recipe file NAME.toml")

@@ -10,21 +10,21 @@ from pathlib import Path
 import msgspec
 
 from jetfleet_contract.boards import BoardFile
-from jetfleet_contract.bundle import TaskSpec
+from jetfleet_contract.bundle import TaskSpec, digest_of
 from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_host.boards import load_board
 from jetfleet_host.bundles import OpenBundle, open_bundle
-from jetfleet_host.compress.building import build
 from jetfleet_host.compress.checkpoints import Checkpoints
-from jetfleet_host.compress.dataset import DataSet, load_data
+from jetfleet_host.compress.intake.factories import is_factory
+from jetfleet_host.compress.intake.splitting import joined
 from jetfleet_host.compress.jobs import JobRunner
-from jetfleet_host.compress.recipe import Job, Recipe, Shape
-from jetfleet_host.compress.recipe_file import RecipeFile
+from jetfleet_host.compress.recipe import Shape
 from jetfleet_host.compress.timing import Timed, Timing, time_interleaved
 from jetfleet_host.durable import write_file
 from jetfleet_host.matrix.cells import Axis, Cell, cell_of
 from jetfleet_host.matrix.filling import told
 from jetfleet_host.matrix.machine import ThisMachine
+from jetfleet_host.matrix.method_build import Bench, left_out
 from jetfleet_host.matrix.methods import NAMED, Method
 from jetfleet_host.matrix.pareto import front
 from jetfleet_host.matrix.ways import Measured, measured_ways, ways_of
@@ -40,16 +40,16 @@ _ANY = Method("search", ())
 
 @dataclass(frozen=True)
 class Wish:
-    """What to search for. `target`: the board whose latency counts; `storage` "": a file in `out`; `study` "": follows from the search."""
+    """What to search for. `model`: a file or a factory; `target`: the board whose latency counts; `storage` "": a file in `out`; `study`
+    "": follows from the search."""
 
-    model: Path
+    model: str
     data: Path
     out: Path
     space: Space
     target: str
     task: TaskSpec
     shape: Shape
-    build: Callable[[Job, Recipe, RecipeFile, Progress], object]
     now: Callable[[], float]
     trials: int = 20
     seed: int = 0
@@ -82,10 +82,10 @@ def search(wish: Wish, machine: ThisMachine, progress: Progress) -> Found:
             trial was refused; `search.storage`, `search.other`.
         StorageError: the folder cannot be written.
     """
-    runner = _Runner(wish, machine, load_board(wish.target), load_data(wish.data), progress)
+    runner = _Runner(wish, machine, load_board(wish.target), progress)
     base = runner.base()
     identity = runner.identity()
-    name = wish.study or f"{wish.model.stem}-{identity[:12]}"
+    name = wish.study or f"{runner.bench.name}-{identity[:12]}"
     study = Search(wish.storage or f"sqlite:///{wish.out.resolve() / 'search.db'}", name, wish.space.parameters, wish.seed, identity)
     study.run(wish.trials, runner.judge, lambda done, of: progress("trials", done, of))
     ended = study.ended()
@@ -93,10 +93,19 @@ def search(wish: Wish, machine: ThisMachine, progress: Progress) -> Found:
 
 
 class _Runner:
-    def __init__(self, wish: Wish, machine: ThisMachine, board: BoardFile, data: DataSet, progress: Progress) -> None:
-        self.wish, self.machine, self.board, self.data, self.progress = wish, machine, board, data, progress
-        self.checkpoints, self.runner = Checkpoints(wish.out / "cache"), JobRunner()
-        self.original = self._bundle(RecipeFile(), "original")
+    def __init__(self, wish: Wish, machine: ThisMachine, board: BoardFile, progress: Progress) -> None:
+        self.wish, self.machine, self.board, self.progress = wish, machine, board, progress
+        seed = wish.space.template.get("seed", 0)
+        if not isinstance(seed, int):
+            raise InputError("search.space", "the seed may not vary: it says which images validate", remedy="give one number")
+        name = (wish.model.rpartition(":")[2] if is_factory(wish.model) else Path(wish.model).stem).lower()
+        self.bench = Bench(name, wish.model, wish.data, wish.task, wish.shape, (wish.target,), seed, wish.calibration_images, wish.threads)
+        splits = self.bench.splits()
+        self.data = joined((splits.validation, splits.train, splits.calibration))
+        self.cache = wish.out / "cache"
+        self.checkpoints, self.runner = Checkpoints(self.cache), JobRunner()
+        self.model = digest_of(self.bench.original(self.cache).read_bytes())
+        self.original = self._bundle(NAMED["fp32"], 100.0)
 
     def base(self) -> Cell:
         """The original in fp32 on the target; everything is told against it."""
@@ -109,19 +118,20 @@ class _Runner:
     def identity(self) -> str:
         """Digest of what makes two processes part of one search."""
         wish = self.wish
-        model = hashlib.sha256(wish.model.read_bytes()).hexdigest()
         space = hashlib.sha256(msgspec.json.encode(wish.space.template, order="sorted")).hexdigest()
-        return self.checkpoints.key("search", model, self.data.digest, space, wish.target, wish.task, list(wish.shape), wish.seed)
+        return self.checkpoints.key("search", self.model, self.data.digest, space, wish.target, wish.task, list(wish.shape), wish.seed)
 
     def judge(self, values: Mapping[str, Value]) -> Judged:
         """Build at a point and measure it beside the original. RefusedError with the guard's reason, or what went wrong there."""
         recipe = self.wish.space.recipe_at(values)
         try:
-            bundle = self._bundle(recipe, "trial")
+            bundle = self._bundle(Method("search", (), recipe=recipe), recipe.max_drop)
         except StorageError:
             raise
         except Exception as error:
             raise RefusedError(told(error)) from error
+        if refused := left_out(bundle):
+            raise RefusedError(refused)
         cell, base = self._cells([(bundle, _ANY), (self.original, NAMED["fp32"])])
         if cell.way is None or base.way is None or cell.way.accuracy is None or base.way.accuracy is None:
             raise RefusedError(cell.reason)
@@ -133,26 +143,14 @@ class _Runner:
                  "device": cell.way.provenance.device, "ran_in": cell.way.provenance.ran_in, "bundle": bundle.manifest_digest}
         return Judged(cell.way.accuracy, round(ms / of, 6) if of else float("inf"), facts)
 
-    def _bundle(self, recipe: RecipeFile, what: str) -> OpenBundle:
-        wish = self.wish
-        key = self.checkpoints.key("search-bundle", recipe, self.data.digest, wish.task, list(wish.shape), wish.calibration_images,
-                                   hashlib.sha256(wish.model.read_bytes()).hexdigest())
-        out = wish.out / "bundles" / key[:32]
+    def _bundle(self, method: Method, max_drop: float) -> OpenBundle:
+        key = self.checkpoints.key("search-bundle", method, self.data.digest, self.bench.task, list(self.bench.shape), self.model,
+                                   self.bench.calibration_images)
+        out = self.wish.out / "bundles" / key[:32]
         out.parent.mkdir(parents=True, exist_ok=True)
-        if not (out / "oci-layout").is_file():
-            asked = Recipe(wish.model.stem.lower(), "search", (wish.target,), wish.task, wish.shape,
-                           methods=("int8",) if recipe.stage else (), max_drop=recipe.max_drop, threads=wish.threads,
-                           calibration_images=wish.calibration_images, latency_rounds=0)
-            job = Job(wish.model, wish.data, out, wish.out / "cache")
-
-            def step(stage: str, done: int, of: int) -> None:
-                self.progress(f"{what}: {stage}", done, of)
-
-            if recipe.stage:
-                wish.build(job, asked, recipe, step)
-            else:
-                build(job, asked, step)
-        return open_bundle(out, verify=False)
+        if (out / "oci-layout").is_file():
+            return open_bundle(out, verify=False)
+        return self.bench.build(method, out, self.cache, max_drop, self.progress)
 
     def _cells(self, pairs: Sequence[tuple[OpenBundle, Method]]) -> list[Cell]:
         """Bundles on the target, all timed in turns where this machine is one."""
@@ -169,7 +167,7 @@ class _Runner:
     def _cell(self, bundle: OpenBundle, method: Method, timings: Mapping[Measured, Timing], taken: float) -> Cell:
         ways = ways_of(bundle, method, self.board, self.machine, timings, self.wish.threads, taken)
         samples = max((row.samples for row in bundle.evaluation.rows), default=0)
-        axis = Axis(self.wish.model.stem, self.board.board, method.name)
+        axis = Axis(self.bench.name, self.board.board, method.name)
         return cell_of(axis, "", bundle.evaluation.metric, samples, ways, "")
 
 

@@ -84,6 +84,14 @@ def subset(data: DataSet, indices: Sequence[int], name: str) -> DataSet:
                    None if data.truth is None else tuple(data.truth[i] for i in indices), digest)
 
 
+def joined(parts: Sequence[DataSet]) -> DataSet:
+    """The images of all parts, one behind the other, with their labels where all parts have some."""
+    digest = hashlib.sha256("\0".join(part.digest for part in parts).encode()).hexdigest()
+    truths = [part.truth for part in parts if part.truth is not None]
+    truth = tuple(answer for part in truths for answer in part) if len(truths) == len(parts) else None
+    return DataSet(parts[0].folder, tuple(image for part in parts for image in part.images), truth, digest)
+
+
 def _prepared(folder: Path) -> dict[str, DataSet] | None:
     """The splits that lie in the folder as such, when they are there."""
     if not folder.is_dir():
