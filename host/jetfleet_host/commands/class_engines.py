@@ -142,8 +142,8 @@ def _row(view: EngineView) -> Iterator[str]:
 
     state = f"{view.state} {view.percent:.0f}%" if view.state == "building" else view.state
     size = f"{view.size / 1e6:.2f}" if view.size else "-"
-    yield clean(f"{view.key[:12]} {view.device_class:<16} {_runtime(view)[:24]:<24} {view.variant:<12} {state:<12} {view.built_by or '-':<14} "
-                f"{view.tried_by or '-':<14} {size:>7} {view.asked:>5}")
+    yield clean(f"{view.key[:12]} {view.device_class:<16} {_runtime(view):<24.24} {view.variant:<12} {state:<12} "
+                f"{view.built_by or '-':<14} {view.tried_by or '-':<14} {size:>7} {view.asked:>5}")
     if view.detail:
         yield clean(f"             {view.detail} [{view.code}]")
 
