@@ -37,6 +37,8 @@ PRECISIONS_OF = {
 }
 
 
+# CPU flags of instructions that multiply bytes and add the products up in 32 bits.
+WIDE_SUMS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 # A candidate that the builder, on the same architecture, saw this much slower than its fastest is not measured here: no
 # difference between two machines of one architecture that we have seen comes near it.
 SHORTLIST_RATIO = 2.5
@@ -269,6 +271,8 @@ def _judge(
     unsupported = why_unsupported(candidate, capability)
     if unsupported:
         return refused(unsupported)
+    if _saturates(candidate, spec, capability):
+        return refused("this CPU adds products of bytes in 16 bits, which full-range weights saturate; the 7-bit file is for it")
     if row is None:
         return refused("the bundle's evaluation has no row for it")
     if row.verdict != "accepted":
@@ -294,6 +298,16 @@ def why_unsupported(candidate: Candidate, capability: Capability) -> str:
     if candidate.precision not in backend.precisions:
         return f"{candidate.backend} does not run {candidate.precision} on {capability.board}"
     return ""
+
+
+def _saturates(candidate: Candidate, spec: ModelSpec, capability: Capability) -> bool:
+    """True for ONNX Runtime's full-range unsigned file on an x86 CPU without VNNI and AMX, when the bundle has the narrow one.
+
+    Without, the builder's figures may not hold here: its CPU sums in 32 bits."""
+    if candidate.backend != "onnxruntime" or spec.variant(candidate.variant).layout != "qdq-uint8" or capability.arch != "x86_64":
+        return False
+    narrow = any(variant.layout == "qdq-uint8-narrow" for variant in spec.variants)
+    return narrow and bool(capability.isa) and not WIDE_SUMS & set(capability.isa)
 
 
 def _evaluation_row(evaluation: Evaluation, candidate: Candidate, variant: Variant) -> EvaluationRow | None:

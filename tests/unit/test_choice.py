@@ -57,6 +57,20 @@ def test_int8_that_loses_its_race_is_not_chosen() -> None:
     assert choice.chosen == Candidate("fp32", "onnxruntime", "fp32")
 
 
+@pytest.mark.parametrize(("isa", "narrow", "refused"), [
+    (("avx2",), True, True), (("avx2",), False, False), (("avx2", "avx512_vnni"), True, False), ((), True, False)])
+def test_a_cpu_whose_sums_saturate_takes_the_narrow_file(isa: tuple[str, ...], narrow: bool, refused: bool) -> None:
+    layouts = {"uint8": "qdq-uint8", "uint8-narrow": "qdq-uint8-narrow"}
+    variants = [msgspec.structs.replace(SPEC.variant("uint8"), name=name, layout=layout) for name, layout in layouts.items()
+                if narrow or name == "uint8"]
+    spec = msgspec.structs.replace(SPEC, variants=tuple(variants))
+    choice = choose(spec, evaluation_of(spec), msgspec.structs.replace(capability_of(), isa=isa), {})
+    verdicts = {row.candidate.name: row.verdict for row in choice.rows}
+    assert (verdicts["uint8@onnxruntime:int8"] == "refused") == refused
+    assert verdicts["uint8@openvino:int8"] != "refused"
+    assert not narrow or verdicts["uint8-narrow@onnxruntime:int8"] != "refused"
+
+
 @pytest.mark.parametrize(("backends", "name", "reason"), [
     ((BackendInfo("onnxruntime", "1", precisions=("fp32",)),), "int8@onnxruntime:int8", "onnxruntime does not run int8"),
     ((BackendInfo("onnxruntime", "1", precisions=("fp32",)),), "fp32@openvino:fp32", "has no openvino"),

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jetfleet_contract.boards import BoardFile
+from jetfleet_contract.policy import WIDE_SUMS
 
 from .graphs import GraphView
 from .handles import ModelHandle, serialized
 from .placement import PRODUCTS, Layout, quantizable
-
-# CPU flags of instructions that multiply bytes and add up in 32 bits.
-_WIDE_SUMS = frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def layouts_for(boards: Sequence[BoardFile]) -> tuple[Layout, ...]:
@@ -25,7 +23,7 @@ def layouts_for(boards: Sequence[BoardFile]) -> tuple[Layout, ...]:
     cpus = [board for board in boards if board.gpu is None and "int8" in _precisions(board)]
     if any(board.arch == "aarch64" for board in cpus):
         found.append("qdq-arm")
-    if any(board.arch == "x86_64" and board.any_isa and not _WIDE_SUMS & set(board.any_isa) for board in cpus):
+    if any(board.arch == "x86_64" and board.any_isa and not WIDE_SUMS & set(board.any_isa) for board in cpus):
         found.append("qdq-uint8-narrow")
     return tuple(found)
 
