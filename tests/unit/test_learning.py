@@ -25,10 +25,10 @@ from jetfleet_host.bundles import open_bundle, write_bundle
 from jetfleet_host.cli import app
 from jetfleet_host.compress.dataset import load_data
 from jetfleet_host.compress.intake.splitting import joined, load_splits
+from jetfleet_host.compress.learning.running import Wish, teach
+from jetfleet_host.compress.learning.sets import learning_sets
+from jetfleet_host.compress.learning.versions import next_version
 from jetfleet_host.compress.recipe_file import Training, Tune
-from jetfleet_host.learning.running import Wish, teach
-from jetfleet_host.learning.sets import learning_sets
-from jetfleet_host.learning.versions import next_version
 from jetfleet_host.lineage import lineage_of
 from jetfleet_host.project import Project
 from jetfleet_host.publish import publish

@@ -12,7 +12,7 @@ import typer
 from jetfleet_host.commands.bars import stage_bars
 
 if TYPE_CHECKING:
-    from jetfleet_host.learning.running import Learned
+    from jetfleet_host.compress.learning.running import Learned
     from jetfleet_host.publish import Published
 
 _BUNDLE = typer.Argument(..., metavar="BUNDLE", help="Bundle folder of the version that boards run.")
@@ -69,9 +69,9 @@ def learn(
     """
     from jetfleet_contract.errors import InputError
     from jetfleet_host.commands.build import default_cache
+    from jetfleet_host.compress.learning.running import Wish
+    from jetfleet_host.compress.learning.running import learn as run
     from jetfleet_host.compress.recipe_file import Training, Tune
-    from jetfleet_host.learning.running import Wish
-    from jetfleet_host.learning.running import learn as run
 
     if (hard is None) == (not app):
         raise InputError("learn.new-set", "the new images are given neither or twice", remedy="give --hard FOLDER, or --dir and --app")
