@@ -136,9 +136,20 @@ def as_html(bundle: OpenBundle, measurements: Measurements | None, floors: Seque
     return page(f"{spec.name}:{spec.version}", [
         notes([f"Task {spec.task.kind}, for {', '.join(spec.targets)}; bundle {bundle.manifest_digest}"]),
         charts([_latencies(lines), _trade(lines, metric), *record_charts(record)]),
-        table(headings(metric), rows, numbers=range(1, 7)), _floor_table(floors),
+        table(headings(metric), rows, numbers=range(1, 7)), _stage_table(record), _floor_table(floors),
         "<h2>Variants</h2>", table(("variant", "MB", "digest", "what it is"), variants, numbers=(1,)),
         "<h2>Where the numbers come from</h2>", notes([*provenance(bundle, measurements), *build_sentences(record)])])
+
+
+def _stage_table(record: BuildRecord | None) -> str:
+    """What the guard said of each stage on the torch module; nothing where there was none."""
+    if record is None or record.floats is None:
+        return ""
+    run = record.floats
+    rows = [("refused" if stage.ending == "left-out" else "", (stage.kind, stage.ending, f"{stage.metric:.4f}", stage.reason))
+            for stage in run.stages]
+    told = f"The metric on {run.samples} validation samples: {run.baseline:.4f} as the model came in, {run.metric:.4f} after all stages."
+    return f"<h2>Stages under the guard</h2>{notes([told])}{table(('stage', 'ending', 'metric', 'why'), rows, numbers=(2,), name='stages')}"
 
 
 def _floor_table(floors: Sequence[FloorLine]) -> str:

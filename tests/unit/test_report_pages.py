@@ -8,16 +8,22 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from bundle_maker import make_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from jetfleet_host.build_record import BuildRecord, LayerLine, StageSize
+from jetfleet_host.bundles import open_bundle
 from jetfleet_host.cli import app
+from jetfleet_host.compress.guard import Verdict
+from jetfleet_host.compress.recipe_file import Prune
+from jetfleet_host.compress.stage_records import FloatRun, StageRecord, Try
 from jetfleet_host.matrix.cells import Axis, Cell, Header, Matrix, Provenance, Way
 from jetfleet_host.matrix.page import as_html
 from jetfleet_host.matrix.store import MatrixStore
 from jetfleet_host.pages.charts import Bar, Point, bars, scatter
+from jetfleet_host.report import as_html as bundle_page
 from jetfleet_host.report import record_charts
 
 SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
@@ -73,6 +79,18 @@ def test_the_noisiest_layers_and_each_stages_size_are_drawn() -> None:
     assert "layer39" in noise
     assert "layer3<" not in noise
     assert "24 of 40 layers" in noise
+
+
+def test_what_the_guard_said_of_each_stage_is_on_a_bundles_page(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "b")
+    verdict = Verdict("fail", 7.5, 5.0, 9.0, 0.5, 400, 30)
+    stage = StageRecord("prune", "left-out", (Try(1.0, Prune(), verdict),), 0.91, "d")
+    run = FloatRun(0.91, 0.91, 0.91, 400, (stage,))
+    page = bundle_page(open_bundle(tmp_path / "b"), None, (), BuildRecord(floats=run))
+    table = page[page.index('<table class="stages">'):]
+    assert "left out; at its own strength: drop of 7.50 points on 400 samples" in table
+    assert "400 validation samples: 0.9100" in page
+    assert "Stages under the guard" not in bundle_page(open_bundle(tmp_path / "b"), None)
 
 
 def _matrix(name: str = "m") -> Matrix:
