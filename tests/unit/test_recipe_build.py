@@ -18,7 +18,8 @@ from jetfleet_host.bundles import open_bundle
 from jetfleet_host.compress.recipe import Job, Recipe, make_task
 from jetfleet_host.compress.recipe_build import build_by_recipe, float_stages, quantize_of
 from jetfleet_host.compress.recipe_file import Prune, Quantize, RecipeFile, Tune
-from jetfleet_host.compress.recipe_shelf import names, read_recipe
+from jetfleet_host.compress.recipe_shelf import names, read_recipe, space_names, text_of
+from jetfleet_host.search.space import parse_space
 
 RECIPE = """
 max_drop = 3.0
@@ -179,6 +180,15 @@ def test_every_recipe_that_comes_along_can_be_read_and_ends_with_quantize() -> N
     assert {"ptq", "prune-ptq", "progressive", "distil-student", "qat"} <= set(names())
     for name in names():
         assert isinstance(read_recipe(name).stage[-1], Quantize)
+
+
+def test_every_space_that_comes_along_is_one_and_is_no_recipe() -> None:
+    assert set(space_names()) == {"search", "search-ptq"}
+    for name in space_names():
+        assert parse_space(text_of(name).encode(), name).parameters
+        with pytest.raises(InputError, match="a space of recipes") as caught:
+            read_recipe(name)
+        assert f"--space {name}" in caught.value.remedy
 
 
 @pytest.mark.parametrize(("text", "word"), [

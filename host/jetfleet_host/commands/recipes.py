@@ -40,25 +40,30 @@ def list_recipes(as_json: bool = _JSON) -> None:
 
         jetfleet recipes list --json
     """
-    from jetfleet_host.compress.recipe_shelf import names, read_recipe
+    from jetfleet_host.compress.recipe_shelf import names, read_recipe, space_names
 
     found = {name: [str(type(stage).__struct_config__.tag) for stage in read_recipe(name).stage] for name in names()}
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({**found, **{name: ["search"] for name in space_names()}}, indent=2))
         return
     for name, stages in found.items():
         print(f"{name:<16} {', '.join(stages)}")
+    for name in space_names():
+        print(f"{name:<16} a space: jetfleet search MODEL --space {name}")
 
 
 def show(name: str = _NAME, as_json: bool = _JSON) -> None:
-    """Print a recipe as TOML, to use as it is or to change; with --json, with every key that it leaves at its default.
+    """Print a recipe or a space as TOML, to use as it is or to change; a recipe with --json has every key that it leaves at its default.
 
     Example:
 
         jetfleet recipes show qat
     """
-    from msgspec import to_builtins
+    from msgspec import to_builtins, toml
 
-    from jetfleet_host.compress.recipe_shelf import read_recipe, text_of
+    from jetfleet_host.compress.recipe_shelf import read_recipe, space_names, text_of
 
-    print(json.dumps(to_builtins(read_recipe(name)), indent=2) if as_json else text_of(name).rstrip())
+    if not as_json:
+        print(text_of(name).rstrip())
+        return
+    print(json.dumps(toml.decode(text_of(name)) if name in space_names() else to_builtins(read_recipe(name)), indent=2))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 STORAGE_VARIABLE = "JETFLEET_SEARCH_STORAGE"
 _MODEL = typer.Argument(..., metavar="MODEL", help="The trained model: a file, or a factory package.module:function.")
-_SPACE = typer.Option(..., "--space", metavar="S.toml", help="The space: a recipe file whose values may be ranges and choices.")
+_SPACE = typer.Option("search", "--space", metavar="NAME|S.toml", help="The space: a recipe file whose values may be ranges and choices, "
+                      "or one that comes along: search (torch modules), search-ptq (any model).")
 _DATA = typer.Option(..., "--data", help="Folder of images, with labels.json or class sub-folders where there are labels.")
 _OUT = typer.Option(..., "--out", help="Folder for bundles, the best recipe and, without --storage, the trials.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
@@ -31,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def search(
     model: str = _MODEL,
-    space: Path = _SPACE,
+    space: str = _SPACE,
     data: Path = _DATA,
     out: Path = _OUT,
     target: str = typer.Option("cpu-x86", help="The board whose latency counts: measured when this machine is one, else its floor."),
@@ -55,21 +56,24 @@ def search(
 
     Examples:
 
+        jetfleet search nets:resnet18 --data images --target orin-nano --out found
+
         jetfleet search nets:resnet18 --space space.toml --trials 40 --data images --out found
 
         jetfleet search model.onnx --space space.toml --data images --out found --storage postgresql+psycopg://fleet@db/search --json
     """
     from jetfleet_contract.errors import InputError
     from jetfleet_host.commands.task_options import task_reader
+    from jetfleet_host.compress.recipe_shelf import space_names, text_of
     from jetfleet_host.matrix.machine import this_machine
     from jetfleet_host.search.running import Wish
     from jetfleet_host.search.running import search as run
     from jetfleet_host.search.space import parse_space
 
     try:
-        read = parse_space(space.read_bytes(), str(space))
+        read = parse_space(text_of(space).encode() if space in space_names() else Path(space).read_bytes(), space)
     except OSError as error:
-        raise InputError("search.space", f"the space cannot be read: {error.strerror}", where=str(space), remedy="check the path") from None
+        raise InputError("search.space", f"the space cannot be read: {error.strerror}", where=space, remedy="check the path") from None
     spec, size = task_reader(task or ("" if preset else "classify"), preset, shape=shape, mean=mean, std=std, scale=scale)(model)
     wish = Wish(model, data, out, read, target, spec, size, time.time, trials, seed,
                 storage or os.environ.get(STORAGE_VARIABLE, ""), study, threads, latency_rounds)

@@ -12,17 +12,26 @@ from jetfleet_contract.errors import InputError
 from .recipe_file import RecipeFile
 
 MAX_BYTES = 1 << 20
+SPACES = "spaces"
 
 
 def names() -> tuple[str, ...]:
     """Of the recipes that come with jetfleet, sorted."""
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in _shelf().iterdir() if entry.name.endswith(".toml")))
+    return _on(_shelf())
+
+
+def space_names() -> tuple[str, ...]:
+    """Of the spaces for `jetfleet search` that come with jetfleet, sorted."""
+    return _on(_shelf() / SPACES)
 
 
 def text_of(name: str) -> str:
-    """The TOML of a recipe that comes with jetfleet. InputError `recipe.unknown`."""
+    """The TOML of a recipe or a space that comes with jetfleet. InputError `recipe.unknown`."""
+    if name in space_names():
+        return (_shelf() / SPACES / f"{name}.toml").read_text("utf-8")
     if name not in names():
-        raise InputError("recipe.unknown", f"there is no recipe {name[:60]!r}", remedy=f"one of {', '.join(names())}, or a file NAME.toml")
+        raise InputError("recipe.unknown", f"there is no recipe {name[:60]!r}",
+                         remedy=f"one of {', '.join((*names(), *space_names()))}, or a file NAME.toml")
     return (_shelf() / f"{name}.toml").read_text("utf-8")
 
 
@@ -30,9 +39,13 @@ def read_recipe(given: str) -> RecipeFile:
     """A recipe by name, or from a TOML file.
 
     Raises:
-        InputError: `recipe.unknown`; `recipe.unreadable`; `recipe.bad` with the key or value that is wrong.
+        InputError: `recipe.unknown`; `recipe.space` for a space, which is many recipes;
+            `recipe.unreadable`; `recipe.bad` with the key or value that is wrong.
     """
     path = Path(given)
+    if given in space_names():
+        raise InputError("recipe.space", f"{given!r} is a space of recipes, of which a search finds the best", where=given,
+                         remedy=f"run jetfleet search MODEL --space {given}, then build with the recipe that it writes")
     if not given.endswith(".toml"):
         return _decoded(text_of(given), given)
     try:
@@ -54,6 +67,10 @@ def _decoded(text: str, where: str) -> RecipeFile:
                          remedy="`jetfleet recipes show ptq` prints one that is right; docs/builder.md has every key") from None
     except ValueError as error:
         raise InputError("recipe.bad", f"the recipe is no TOML: {error}", where=where, remedy="correct that line") from None
+
+
+def _on(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.stem for entry in folder.iterdir() if entry.suffix == ".toml"))
 
 
 def _shelf() -> Path:
