@@ -186,6 +186,16 @@ def test_fp16_leaves_a_node_that_would_overflow_in_float(tmp_path: Path) -> None
     assert relative_error(outputs_of(model, tensors)[0][0], found) < 5e-3
 
 
+def test_fp16_leaves_constants_that_would_lose_their_digits_in_float(tmp_path: Path) -> None:
+    net = tiny_models.Net()
+    net.conv("x", "a", 3, 4)
+    net.node("Mul", ["a", net.scalar("tiny", 3.3e-8)], "faint")
+    net.node("Mul", ["faint", net.scalar("back", 3e7)], "y")
+    model, tensors = net.model("y"), _inputs()
+    table = calibrate(write_model(tmp_path / "m.onnx", serialized(model)), tensors)
+    assert relative_error(outputs_of(model, tensors)[0][0], outputs_of(halve(model, table), tensors)[0][0]) < 5e-3
+
+
 def test_bf16_rounds_to_nearest_even() -> None:
     values = np.array([1.0, 1.00390625, 1.01171875, -3.14159, 0.0], np.float32)
     np.testing.assert_array_equal(to_bf16(values), np.array([1.0, 1.0, 1.015625, -3.140625, 0.0], np.float32))

@@ -21,7 +21,7 @@ from .handles import ModelHandle, write_model
 T = TypeVar("T")
 
 # Raise when a pass changes what it writes for the same input.
-GENERATION = 3
+GENERATION = 4
 _LIBRARIES = ("onnx", "onnxruntime", "onnxslim", "numpy", "openvino")
 
 

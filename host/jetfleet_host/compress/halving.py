@@ -1,7 +1,7 @@
 """The fp16 variant: weights and arithmetic in float16, inputs and outputs stay float32.
 
-Tensors whose calibrated magnitude or constants come near float16's limit (65504) keep their nodes in float32, and so do
-operators that lose too much in half precision or have no half kernel.
+Tensors whose calibrated magnitude or constants come near float16's limit (65504) keep their nodes in float32, and so do constants all of
+which lie under its smallest normal number, and operators that lose too much in half precision or have no half kernel.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Half of float16's largest value: data outside the calibration set may be larger.
 LIMIT = 32752.0
+# float16's smallest normal number: below it a value has fewer than 11 significant bits, and below 6e-8 none.
+SMALLEST = 2.0**-14
 KEEP_FLOAT = ("Resize", "Softmax", "LayerNormalization", "ReduceMean", "ReduceSum", "Pow", "Exp", "NonMaxSuppression", "TopK", "Cast")
 
 
@@ -51,7 +53,7 @@ class _Halver:
             return False
         for tensor in (*node.input, *node.output):
             value = self.view.constant(tensor)
-            if value is not None and value.dtype == np.float32 and value.size and float(np.abs(value).max()) > LIMIT:
+            if value is not None and value.dtype == np.float32 and value.size and not _holds(value):
                 return False
             seen = self.table.ranges.get(tensor)
             if seen is not None and max(abs(seen.low), abs(seen.high)) > LIMIT:
@@ -79,6 +81,12 @@ class _Halver:
 
         kind = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
         return onnx.helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=kind)
+
+
+def _holds(value: NDArray[np.float32]) -> bool:
+    """True for constants that float16 holds: none near its limit, and not all of them so small that they lose their digits."""
+    largest = float(np.abs(value).max())
+    return largest <= LIMIT and (largest == 0.0 or largest >= SMALLEST)
 
 
 def halve(model: ModelProto, table: ScaleTable) -> ModelProto:
