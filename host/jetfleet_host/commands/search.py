@@ -20,7 +20,7 @@ STORAGE_VARIABLE = "JETFLEET_SEARCH_STORAGE"
 _MODEL = typer.Argument(..., metavar="MODEL", help="The trained model: a file, or a factory package.module:function.")
 _SPACE = typer.Option("search", "--space", metavar="NAME|S.toml", help="The space: a recipe file whose values may be ranges and choices, "
                       "or one that comes along: search (torch modules), search-ptq (any model).")
-_DATA = typer.Option(..., "--data", help="Folder of images, with labels.json or class sub-folders where there are labels.")
+_DATA = typer.Option(..., "--data", help="Labelled images: a folder, a .npz or a factory, as for `jetfleet build`.")
 _OUT = typer.Option(..., "--out", help="Folder for bundles, the best recipe and, without --storage, the trials.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 def search(
     model: str = _MODEL,
     space: str = _SPACE,
-    data: Path = _DATA,
+    data: str = _DATA,
     out: Path = _OUT,
     target: str = typer.Option("cpu-x86", help="The board whose latency counts: measured when this machine is one, else its floor."),
     trials: int = typer.Option(20, min=1, max=100_000, help="Trials in all, those of earlier runs and of other processes among them."),
@@ -62,8 +62,11 @@ def search(
 
         jetfleet search model.onnx --space space.toml --data images --out found --storage postgresql+psycopg://fleet@db/search --json
     """
+    from msgspec.structs import replace
+
     from jetfleet_contract.errors import InputError
     from jetfleet_host.commands.task_options import task_reader
+    from jetfleet_host.compress.intake.images import data_folder
     from jetfleet_host.compress.recipe_shelf import space_names, text_of
     from jetfleet_host.matrix.machine import this_machine
     from jetfleet_host.search.running import Wish
@@ -75,7 +78,9 @@ def search(
     except OSError as error:
         raise InputError("search.space", f"the space cannot be read: {error.strerror}", where=space, remedy="check the path") from None
     spec, size = task_reader(task or ("" if preset else "classify"), preset, shape=shape, mean=mean, std=std, scale=scale)(model)
-    wish = Wish(model, data, out, read, target, spec, size, time.time, trials, seed,
+    given = data_folder(data, out / "cache" / "data")
+    spec = replace(spec, labels=spec.labels or given.classes)
+    wish = Wish(model, given.folder, out, read, target, spec, size, time.time, trials, seed,
                 storage or os.environ.get(STORAGE_VARIABLE, ""), study, threads, latency_rounds)
     with stage_bars() as step:
         found = run(wish, this_machine(), step)
