@@ -4,7 +4,9 @@ Models: PP-OCRv4's text detector (F1 on labelled frames) and PP-OCR's orientatio
 calibration never saw, and ResNet-50's shape (random weights: error and speed alone). Every file holds all layers that its tool can
 quantize: no ladder, no guard, so that tool stands against tool. Timed on ONNX Runtime, one process a measurement, interleaved.
 
-    python benchmarks/quantize.py [--quick]
+    python benchmarks/quantize.py [--quick] [--rounds 3]
+
+`--rounds 0` leaves latency out: accuracy does not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,14 +234,18 @@ def markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few images and runs: whether it works, not what it measures")
-    quick = parser.parse_args().quick
+    parser.add_argument("--rounds", type=int, default=-1, help="rounds of timing; 0 leaves latency out")
+    asked = parser.parse_args()
+    quick = asked.quick
     size = QUICK if quick else FULL
+    if asked.rounds >= 0:
+        size = replace(size, rounds=asked.rounds)
     with tempfile.TemporaryDirectory(prefix="jetfleet-quantize-") as name:
         folder = Path(name)
         models = [measure(make(folder / key, size), folder / key / "files", size)
                   for key, make in (("orientation", _orientation), ("detector", _detector), ("resnet50", _resnet))]
     result = {"machine": machine_name(), "threads": THREADS, "quick": quick, "taken": time.time(), "software": library_versions(),
-              "command": f"python benchmarks/quantize.py{' --quick' if quick else ''}", "models": models}
+              "command": " ".join(["python", "benchmarks/quantize.py", *sys.argv[1:]]), "models": models}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
