@@ -348,7 +348,7 @@ def test_a_recipe_with_stages_on_a_torch_model_fills_a_cell_that_tells_what_the_
     (tmp_path / "mine.toml").write_text('[training]\nbatch = 16\n[[stage]]\nkind = "tune"\nepochs = 1\n[[stage]]\nkind = "quantize"\n')
     request = _request_of(tmp_path, ("recipe_nets:net",), ("fp32", str(tmp_path / "mine.toml")), max_drop=60.0)
     cells = _cells(fill(request, MatrixStore(tmp_path / "m"), this_machine(), _quiet))
-    plain, tuned = cells["net", "orin-nano", "fp32"], cells["net", "orin-nano", "mine"]
+    plain, tuned = cells["recipe_nets.net", "orin-nano", "fp32"], cells["recipe_nets.net", "orin-nano", "mine"]
     assert not plain.failed, plain.reason
     assert not tuned.failed, tuned.reason
     assert plain.samples == tuned.samples == 24

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import data_folders
+import glyphs
 import msgspec
 import pytest
 import search_party
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 from jetfleet_contract.errors import InputError
 from jetfleet_host.cli import app
 from jetfleet_host.compress.recipe_file import Distil, Prune, Qat, Quantize, RecipeFile, Separate, Sparsify, Training, Tune
+from jetfleet_host.compress.recipe_shelf import read_recipe
 from jetfleet_host.search.recipe_text import recipe_text
 from jetfleet_host.search.space import Choices, Range, parse_space
 from jetfleet_host.search.study import Search
@@ -201,3 +203,24 @@ def test_a_search_writes_the_best_recipe_and_goes_on(tmp_path: Path) -> None:
     again = run(3)
     assert again["trials"][:2] == told["trials"]
     assert len(again["trials"]) == 3
+
+
+@pytest.mark.slow
+def test_a_search_over_stages_of_a_torch_model_prunes_what_the_guard_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    glyphs.glyph_folder(tmp_path / "data", 150, 1)
+    monkeypatch.setenv("GLYPH_WEIGHTS", str(glyphs.trained(tmp_path / "first.pt")))
+    (tmp_path / "s.toml").write_text(
+        'max_drop = 4.0\n[training]\nbatch = 32\n[[stage]]\nkind = "prune"\nratio = { choices = [0.2, 0.95] }\nround_to = 4\n'
+        'epochs = 1\n[[stage]]\nkind = "quantize"\n')
+    done = CliRunner().invoke(app, [
+        "search", "glyphs:make", "--space", str(tmp_path / "s.toml"), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "found"),
+        "--target", "orin-nano", "--shape", "1x3x24x24", "--mean", "0", "--std", "1", "--trials", "6", "--threads", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    trials = json.loads(done.stdout)["trials"]
+    kept = [trial for trial in trials if trial["refused"] is None]
+    assert kept
+    assert all(trial["latency"] < 1.0 and trial["drop"] <= 4.0 for trial in kept)
+    assert all("prune" in trial["refused"] for trial in trials if trial["refused"] is not None)
+    recipe = read_recipe(str(tmp_path / "found" / "best.toml"))
+    assert isinstance(recipe.stage[0], Prune)
+    assert recipe.training.batch == 32

@@ -20,7 +20,6 @@ from jetfleet_host.boards import load_board
 from jetfleet_host.bundles import OpenBundle, open_bundle
 from jetfleet_host.compress.checkpoints import Checkpoints
 from jetfleet_host.compress.dataset import DataSet
-from jetfleet_host.compress.intake.factories import is_factory
 from jetfleet_host.compress.intake.splitting import joined, load_splits
 from jetfleet_host.compress.jobs import JobRunner
 from jetfleet_host.compress.recipe import Shape
@@ -28,7 +27,7 @@ from jetfleet_host.compress.timing import Timed, Timing, time_interleaved
 
 from .cells import Axis, Cell, Header, Matrix, cell_of, failed_cell
 from .machine import ThisMachine
-from .method_build import Bench, left_out
+from .method_build import Bench, left_out, model_name
 from .methods import Method
 from .records import Records
 from .store import MatrixStore
@@ -207,10 +206,10 @@ def _whole(out: Path) -> OpenBundle | None:
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:
-    """Models by the name of their file or function; InputError `matrix.name` when two have the same."""
+    """Models by their names; InputError `matrix.name` when two have the same."""
     found: dict[str, str] = {}
     for model in models:
-        name = (model.rpartition(":")[2] if is_factory(model) else Path(model).stem).lower()
+        name = model_name(model)
         check_name("model", name)
         if name in found:
             raise InputError("matrix.name", f"two models are named {name!r}", where=model, remedy="rename one of them")

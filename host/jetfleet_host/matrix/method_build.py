@@ -13,6 +13,7 @@ from jetfleet_host.build_record import record_of
 from jetfleet_host.bundles import OpenBundle, open_bundle
 from jetfleet_host.compress.building import Given, build
 from jetfleet_host.compress.checkpoints import Checkpoints
+from jetfleet_host.compress.intake.factories import is_factory
 from jetfleet_host.compress.intake.models import onnx_of
 from jetfleet_host.compress.intake.splitting import Splits, load_splits
 from jetfleet_host.compress.recipe import Job, Recipe, Shape, with_quantize
@@ -62,6 +63,14 @@ class Bench:
         plain = msgspec.structs.replace(asked, task=task, methods=method.makes)
         build(job, plain, progress, Given(self.original(cache), splits.validation, splits.calibration))
         return open_bundle(out, verify=False)
+
+
+def model_name(model: str) -> str:
+    """A model's name in a table: of a file its stem, of a factory the last part of its module and the function."""
+    if not is_factory(model):
+        return Path(model).stem.lower()
+    module, _, function = model.partition(":")
+    return f"{module.rpartition('.')[2]}.{function}".lower()
 
 
 def left_out(bundle: OpenBundle) -> str:

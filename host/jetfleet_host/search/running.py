@@ -15,7 +15,6 @@ from jetfleet_contract.errors import InputError, StorageError
 from jetfleet_host.boards import load_board
 from jetfleet_host.bundles import OpenBundle, open_bundle
 from jetfleet_host.compress.checkpoints import Checkpoints
-from jetfleet_host.compress.intake.factories import is_factory
 from jetfleet_host.compress.intake.splitting import joined
 from jetfleet_host.compress.jobs import JobRunner
 from jetfleet_host.compress.recipe import Shape
@@ -24,7 +23,7 @@ from jetfleet_host.durable import write_file
 from jetfleet_host.matrix.cells import Axis, Cell, cell_of
 from jetfleet_host.matrix.filling import told
 from jetfleet_host.matrix.machine import ThisMachine
-from jetfleet_host.matrix.method_build import Bench, left_out
+from jetfleet_host.matrix.method_build import Bench, left_out, model_name
 from jetfleet_host.matrix.methods import NAMED, Method
 from jetfleet_host.matrix.pareto import front
 from jetfleet_host.matrix.ways import Measured, measured_ways, ways_of
@@ -98,8 +97,8 @@ class _Runner:
         seed = wish.space.template.get("seed", 0)
         if not isinstance(seed, int):
             raise InputError("search.space", "the seed may not vary: it says which images validate", remedy="give one number")
-        name = (wish.model.rpartition(":")[2] if is_factory(wish.model) else Path(wish.model).stem).lower()
-        self.bench = Bench(name, wish.model, wish.data, wish.task, wish.shape, (wish.target,), seed, wish.calibration_images, wish.threads)
+        self.bench = Bench(model_name(wish.model), wish.model, wish.data, wish.task, wish.shape, (wish.target,), seed,
+                           wish.calibration_images, wish.threads)
         splits = self.bench.splits()
         self.data = joined((splits.validation, splits.train, splits.calibration))
         self.cache = wish.out / "cache"
