@@ -96,9 +96,16 @@ def _against_conv(view: GraphView, node: NodeProto, weight: tuple[int, ...]) -> 
     if group > 1 and weight[1] == 1:
         return "depthwise" if shape and shape[0] == 1 else None
     inside, outside = (weight[1] * group, weight[0]) if node.op_type == "Conv" else (weight[0], weight[1] * group)
-    first = node.input[0] in view.inputs
+    first = _before_pair(view, node.input[0]) in view.inputs
     thin = [channels for channels in ((outside,) if first else (inside, outside)) if channels < _TILE and channels % _HALF_TILE]
     return "few-channels" if thin else None
+
+
+def _before_pair(view: GraphView, tensor: str) -> str:
+    """The tensor before its Q/DQ pair, or the tensor itself."""
+    while (node := view.producer.get(tensor)) is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        tensor = node.input[0]
+    return tensor
 
 
 def _sentence(worth: bool, share: float, layers: int, found: tuple[LayerVerdict, ...], residuals: int) -> str:
