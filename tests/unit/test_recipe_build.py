@@ -75,6 +75,16 @@ def test_from_a_factory_to_a_bundle_and_the_same_bytes_again(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_two_processes_of_torchrun_train_and_one_writes(tmp_path: Path) -> None:
+    _, *arguments = command(tmp_path, "out")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    done = run(launcher)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["build"]["floats"]["stages"][0]["ending"] == "kept"
+    assert open_bundle(tmp_path / "out").spec.name == "digits"
+
+
+@pytest.mark.slow
 def test_killed_in_a_stage_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()

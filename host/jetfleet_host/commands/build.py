@@ -108,7 +108,8 @@ def build(
     job = Job(Path(model), Path(data), out, cache or default_cache(), parent, hold_scales_from)
     with _progress() as step:
         made = build_by_recipe(model, data, job, asked, stages, step)
-    _show_built(made, as_json)
+    if made is not None:
+        _show_built(made, as_json)
 
 
 def default_cache() -> Path:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
-def build_by_recipe(model: str, data: str, job: Job, recipe: Recipe, file: RecipeFile, progress: Progress) -> BuildReport:
-    """Build a bundle by a recipe.
+def build_by_recipe(model: str, data: str, job: Job, recipe: Recipe, file: RecipeFile, progress: Progress) -> BuildReport | None:
+    """Build a bundle by a recipe. None in those of torchrun's processes that only help the first one to train.
 
     Args:
         model: whatever `intake.models` takes. data: a folder, a ``.npz`` or a factory.
@@ -40,6 +40,8 @@ def build_by_recipe(model: str, data: str, job: Job, recipe: Recipe, file: Recip
     """
     checkpoints = Checkpoints(job.cache)
     given_data = data_folder(data, job.cache / "data")
+    named = msgspec.structs.replace(recipe.task, labels=recipe.task.labels or given_data.classes)
+    recipe = msgspec.structs.replace(recipe, task=named)
     if not file.stage:
         whole = load_data(given_data.folder)
         return build(job, recipe, progress, Given(onnx_of(model, recipe.shape, checkpoints, job.cache / "converters"), whole, whole))
@@ -51,14 +53,22 @@ def build_by_recipe(model: str, data: str, job: Job, recipe: Recipe, file: Recip
     if kind_of(model) != "factory":
         raise InputError("recipe.stage", f"the stage {_tag(stages[0])!r} changes a torch module, and {model} is none", where=model,
                          remedy="give the factory package.module:function that makes it with its weights, or a recipe without such stages")
-    classes = class_order(splits.train, recipe.task.labels or given_data.classes)
+    classes = class_order(splits.train, recipe.task.labels)
     module, run = _run_stages(model, stages, splits, classes, recipe, file, checkpoints, progress)
+    if not _leads():
+        return None
     key = checkpoints.key("float-export", run.stages[-1].digest, recipe.shape)
     onnx = (checkpoints.model(key) or checkpoints.keep_model(key, export_module(module, recipe.shape))).path
     task = msgspec.structs.replace(recipe.task, labels=classes or recipe.task.labels)
     spent = 100.0 * (run.best - run.metric)
     left = msgspec.structs.replace(recipe, task=task, max_drop=round(max(0.0, recipe.max_drop - spent), 4))
     return build(job, left, progress, Given(onnx, splits.validation, splits.calibration, run))
+
+
+def _leads() -> bool:
+    from .floating.processes import leads
+
+    return leads()
 
 
 def quantize_of(file: RecipeFile) -> Quantize | None:

@@ -46,6 +46,11 @@ def under_torchrun() -> bool:
     return bool(torch.distributed.is_torchelastic_launched())
 
 
+def leads() -> bool:
+    """True in the one process that goes on when the training is over: the only one, or rank 0 of torchrun's."""
+    return not under_torchrun() or os.environ["RANK"] == "0"
+
+
 def compress_gradients(model: nn.Module, how: str) -> None:
     """Register a communication hook on a model that is spread over processes; nothing to do in one process.
 

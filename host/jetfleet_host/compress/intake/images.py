@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -153,16 +154,26 @@ def _written(parts: dict[str, _Part], classes: tuple[str, ...], text: str, cache
     folder = cache / f"images-{hasher.hexdigest()[:32]}"
     if folder.is_dir():
         return DataInput(folder, classes)
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")  # two builds may write the same images at once
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         for name, part in parts.items():
             _write_part(partial / name, part.images, named[name])
-        partial.replace(folder)
+        if not folder.is_dir():
+            _put_in_place(partial, folder)
     except OSError as error:
         raise StorageError("build.cache", f"cannot write the images of {text}: {error.strerror or error}", where=str(folder),
                            remedy="free some space, or give another folder with --cache") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return DataInput(folder, classes)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    try:
+        partial.replace(folder)
+    except OSError:
+        if not folder.is_dir():  # else another build was first, with the same content
+            raise
 
 
 def _names(labels: list[Any] | None, classes: tuple[str, ...], text: str) -> list[str] | None:
