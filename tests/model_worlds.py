@@ -46,8 +46,6 @@ def scripted() -> Any:
 
 
 class Broken:
-    shape = (2,)
-
     def __iter__(self) -> Any:
         raise OSError("the disk is gone")
 
