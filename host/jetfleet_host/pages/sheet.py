@@ -14,7 +14,7 @@ _STYLE = """
 *{box-sizing:border-box}
 body{font:15px/1.5 system-ui,sans-serif;max-width:92rem;margin:1.5rem auto;padding:0 1rem;color:var(--ink);background:var(--ground)}
 h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.15rem;margin:1.6rem 0 .5rem}code{font-size:.85em;overflow-wrap:anywhere}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem;margin:1rem 0}
 figure{margin:0;padding:.7rem;border:1px solid var(--line);border-radius:6px;background:var(--shade);min-width:0}
 figcaption{font-weight:600;margin-bottom:.3rem}figure p,.note{color:var(--soft);margin:.3rem 0;font-size:.88rem}
 figure>svg{width:100%;height:auto;display:block}
