@@ -1,6 +1,6 @@
 """Charts as inline SVG. Colours come from the page's style by class, so they follow light and dark; a shape says what a colour says.
 
-Rival: matplotlib's SVG. It draws letters as paths in one fixed ink, is a hundred times as large, and cannot follow a dark page.
+Rival: matplotlib's SVG. It draws letters as paths in one fixed ink and cannot follow a dark page.
 """
 
 from __future__ import annotations
