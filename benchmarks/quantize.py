@@ -4,9 +4,11 @@ Models: PP-OCRv4's text detector (F1 on labelled frames) and PP-OCR's orientatio
 calibration never saw, and ResNet-50's shape (random weights: error and speed alone). Every file holds all layers that its tool can
 quantize: no ladder, no guard, so that tool stands against tool. Timed on ONNX Runtime, one process a measurement, interleaved.
 
-    python benchmarks/quantize.py [--quick] [--rounds 3]
+    python benchmarks/quantize.py [--quick] [--rounds 3] [--peer nncf=VENV/bin/python ...] [--bundle DIR=DATA ...]
 
-`--rounds 0` leaves latency out: accuracy does not depend on what else the machine does.
+`--rounds 0` leaves latency out: accuracy does not depend on what else the machine does. `--peer` adds one of ptq_peer.py, run by the Python
+of its own environment, with the same calibration images; `--bundle` adds the fp32 file of a bundle of ours, calibrated on one in five of the
+images of DATA (32 at most) and scored on the others.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import argparse
 import json
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ import numpy as np
 from resnet_shape import resnet50
 
 from jetfleet_contract.bundle import TaskSpec
+from jetfleet_host.bundles import open_bundle
 from jetfleet_host.compress.bias_correction import correct_bias
 from jetfleet_host.compress.building import machine_name
 from jetfleet_host.compress.calibration import calibrate
@@ -38,6 +43,7 @@ from jetfleet_host.compress.equality import outputs_of, relative_error
 from jetfleet_host.compress.equalization import equalize
 from jetfleet_host.compress.graphs import GraphView
 from jetfleet_host.compress.handles import ModelHandle, serialized, write_model
+from jetfleet_host.compress.intake.splitting import subset
 from jetfleet_host.compress.jobs import JobRunner
 from jetfleet_host.compress.linting import lint
 from jetfleet_host.compress.placement import Layout, place, quantizable
@@ -144,6 +150,39 @@ def _peers(subject: Subject, folder: Path) -> dict[str, ModelHandle]:
     }
 
 
+def _others(subject: Subject, folder: Path, peers: Sequence[str]) -> dict[str, ModelHandle]:
+    """Files of the peers that have an environment of their own. One that fails is told on stderr, and missing in the table."""
+    rows = folder / "rows.npy"
+    np.save(rows, np.concatenate(list(subject.tensors)))
+    found: dict[str, ModelHandle] = {}
+    for peer in peers:
+        name, _, python = peer.partition("=")
+        out = folder / f"{name}.onnx"
+        done = subprocess.run([python, str(Path(__file__).with_name("ptq_peer.py")), name, str(subject.model.path), str(rows), str(out)],
+                              capture_output=True, text=True, check=False, timeout=1200)
+        if done.returncode:
+            print(f"quantize: {subject.name}: {name} failed: {done.stderr.strip()[-300:]}", file=sys.stderr)
+            continue
+        version = json.loads(done.stdout.strip().splitlines()[-1])["version"]
+        found[f"{name} {version}"] = write_model(out, out.read_bytes())
+    return found
+
+
+def _of_bundle(folder: Path, given: str) -> Subject:
+    """A bundle's fp32 file, as a model that somebody else might have made."""
+    path, _, data = given.partition("=")
+    bundle = open_bundle(Path(path))
+    fp32 = next(one for one in bundle.spec.variants if one.name == "fp32")
+    folder.mkdir(parents=True)
+    model = write_model(folder / "model.onnx", bundle.blob_path(fp32.digest).read_bytes())
+    whole = load_data(Path(data))
+    few = range(0, len(whole.images), 5)
+    seen, held_out = subset(whole, list(few)[:32], "seen"), subset(whole, [i for i in range(len(whole.images)) if i % 5], "held out")
+    task = bundle.spec.task
+    tensors = [to_tensor(read_image(image), task.input) for image in seen.images]
+    return Subject(bundle.spec.name, model, task, tensors, held_out, seen.images[0])
+
+
 def _ours(subject: Subject, folder: Path) -> dict[str, ModelHandle]:
     found: dict[str, ModelHandle] = {}
 
@@ -174,10 +213,10 @@ def _ours(subject: Subject, folder: Path) -> dict[str, ModelHandle]:
     return found
 
 
-def measure(subject: Subject, folder: Path, size: Size) -> dict[str, Any]:
+def measure(subject: Subject, folder: Path, size: Size, peers: Sequence[str]) -> dict[str, Any]:
     """Every file of one model: accuracy, agreement, output error, bytes, latency, and what the linter says of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"fp32": subject.model, **_peers(subject, folder), **_ours(subject, folder)}
+    files = {"fp32": subject.model, **_peers(subject, folder), **_others(subject, folder, peers), **_ours(subject, folder)}
     probes = subject.tensors[:4]
     reference = outputs_of(subject.model.load(), probes)
     scorer = Scorer(JobRunner(), Checkpoints(folder / "scores"), subject.held_out, subject.task, THREADS) if subject.held_out else None
@@ -231,10 +270,21 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines).strip()
 
 
+def _command(asked: argparse.Namespace) -> str:
+    """As it was called, without the paths of this machine."""
+    words = ["python benchmarks/quantize.py", *(["--quick"] if asked.quick else [])]
+    words += [f"--rounds {asked.rounds}"] if asked.rounds >= 0 else []
+    words += [f"--peer {peer.partition('=')[0]}=PYTHON" for peer in asked.peer]
+    words += [f"--bundle {Path(given.partition('=')[0]).name}=DATA" for given in asked.bundle]
+    return " ".join(words)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few images and runs: whether it works, not what it measures")
     parser.add_argument("--rounds", type=int, default=-1, help="rounds of timing; 0 leaves latency out")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="nncf, aimet or olive, and its Python")
+    parser.add_argument("--bundle", action="append", default=[], metavar="DIR=DATA", help="one more model, and images to score it on")
     asked = parser.parse_args()
     quick = asked.quick
     size = QUICK if quick else FULL
@@ -242,10 +292,13 @@ def main() -> None:
         size = replace(size, rounds=asked.rounds)
     with tempfile.TemporaryDirectory(prefix="jetfleet-quantize-") as name:
         folder = Path(name)
-        models = [measure(make(folder / key, size), folder / key / "files", size)
-                  for key, make in (("orientation", _orientation), ("detector", _detector), ("resnet50", _resnet))]
+        subjects: dict[str, Callable[[Path], Subject]] = {
+            "orientation": lambda at: _orientation(at, size), "detector": lambda at: _detector(at, size),
+            "resnet50": lambda at: _resnet(at, size),
+            **{f"bundle{number}": partial(_of_bundle, given=given) for number, given in enumerate(asked.bundle)}}
+        models = [measure(make(folder / key), folder / key / "files", size, asked.peer) for key, make in subjects.items()]
     result = {"machine": machine_name(), "threads": THREADS, "quick": quick, "taken": time.time(), "software": library_versions(),
-              "command": " ".join(["python", "benchmarks/quantize.py", *sys.argv[1:]]), "models": models}
+              "command": _command(asked), "models": models}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
