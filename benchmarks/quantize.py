@@ -7,8 +7,8 @@ quantize: no ladder, no guard, so that tool stands against tool. Timed on ONNX R
     python benchmarks/quantize.py [--quick] [--rounds 3] [--peer nncf=VENV/bin/python ...] [--bundle DIR=DATA ...]
 
 `--rounds 0` leaves latency out: accuracy does not depend on what else the machine does. `--peer` adds one of ptq_peer.py, run by the Python
-of its own environment, with the same calibration images; `--bundle` adds the fp32 file of a bundle of ours, calibrated on one in five of the
-images of DATA (32 at most) and scored on the others.
+of its own environment, with the same calibration images; `--bundle` adds the fp32 file of a bundle of ours, calibrated on one in five of
+the images of DATA (32 at most) and scored on the others.
 """
 
 from __future__ import annotations
