@@ -36,6 +36,7 @@ import onnx
 import onnxruntime
 import torch
 import torch_pruning as tp
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
@@ -159,11 +160,19 @@ def distillation(bench: Bench, seed: int, teacher: nn.Module) -> None:
 def pruning(bench: Bench, seed: int, base: nn.Module) -> None:
     shape = (1, 3, bench.given.side, bench.given.side)
     before = hits(base, bench.test)
-    for steps in (1, _TUNING_EPOCHS):
-        ours = bench.stage(Prune(ratio=0.5, importance="taylor", steps=steps, epochs=_TUNING_EPOCHS // steps, round_to=4), base, seed)
+    cut = Prune(ratio=0.5, importance="taylor", round_to=4, epochs=0)
+    ways: dict[str, tuple[FloatStageConfig, ...]] = {
+        "at once, tuned": (replace(cut, epochs=_TUNING_EPOCHS),),
+        "in three steps, an epoch after each": (replace(cut, steps=_TUNING_EPOCHS, epochs=1),),
+        "at once, distilled from what it was": (cut, Distil(epochs=_TUNING_EPOCHS, temperature=4.0, alpha=0.9)),
+    }
+    for way, stages in ways.items():
+        ours = base
+        for config in stages:
+            ours = bench.stage(config, ours, seed, teacher=lambda: copy.deepcopy(base))
         theirs = bench.stage(Tune(epochs=_TUNING_EPOCHS), pruned_alone(base, shape, macs(ours, shape)), seed)
         mine, rival = hits(ours, bench.test), hits(theirs, bench.test)
-        bench.row(part="pruning", seed=seed, steps=steps, base=points(before), jetfleet=points(mine), torch_pruning=points(rival),
+        bench.row(part="pruning", seed=seed, way=way, base=points(before), jetfleet=points(mine), torch_pruning=points(rival),
                   recovered=round(100 * float(mine.mean() / before.mean()), 2), mmacs_base=round(macs(base, shape) / 1e6, 2),
                   mmacs_jetfleet=round(macs(ours, shape) / 1e6, 2), mmacs_torch_pruning=round(macs(theirs, shape) / 1e6, 2),
                   **difference(mine, rival))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 from characters import CLASSES, render
 
@@ -70,8 +71,8 @@ def built(asked: argparse.Namespace, data: Path, stages: tuple[Any, ...], name: 
                       stage=stages)
     task, shape = make_task("classify", "", shape=(1, 3, asked.side, asked.side), labels=(), options={}, overrides={})
     recipe = Recipe(f"chars-{name}", "1", ("cpu-x86",), task, shape, latency_rounds=0, max_drop=0.5)
-    if isinstance(stages[-1], Quantize):
-        recipe = with_quantize(recipe, stages[-1])
+    last = stages[-1]
+    recipe = with_quantize(recipe, last) if isinstance(last, Quantize) else msgspec.structs.replace(recipe, methods=())
     out: Path = asked.cache / f"{name}-{asked.net}-{asked.side}-{asked.epochs}-{asked.ratio}-{asked.seed}"
     model = f"characters_nets:{asked.net}"
     build_by_recipe(model, str(data), Job(Path(model), data, out, asked.cache / "cache"), recipe, file, shown)
