@@ -1,4 +1,4 @@
-"""A machine with a GPU and a TensorRT, for tests of what goes around both: ``python -m tensorrt_machine VERSION SM DLA_CORES JOB RESULT``
+"""A machine with a GPU and a TensorRT, for tests of what goes around both: ``python tensorrt_machine.py VERSION SM DLA_CORES JOB RESULT``
 is the agent's evaluation there.
 
 A plan of this TensorRT is a line that says what it was built by and for, and the ONNX file, which ONNX Runtime runs when the engine is

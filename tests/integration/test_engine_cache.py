@@ -113,7 +113,7 @@ class Board:
             info = BackendInfo("tensorrt", "10.3.0", precisions=("fp32",), build=build)
             here = msgspec.structs.replace(here, arch="aarch64", backends=(info,), gpu=ORIN, module="p3767-0005", system="36.4.3")
             self.candidate = Candidate("fp32", "tensorrt", "fp16")
-            program = (sys.executable, "-m", "tensorrt_machine", build, "87", "2")
+            program = (sys.executable, str(Path(__file__).resolve().parents[1] / "tensorrt_machine.py"), build, "87", "2")
         self.work = EngineWork(folder / "engines", threads=1, program=program)
         self.engines = Engines(self.device, CLASS, partial(footing_of, here), self.trust, self.store, self, self, self.identity, self.link,
                                self.work, EngineMemory(folder / "engines"), clock, random.random, own_after_s=own_after_s)
