@@ -5,6 +5,8 @@ what the build made of it, batch 1, interleaved, one process a measurement. Trai
 convolution network's graph is the same at any size.
 
     python benchmarks/prune_int8.py [--net resnet50] [--side 32] [--epochs 6] [--ratio 0.3] [--seed 0] [--rounds 5] [--cache DIR]
+
+`--epochs 0 --max-drop 100` trains nothing: the shape alone, for bytes and latency.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=6_000)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--max-drop", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "jetfleet-bench-prune")
@@ -56,9 +59,9 @@ def main() -> None:
         drawn = render(asked.side, asked.train, asked.test, asked.seed)
         np.savez(data, images=drawn.images, labels=drawn.labels, classes=np.array(list(CLASSES)), split=drawn.split)
     tune = Tune(epochs=asked.epochs)
-    prune = Prune(ratio=asked.ratio, importance="taylor", steps=3, epochs=1, round_to=16)
+    prune = Prune(ratio=asked.ratio, importance="taylor" if asked.epochs else "l1", epochs=asked.epochs, round_to=16)
     base = built(asked, data, (tune,), "base")
-    small = built(asked, data, (tune, prune, Tune(epochs=2), Quantize(correct_bias=True)), "small")
+    small = built(asked, data, (tune, prune, Quantize(correct_bias=True)), "small")
     report = {**figures(asked, base, small), "machine": machine_name(), "side": asked.side, "train": asked.train, "test": asked.test,
               "net": asked.net, "epochs": asked.epochs, "ratio": asked.ratio, "seed": asked.seed}
     RESULT.write_text(json.dumps(report, indent=2) + "\n")
@@ -67,10 +70,10 @@ def main() -> None:
 
 def built(asked: argparse.Namespace, data: Path, stages: tuple[Any, ...], name: str) -> Path:
     """A bundle by these stages; what another recipe has already made is taken from the cache."""
-    file = RecipeFile(name=name, seed=asked.seed, max_drop=0.5, training=Training(learning_rate=2e-3, batch=64, label_smoothing=0.1),
-                      stage=stages)
+    training = Training(learning_rate=2e-3, batch=64, label_smoothing=0.1)
+    file = RecipeFile(name=name, seed=asked.seed, max_drop=asked.max_drop, training=training, stage=stages)
     task, shape = make_task("classify", "", shape=(1, 3, asked.side, asked.side), labels=(), options={}, overrides={})
-    recipe = Recipe(f"chars-{name}", "1", ("cpu-x86",), task, shape, latency_rounds=0, max_drop=0.5)
+    recipe = Recipe(f"chars-{name}", "1", ("cpu-x86",), task, shape, latency_rounds=0, max_drop=asked.max_drop)
     last = stages[-1]
     recipe = with_quantize(recipe, last) if isinstance(last, Quantize) else msgspec.structs.replace(recipe, methods=())
     out: Path = asked.cache / f"{name}-{asked.net}-{asked.side}-{asked.epochs}-{asked.ratio}-{asked.seed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,8 @@ def test_an_export_holds_nothing_of_this_machine_and_is_the_same_in_another_proc
     assert b"site-packages" not in data
     program = ("import sys, model_worlds; from jetfleet_host.compress.intake.exporting import export_module\n"
                "sys.stdout.buffer.write(export_module(model_worlds.small(), model_worlds.SHAPE))")
-    other = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=120, env=None)
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=120,
+                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert other.stdout == data
 
 
