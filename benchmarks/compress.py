@@ -163,6 +163,7 @@ def pruning(bench: Bench, seed: int, base: nn.Module) -> None:
     cut = Prune(ratio=0.5, importance="taylor", round_to=4, epochs=0)
     ways: dict[str, tuple[FloatStageConfig, ...]] = {
         "at once, tuned": (replace(cut, epochs=_TUNING_EPOCHS),),
+        "at once by magnitude, tuned": (replace(cut, importance="l1", epochs=_TUNING_EPOCHS),),
         "in three steps, an epoch after each": (replace(cut, steps=_TUNING_EPOCHS, epochs=1),),
         "at once, distilled from what it was": (cut, Distil(epochs=_TUNING_EPOCHS, temperature=4.0, alpha=0.9)),
     }
