@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from .app_config import Drift
 from .predictions import Prediction
-from .sketch import Sketch, mid_of
+from .sketch import Sketch, mid_of, sketch_of
 from .wire import Message
 
 BINS = 6
@@ -65,13 +65,18 @@ class DriftState(Message, frozen=True):
 
 
 def histogram(values: Sequence[float], bins: int = BINS) -> Histogram | None:
-    """The reference histogram of a sample; None without values. Equal values never lie in two bins."""
-    ordered = sorted(values)
+    """The reference histogram of a sample; None without values.
+
+    Values are taken as a sketch knows them, for windows are sketches: edges between 0.9986 and 0.9998, where the scores of a sure model
+    lie, would tell apart what no window can, and be an alarm for ever. So no bucket of a sketch lies in two bins.
+    """
+    buckets = sketch_of(list(values)).buckets
+    ordered = [mid_of(bucket) for bucket in sorted(buckets) for _ in range(buckets[bucket])]
     if not ordered:
         return None
     quantiles = {ordered[len(ordered) * i // bins] for i in range(1, bins)} - {ordered[0]}
-    # Half-way to the next smaller value: a sketch's error must not move whole numbers over an edge that equals them.
-    edges = sorted({(value + ordered[bisect_left(ordered, value) - 1]) / 2 for value in quantiles})
+    # Half-way to the next smaller value, which is a whole bucket or more away: rounding moves nothing over it.
+    edges = sorted({float(f"{(value + ordered[bisect_left(ordered, value) - 1]) / 2:.6g}") for value in quantiles})
     if not edges and ordered[0] > 0:  # all draws alike: what differs lies outside
         edges = [ordered[0] * 0.9, ordered[0] * 1.1]
     counts = [0] * (len(edges) + 1)

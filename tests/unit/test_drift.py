@@ -84,6 +84,26 @@ def test_whole_numbers_keep_their_bin_in_a_sketch(values: list[int]) -> None:
     assert shares == pytest.approx(list(made.shares))
 
 
+@given(st.lists(st.one_of(positive, st.floats(min_value=0.97, max_value=1.0)), min_size=1, max_size=100))
+def test_a_window_of_the_reference_itself_fills_the_bins_alike(values: list[float]) -> None:
+    made = histogram(values)
+    assert made is not None
+    assert [count / len(values) for count in counts_in(sketch_of(values), made.edges)] == pytest.approx(list(made.shares))
+
+
+def test_a_model_that_is_sure_of_everything_is_no_drift() -> None:
+    """Scores of 0.99 and over lie within a sketch's error of each other."""
+    def surely(seed: int) -> list[tuple[Detection, ...]]:
+        rng = random.Random(seed)
+        return [(Detection("a", 1.0 - 10 ** rng.uniform(-6, -1)),) for _ in range(120)]
+
+    made = reference_of([(100.0, 100.0)] * 120, surely(1))
+    assert made is not None
+    indices = judge(made, seen_of([(100.0, 100.0)] * 120, surely(2)))
+    assert indices is not None
+    assert worst(indices)[1] < 0.2, indices
+
+
 @given(st.lists(st.integers(1, 500), min_size=2, max_size=12), st.integers(1, 10_000))
 def test_the_index_of_the_same_shares_is_nothing(counts: list[int], draws: int) -> None:
     total = sum(counts)

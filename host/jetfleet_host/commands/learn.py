@@ -125,7 +125,8 @@ def _show(learned: Learned, published: Published | None, as_json: bool) -> None:
     print(f"Wrote {learned.built.bundle} ({learned.name}:{learned.version}, from {learned.before}) and {learned.weights}.")
     for line in delta_lines(published.deltas) if published is not None else ():
         print(line)
-    print(f"Published {learned.name}:{learned.version}. Next: jetfleet rollout start {learned.name}:{learned.version}" if published
+    print(f"Published {learned.name}:{learned.version}. Next: jetfleet rollout start --app APP --model {learned.name}:{learned.version}"
+          if published
           else f"Next: jetfleet publish {learned.built.bundle} --dir PROJECT")
 
 
