@@ -15,7 +15,7 @@ are referrers: manifests whose `subject` is this bundle's descriptor.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -35,6 +35,8 @@ EVALUATION = "application/vnd.jetfleet.evaluation.v1+json"
 PROBE_INDEX = "application/vnd.jetfleet.probe.v1+json"
 PROBE_IMAGE = "application/vnd.jetfleet.probe.v1.png"
 LICENCE = "application/vnd.cncf.model.doc.v1.raw"
+
+MAX_WORLDS = 8
 
 FILEPATH = "org.cncf.model.filepath"
 
@@ -136,7 +138,8 @@ class Variant(Message, frozen=True):
 
 class ModelSpec(Message, frozen=True):
     """Name, version, task and variants of a bundle. `targets` are the device classes it was prepared for; `reference` is what the reference
-    model saw and said on the builder's images, which drift is judged against."""
+    model saw and said on the builder's images, which drift is judged against. `worlds` are the same of each set of images that these were
+    joined from, where they were (a day and a night): a camera that shows one of them has not moved away."""
 
     name: str
     version: str
@@ -144,6 +147,12 @@ class ModelSpec(Message, frozen=True):
     variants: tuple[Variant, ...]
     targets: tuple[str, ...]
     reference: DriftReference | None = None
+    worlds: Annotated[tuple[DriftReference, ...], msgspec.Meta(max_length=MAX_WORLDS)] = ()
+
+    @property
+    def references(self) -> tuple[DriftReference, ...]:
+        """All that drift is judged against; empty for a bundle that was built without."""
+        return () if self.reference is None else (self.reference, *self.worlds)
 
     def variant(self, name: str) -> Variant:
         """The variant of that name, or MalformedError `bundle.variant`."""

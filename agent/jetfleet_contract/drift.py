@@ -162,6 +162,12 @@ def judge(reference: DriftReference, seen: Seen) -> dict[str, float] | None:
     return found
 
 
+def nearest(references: Sequence[DriftReference], seen: Seen) -> dict[str, float] | None:
+    """What `judge` says against the reference that the window is most like; None when it says nothing, or there is no reference."""
+    found = [indices for reference in references if (indices := judge(reference, seen)) is not None]
+    return min(found, key=lambda indices: worst(indices)[1], default=None)
+
+
 def counts_in(sketch: Sketch, edges: Sequence[float]) -> tuple[int, ...]:
     """How many of a sketch's values lie between the edges; exact but for values within the sketch's own error of an edge."""
     counts = [0] * (len(edges) + 1)

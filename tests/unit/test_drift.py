@@ -238,8 +238,8 @@ def found_in(image: Any) -> tuple[Detection, ...]:
     return (Detection("text", min(1.0, luma / 255), (0, 0, 9, 9)),) if luma > 40 else ()
 
 
-def loaded(reference: DriftReference | None, bundle: str = "a") -> Any:
-    spec = SimpleNamespace(reference=reference)
+def loaded(reference: DriftReference | None, bundle: str = "a", worlds: tuple[DriftReference, ...] = ()) -> Any:
+    spec = SimpleNamespace(references=() if reference is None else (reference, *worlds))
     return SimpleNamespace(model=SimpleNamespace(spec=spec), key=(bundle * 64, "1", "v@onnxruntime:fp32"))
 
 
@@ -275,6 +275,22 @@ def test_a_darkened_video_raises_the_alarm_and_daylight_ends_it(shots: list[Any]
     assert [event.up for event in told] == [True, False]
     assert record.names == {"luma", "blur", "answers", "score"}
     assert record.counted > 0
+
+
+def test_a_bundle_of_day_and_night_takes_either_and_no_third(shots: list[Any]) -> None:
+    def made(images: list[Any]) -> DriftReference:
+        found = reference_of([luma_and_blur(image) for image in images], [found_in(image) for image in images])
+        assert found is not None
+        return found
+
+    night = [(image * 0.35).astype(np.uint8) for image in shots]
+    both = loaded(made(shots[::2] + night[::2]), worlds=(made(shots[::2]), made(night[::2])))
+    watching, told, _ = watch(Drift(window_s=10.0, windows=2))
+    now = play(watching, both, night[1::2], 0.0, 60.0)
+    now = play(watching, both, shots[1::2], now, 60.0)
+    assert told == []
+    play(watching, both, [(image * 0.1).astype(np.uint8) for image in shots], now, 60.0)
+    assert [event.code for event in told] == ["drift"]
 
 
 def test_a_camera_can_be_its_own_reference(shots: list[Any]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +21,25 @@ from typer.testing import CliRunner
 from jetfleet_agent.pipeline.image_stats import luma_and_blur
 from jetfleet_contract.app_config import Drift
 from jetfleet_contract.bundle import InputSpec, TaskSpec
-from jetfleet_contract.drift import DriftState, Seen, judge, reference_of, step
+from jetfleet_contract.drift import DriftState, Seen, nearest, reference_of, step
 from jetfleet_contract.errors import IncompatibleError, InputError
+from jetfleet_contract.predictions import Detection
 from jetfleet_contract.sketch import sketch_of
 from jetfleet_host.bundles import open_bundle, write_bundle
 from jetfleet_host.cli import app
+from jetfleet_host.commands.database import open_database
 from jetfleet_host.compress.dataset import load_data
 from jetfleet_host.compress.intake.splitting import joined, load_splits
 from jetfleet_host.compress.learning.running import Wish, teach
 from jetfleet_host.compress.learning.sets import learning_sets
 from jetfleet_host.compress.learning.versions import next_version
 from jetfleet_host.compress.recipe_file import Training, Tune
+from jetfleet_host.harvest import HarvestFiles
 from jetfleet_host.lineage import lineage_of
 from jetfleet_host.project import Project
 from jetfleet_host.publish import publish
+from jetfleet_host.store import harvest
+from jetfleet_host.store.models import HardExample
 
 _SEEN = ("--task", "classify", "--shape", "1x3x24x24", "--mean", "0", "--std", "1")
 
@@ -68,20 +76,20 @@ def _wish(folder: Path, hard: Path | None = None, **changes: Any) -> Wish:
 def _quiet(_stage: str, _done: int, _of: int) -> None: ...
 
 
-def _alarm(folder: Path, images: Path) -> bool:
+def _alarm(bundle: Path, images: Path) -> bool:
     """What the board's drift watch says of a camera that shows these images."""
-    reference = open_bundle(folder / "reader-1").spec.reference
-    assert reference is not None
+    references = open_bundle(bundle).spec.references
+    assert references
     paths = load_data(images).images
     state, seen = DriftState(), Seen(len(paths), {"luma": sketch_of([_light(path)[0] for path in paths])})
     for _ in range(3):
-        state, _ = step(state, judge(reference, seen) or {}, Drift(windows=2))
+        state, _ = step(state, nearest(references, seen) or {}, Drift(windows=2))
     return state.alarmed
 
 
 def test_darkness_and_another_font_raise_the_alarm_and_are_learned_without_forgetting(folder: Path) -> None:
-    assert _alarm(folder, folder / "hard")
-    assert not _alarm(folder, folder / "replay")
+    assert _alarm(folder / "reader-1", folder / "hard")
+    assert not _alarm(folder / "reader-1", folder / "replay")
     taught = teach(_wish(folder), _quiet)
     assert taught.new_metric[0] < 0.7  # what the alarm was about
     assert taught.new_metric[1] > 0.85
@@ -109,6 +117,8 @@ def test_the_next_version_is_built_and_published_as_a_delta(folder: Path) -> Non
     assert told["new"]["after"] > told["new"]["before"] + 0.2
     bundle = open_bundle(folder / "reader-2")
     assert bundle.spec.task.labels == glyphs.NAMES
+    assert not any(_alarm(folder / "reader-2", folder / name) for name in ("hard", "replay"))  # it was made for both
+    assert _alarm(folder / "reader-2", glyphs.glyph_folder(folder / "fog", 20, 3, gain=0.5))
     lineage = lineage_of(bundle.manifest.annotations)
     assert (lineage.parent, lineage.parent_digest) == ("reader:1.0.0", open_bundle(folder / "built").manifest_digest)
     fp32 = next(row for row in bundle.evaluation.rows if row.variant == "fp32" and row.backend == "onnxruntime")
@@ -143,6 +153,40 @@ def test_what_helps_nobody_or_makes_it_forget_is_no_version(folder: Path, tmp_pa
     error = _refused(folder, wrong)
     assert error.code == "learn.forgets"
     assert error.remedy
+
+
+def _harvest(project: Project, images: Path, score: float, first: int) -> None:
+    """As if boards had given these pictures and the host's model had called them by their folders' names, this sure."""
+    with closing(open_database(project)) as database, database.session() as session:
+        for number, path in enumerate(sorted(images.rglob("*.png")), first):
+            jpeg = bytes(cv2.imencode(".jpg", np.asarray(cv2.imread(str(path)), np.uint8), (cv2.IMWRITE_JPEG_QUALITY, 90))[1])
+            digest = hashlib.sha256(jpeg).hexdigest()
+            HarvestFiles(project.dir / "harvest").put(digest, jpeg)
+            said = msgspec.json.encode((Detection(path.parent.name, score),)).decode()
+            harvest.add(session, HardExample(
+                device="gate-7", crop=number, app="reader", source="front", frame=number, bundle="b" * 64, version="1.0.0", candidate="c",
+                task="classify", digest=digest, size=len(jpeg), canvas_w=24, canvas_h=24, x0=0, y0=0, x1=24, y1=24, edge="[]", said=said,
+                model="expert:1", answered=int(score > 0), taken=1.0, at=1.0))
+
+
+def test_it_learns_straight_from_the_harvest_what_was_clearly_said(folder: Path, tmp_path: Path) -> None:
+    project = Project.init(tmp_path / "fleet")
+    _harvest(project, folder / "hard", 0.9, 1)
+    for first, score in ((1001, 0.3), (2001, 0.0)):  # not clear, and not answered
+        _harvest(project, glyphs.glyph_folder(tmp_path / str(first), 10, first, gain=0.18, font=1), score, first)
+    words = ("learn", folder / "reader-1", "--model", "glyphs:make", "--replay", folder / "replay", "--dir", project.dir, "--out",
+             folder / "none", "--cache", tmp_path / "cache", "--app")
+    done = _run(*words, "reader", "--max-drop", 4, "--epochs", 7, "--learning-rate", 0.003, "--batch", 32, "--replay-per-new", 0.7,
+                "--min-gain", 90)  # so much that nothing is built
+    assert isinstance(done.exception, IncompatibleError)
+    gain = re.match(r"a gain of (-?[0-9.]+) points on 40 new images", done.exception.what)
+    assert done.exception.code == "learn.no-gain"
+    assert gain is not None, done.exception.what
+    assert float(gain[1]) > 20
+    assert str(tmp_path / "cache" / "harvest-reader-") in done.exception.where
+    nobody = _run(*words, "sorter")
+    assert isinstance(nobody.exception, InputError)
+    assert nobody.exception.code == "harvest.empty"
 
 
 def test_bad_words_are_named(folder: Path, tmp_path: Path) -> None:

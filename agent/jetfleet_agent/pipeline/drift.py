@@ -16,7 +16,7 @@ from jetfleet_agent.pipeline.frames import Frame
 from jetfleet_agent.pipeline.image_stats import luma_and_blur
 from jetfleet_agent.pipeline.loaded import LoadedModel
 from jetfleet_contract.app_config import Drift
-from jetfleet_contract.drift import DriftReference, DriftState, Seen, judge, reference_from, step, worst
+from jetfleet_contract.drift import DriftReference, DriftState, Seen, nearest, reference_from, step, worst
 from jetfleet_contract.messages import AppConfig
 from jetfleet_contract.sketch import SketchRecorder
 
@@ -130,8 +130,7 @@ class DriftWatch:
 
     def _judge(self, spec: Drift, watched: _Watched, source: str, model: LoadedModel, now: float) -> None:
         seen = watched.end(now)
-        reference = self._reference(spec, watched, model, seen)
-        indices = judge(reference, seen) if reference is not None else None
+        indices = nearest(self._references(spec, watched, model, seen), seen)
         if indices is None:
             return
         watched.indices = indices
@@ -142,19 +141,19 @@ class DriftWatch:
         detail = f"{name} has moved away from the {spec.reference}'s reference: index {index:.2f}, limit {spec.threshold:.2f}"
         self._tell(Raised(source, change, CODE, detail if change else ""))
 
-    def _reference(self, spec: Drift, watched: _Watched, model: LoadedModel, seen: Seen) -> DriftReference | None:
+    def _references(self, spec: Drift, watched: _Watched, model: LoadedModel, seen: Seen) -> tuple[DriftReference, ...]:
         if spec.reference == "bundle":
-            reference: DriftReference | None = model.model.spec.reference
-            if reference is None and self._unjudged != model.key[0]:
+            references: tuple[DriftReference, ...] = model.model.spec.references
+            if not references and self._unjudged != model.key[0]:
                 self._unjudged = model.key[0]
                 self._tell(Raised("", True, NO_REFERENCE, "the bundle was built without one: build it again, or reference = camera"))
-            return reference
+            return references
         if watched.own is None:
             watched.learnt.append(seen)
             if len(watched.learnt) >= spec.windows:
                 watched.own, watched.learnt = reference_from(watched.learnt), []
-            return None
-        return watched.own
+            return ()
+        return (watched.own,)
 
     def _forget(self) -> None:
         for source, watched in self._sources.items():

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetfleet_contract.bundle import Evaluation, EvaluationRow, ModelSpec, ProbeItem, ProbeSet, TaskSpec, Variant, digest_of
-from jetfleet_contract.drift import reference_of
+from jetfleet_contract.drift import MIN_FRAMES, DriftReference, reference_of
 from jetfleet_contract.errors import IncompatibleError, InputError
 from jetfleet_contract.predictions import agreement
 from jetfleet_contract.topics import check_name
@@ -62,12 +63,14 @@ _PROBE_FLOOR = 0.5
 @dataclass(frozen=True)
 class Given:
     """What a build works on when its inputs were made ready before: an ONNX file, labelled images to score and to probe with, and images
-    to calibrate with. `floats`: what became of the stages that the file went through."""
+    to calibrate with. `floats`: what became of the stages that the file went through. `worlds`: how many images each set has that
+    `scoring` was joined from, in its order: each becomes a reference for drift of its own."""
 
     model: Path
     scoring: DataSet
     calibration: DataSet
     floats: FloatRun | None = None
+    worlds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -281,12 +284,20 @@ class _Build:
         reason = f"{row.reason}; this machine has no bf16, its rounding was simulated"
         return msgspec.structs.replace(row, origin="simulated", reason=reason)
 
+    def _worlds(self, reference: Answer) -> tuple[DriftReference, ...]:
+        """A set of few images is left out: it would be like anything."""
+        sizes = self.given.worlds if self.given else ()
+        ends = list(accumulate(sizes))
+        parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True) if size >= MIN_FRAMES]
+        found = (reference_of(reference.frames[part], reference.predictions[part]) for part in parts)
+        return tuple(one for one in found if one is not None)
+
     def _write(self, data: DataSet, rows: tuple[EvaluationRow, ...], shipped: Sequence[Built], refused: tuple[str, ...]) -> BuildReport:
         recipe = self.recipe
         self.progress("write", 0, 1)
         reference = self.answers[REFERENCE]
         spec = ModelSpec(recipe.name, recipe.version, self.task, tuple(built.variant for built in shipped), recipe.targets,
-                         reference_of(reference.frames, reference.predictions))
+                         reference_of(reference.frames, reference.predictions), self._worlds(reference))
         evaluation = Evaluation(rows[0].metric, "@".join(REFERENCE[:2]), recipe.max_drop, machine_name(), rows, library_versions())
         probe, files = self._probes(data, rows)
         decisive = msgspec.structs.replace(recipe, threads=0, latency_rounds=0, latency_runs=0,  # how it was timed changes no byte

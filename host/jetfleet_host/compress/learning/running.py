@@ -180,7 +180,8 @@ class _Learning:
                         calibration_images=wish.calibration_images, threads=wish.threads, latency_rounds=wish.latency_rounds)
         job = Job(onnx.path, wish.replay, wish.out, wish.cache, parent=wish.bundle,
                   hold=wish.bundle if any(variant.name == "int8" for variant in spec.variants) else None)
-        return build(job, recipe, self.progress, Given(onnx.path, joined((sets.old, sets.new)), sets.calibration, taught.run))
+        given = Given(onnx.path, joined((sets.old, sets.new)), sets.calibration, taught.run, (len(sets.old.images), len(sets.new.images)))
+        return build(job, recipe, self.progress, given)
 
 
 def _check_gain(verdict: Verdict, wish: Wish) -> None:
