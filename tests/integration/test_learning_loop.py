@@ -33,10 +33,11 @@ FRAMES = 200  # a video's; at 25 a second it begins again every eight seconds
 TRUTH = tuple(glyphs.NAMES[(index * 7 + index // 4) % 4] for index in range(FRAMES))
 SEEN = ("--task", "classify", "--shape", "1x3x24x24", "--mean", "0", "--std", "1", "--target", "cpu-x86")
 ENOUGH = 170  # pictures of doubt, all of them other ones
+# What comes back as JPEG has lost noise, which moves the sharpness of pictures as small as these by an index of 1; the drift is one of 5.
 APP = """
 [reader]
 sources = [{ name = "front", uri = "local:front", fps = 25.0, loop = true }]
-drift = { window_s = 8.0, windows = 2, threshold = 0.5 }
+drift = { window_s = 8.0, windows = 2, threshold = 2.0 }
 privacy = { purposes = ["harvest"] }
 cascade = { above = 0.0, below = 0.95, repeat_s = 0.0 }
 """
@@ -162,9 +163,13 @@ def test_what_a_board_is_not_sure_of_becomes_its_next_version(site: LearningSite
 
     site.show(13, gain=0.18, font=1)  # other frames than those it learned from
     site.roll_out("reader:1.0.1", ", min_agreement = 0.2")
-    assert site.metric("1.0.1") >= 0.9 * good
+    better = site.metric("1.0.1")
+    assert better >= 0.9 * good
     until(lambda: "alarm drift of front ends" in site.agent.said(), "the end of the alarm: this is what the model was made for", 90)
     moved = next(report for report in site.detail()["reports"] if report["version"] == "1.0.1" and report["outcome"])
     assert moved["metrics"]["bytes_delta"] > 0
     site.show(14)  # the lamp is mended: nothing is forgotten
-    assert site.metric("1.0.1") >= good - 0.04
+    kept = site.metric("1.0.1")
+    assert kept >= good - 0.04
+    print(f"seen: light {good:.3f}, dark {bad:.3f}, learned: dark {better:.3f}, light {kept:.3f}; {told['old']}, {told['new']}, "
+          f"{exported}, {moved['metrics']}")
