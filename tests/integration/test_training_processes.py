@@ -9,14 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import detection_worlds
 import numpy as np
 import pytest
 import torch
+from detection_worlds import SIDE, Boxes
 from float_worlds import ArraySplit, PlainNet, accuracy, seeded, workshop
 from torch import nn
 
 from jetfleet_contract.errors import InputError, RuntimeFailure
+from jetfleet_host.compress.float_stage import Workshop
 from jetfleet_host.compress.floating.registry import stage_for
+from jetfleet_host.compress.floating.user_task import UserTask
 from jetfleet_host.compress.recipe_file import Qat, Tune
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -68,6 +72,29 @@ def test_what_is_wrong_with_the_data_comes_back_from_the_processes(tmp_path: Pat
     images = shop.train[0][0][None].repeat(64, 0) * np.nan
     with pytest.raises(InputError, match="sample 0"):
         stage_for(Tune())(seeded(PlainNet), Tune(), replace(shop, train=ArraySplit(images, np.zeros(64, np.int64))))
+
+
+def own_task(folder: Path, name: str) -> Workshop:
+    task = UserTask(name)
+    return replace(workshop(folder, devices=2, batch=8), shape=(1, 3, SIDE, SIDE), train=Boxes(16, 1), validation=Boxes(8, 2),
+                   loss=task.loss, score=task.score, collate=task.collate, distance=task.distance, task=task.digest)
+
+
+def test_targets_of_differing_length_are_shared_out(tmp_path: Path) -> None:
+    shop = own_task(tmp_path, "detection_worlds:task")
+    before = detection_worlds.net()
+    after = stage_for(Tune(epochs=3))(before, Tune(epochs=3), shop)
+    pairs = [shop.train[index] for index in range(16)]
+    targets = UserTask("detection_worlds:task").collate([torch.as_tensor(boxes) for _, boxes in pairs])
+    images = torch.stack([torch.as_tensor(image) for image, _ in pairs])
+    with torch.no_grad():  # in training mode: six steps are few for the running statistics
+        assert shop.loss(after.train()(images), targets) < 0.8 * shop.loss(before.train()(images), targets)
+
+
+def test_an_error_in_one_process_ends_all_of_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="anchors") as caught:
+        stage_for(Tune())(detection_worlds.net(), Tune(epochs=1), own_task(tmp_path, "odd_tasks:refused_by_one"))
+    assert caught.value.code == "build.loss"
 
 
 def test_torchrun_s_processes_train_one_model(tmp_path: Path) -> None:

@@ -23,13 +23,14 @@ from jetfleet_contract.predictions import Detection, Prediction
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 LABELS = "labels.json"
+TARGET = ".npy"  # an array of the user's own beside the image, for a task of the user's own
 MAX_LABEL_BYTES = 64 << 20
 Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images in order; `truth` is None when there are no labels. `digest` covers names, bytes and labels."""
+    """Images in order; `truth` is None when there are no labels. `digest` covers names, bytes, labels and own targets."""
 
     folder: Path
     images: tuple[Path, ...]
@@ -69,6 +70,8 @@ def load_data(folder: Path) -> DataSet:
         data = image.read_bytes()
         _check_image(image, data)
         hasher.update(f"{image.relative_to(folder)}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+        if (target := image.with_suffix(TARGET)).is_file():
+            hasher.update(hashlib.sha256(target.read_bytes()).digest())
     return DataSet(folder, images, truth, hasher.hexdigest())
 
 
@@ -94,16 +97,28 @@ def to_tensor(image: Image, spec: InputSpec) -> NDArray[np.float32]:
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None].astype(np.float32))
 
 
+def inner_place(height: int, width: int, spec: InputSpec) -> tuple[float, float, int, int]:
+    """Where an image comes to lie in its input tensor: x * scale_x + left, y * scale_y + top, as (scale_x, scale_y, left, top)."""
+    if spec.resize == "stretch":
+        return spec.width / width, spec.height / height, 0, 0
+    inner, left, top = _inner(height, width, spec)
+    return inner[0] / width, inner[1] / height, left, top
+
+
 def _letterboxed(image: Image, spec: InputSpec) -> Image:
     import cv2
 
-    height, width = image.shape[:2]
-    ratio = min(spec.width / width, spec.height / height)
-    inner = (min(spec.width, max(1, round(width * ratio))), min(spec.height, max(1, round(height * ratio))))
-    left, top = (spec.width - inner[0]) // 2, (spec.height - inner[1]) // 2
+    inner, left, top = _inner(image.shape[0], image.shape[1], spec)
     canvas = np.full((spec.height, spec.width, 3), spec.pad, np.uint8)
     canvas[top:top + inner[1], left:left + inner[0]] = cv2.resize(image, inner, interpolation=cv2.INTER_LINEAR)
     return canvas
+
+
+def _inner(height: int, width: int, spec: InputSpec) -> tuple[tuple[int, int], int, int]:
+    """Width and height of a letterboxed image within the input, and its left and top."""
+    ratio = min(spec.width / width, spec.height / height)
+    inner = (min(spec.width, max(1, round(width * ratio))), min(spec.height, max(1, round(height * ratio))))
+    return inner, (spec.width - inner[0]) // 2, (spec.height - inner[1]) // 2
 
 
 def _images_in(folder: Path) -> tuple[Path, ...]:

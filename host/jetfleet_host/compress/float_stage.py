@@ -5,10 +5,10 @@ A stage never decides whether its result is good enough: the guard does, on `Wor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +23,24 @@ C_contra = TypeVar("C_contra", bound=FloatStageConfig, contravariant=True)
 
 
 class Split(Protocol):
-    """Samples in a fixed order. An image is (C, H, W) float32 as `InputSpec` describes; a target is what the loss takes, an index of a
-    class where the task is to classify. `digest` names content and order."""
+    """Samples in a fixed order. An image is (C, H, W) float32 as `InputSpec` describes; a target is an array of numbers of any shape, which
+    may differ from sample to sample; int64 () where the task is to classify. `digest` names content and order."""
 
     @property
     def digest(self) -> str: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[Any]]: ...
 
 
 class Loss(Protocol):
-    def __call__(self, outputs: Tensor, targets: Tensor, /) -> Tensor:
-        """Mean loss over a batch."""
+    def __call__(self, outputs: Any, targets: Any, /) -> Tensor:
+        """Mean loss over a batch, a float tensor without axes.
+
+        Args:
+            outputs: what the model gives for the batch. targets: what `Workshop.collate` made of the samples' targets.
+        """
         ...
 
 
@@ -50,6 +54,9 @@ class Workshop:
         teacher: the model as it came into the build, made anew at each call, in evaluation mode.
         folder: for the stage's own intermediate state; what is there when it starts is of a run that was killed.
         progress: what is being done, how much of it is done, of how much.
+        collate: the targets of a batch, one tensor a sample, as what the loss takes; None: stacked, so they have one shape.
+        distance: how far outputs are from the teacher's, a float tensor without axes; None: KL of their soft answers.
+        task: digest of the code behind loss, score, collate and distance, where `training` does not name it whole.
     """
 
     shape: tuple[int, int, int, int]
@@ -62,6 +69,9 @@ class Workshop:
     seed: int
     folder: Path
     progress: Callable[[str, int, int], None]
+    collate: Callable[[Sequence[Tensor]], Any] | None = None
+    distance: Callable[[Any, Any], Tensor] | None = None
+    task: str = ""
 
 
 class FloatStage(Protocol[C_contra]):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +26,7 @@ from .recipe_file import FloatStageConfig, Quantize, RecipeFile
 from .samples import ImageSamples, class_order, class_targets
 from .stage_driver import StageDriver
 from .stage_records import FloatRun
+from .task_samples import TaskSamples
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -104,26 +108,40 @@ def _run_stages(model: str, stages: tuple[FloatStageConfig, ...], splits: Splits
 
 def _workshops(model: str, splits: Splits, classes: tuple[str, ...], recipe: Recipe, file: RecipeFile, checkpoints: Checkpoints,
                progress: Progress) -> Callable[[int], Workshop]:
+    folder = checkpoints.folder / "stages"
+    made = _of_own_task if file.training.task else _of_classifier
+    shop = made(model, splits, classes, recipe, file, folder, progress)
+
+    def workshop(index: int) -> Workshop:
+        place = folder / f"{checkpoints.key('workshop', model, shop.train.digest, file, index)[:16]}"
+        place.mkdir(parents=True, exist_ok=True)
+        return replace(shop, folder=place)
+
+    return workshop
+
+
+def _of_classifier(model: str, splits: Splits, classes: tuple[str, ...], recipe: Recipe, file: RecipeFile, folder: Path,
+                   progress: Progress) -> Workshop:
     from torch.nn import functional
 
     from .floating.judging import agreement_with, own_answers, right_answers
 
-    def teacher() -> Module:
-        return module_of(model)
-
+    teacher = partial(module_of, model)
     train, validation = (ImageSamples(part, recipe.task.input, class_targets(part, classes)) for part in (splits.train, splits.validation))
     if splits.train.truth is None:
         train = ImageSamples(splits.train, recipe.task.input, own_answers(teacher(), train))
     score = right_answers if splits.validation.truth is not None else agreement_with(teacher)
-    folder = checkpoints.folder / "stages"
+    return Workshop(recipe.shape, train, validation, functional.cross_entropy, score, teacher, file.training, file.seed, folder, progress)
 
-    def workshop(index: int) -> Workshop:
-        place = folder / f"{checkpoints.key('workshop', model, train.digest, file, index)[:16]}"
-        place.mkdir(parents=True, exist_ok=True)
-        return Workshop(recipe.shape, train, validation, functional.cross_entropy, score, teacher, file.training, file.seed, place,
-                        progress)
 
-    return workshop
+def _of_own_task(model: str, splits: Splits, classes: tuple[str, ...], recipe: Recipe, file: RecipeFile, folder: Path,
+                 progress: Progress) -> Workshop:
+    from .floating.user_task import UserTask
+
+    task = UserTask(file.training.task)
+    train, validation = (TaskSamples(part, recipe.task.input, classes) for part in (splits.train, splits.validation))
+    return Workshop(recipe.shape, train, validation, task.loss, task.score, partial(module_of, model), file.training, file.seed, folder,
+                    progress, task.collate, task.distance, task.digest)
 
 
 def _tag(config: FloatStageConfig) -> str:

@@ -21,7 +21,8 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Training(_Strict, frozen=True):
     """How stages that train do so. `precision`: bf16 means autocast with float32 master weights. `batch`: over all `devices`.
-    `cache_mb`: decoded samples up to that size stay in memory; what is larger is read again by `workers` in each epoch."""
+    `cache_mb`: decoded samples up to that size stay in memory; what is larger is read again by `workers` in each epoch. `task`: a factory
+    ``package.module:function`` that gives loss and score of the user's own; empty for classifiers."""
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: Positive = 1e-3
@@ -35,6 +36,7 @@ class Training(_Strict, frozen=True):
     checkpoint_activations: bool = False
     label_smoothing: Share = 0.0
     profile: bool = False
+    task: str = ""
 
 
 class Tune(_Strict, frozen=True, tag_field="kind", tag="tune"):

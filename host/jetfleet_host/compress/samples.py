@@ -64,7 +64,7 @@ def class_targets(data: DataSet, classes: Sequence[str]) -> NDArray[np.int64] | 
         image = data.images[index]
         if len(answer) != 1:
             raise InputError("data.labels", f"{image.name} has {len(answer)} labels; to train a classifier each image has one",
-                             where=str(image), remedy="give a data factory with a loss of its own for another task")
+                             where=str(image), remedy="name another task in the recipe: [training] task")
         label = answer[0].label
         if label not in known and not (not known and label.isdigit()):
             raise InputError("data.labels", f"{image.name} is labelled {label!r}, which is none of the {len(known)} classes",

@@ -127,7 +127,7 @@ class StageDriver:
         """What a stage's result depends on besides its configuration and the model."""
         workshop = self._workshop(index)
         return [_trainers(), index, workshop.seed, workshop.train.digest, workshop.validation.digest, list(workshop.shape),
-                msgspec.to_builtins(workshop.training)]
+                msgspec.to_builtins(workshop.training), workshop.task]
 
 
 @cache

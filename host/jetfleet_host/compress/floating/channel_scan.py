@@ -18,7 +18,7 @@ from jetfleet_host.compress.float_stage import Workshop
 from .allocation import Sensitivity
 from .channel_groups import ChannelGroup
 from .samples import Batch, batches
-from .task_loss import task_loss
+from .task_loss import task_loss, with_number
 
 _SHARES = (0.25, 0.5, 0.75)
 _IMAGES = 256
@@ -28,8 +28,8 @@ def scan(model: nn.Module, groups: Sequence[ChannelGroup], scores: Mapping[str, 
          workshop: Workshop) -> dict[str, Sensitivity]:
     """Rise of the loss for each group when a quarter, half and three quarters of its units are silent."""
     model.eval()
-    data = list(batches(workshop.train, workshop.training.batch, _IMAGES))
-    base = _loss(model, data, workshop)
+    data = list(batches(workshop.train, workshop.training.batch, _IMAGES, workshop.collate))
+    base = float(with_number(torch.tensor(_loss(model, data, workshop))))
     found = {}
     for number, group in enumerate(groups):
         order = np.argsort(scores[group.name], kind="stable")

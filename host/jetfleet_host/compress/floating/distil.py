@@ -21,7 +21,7 @@ from jetfleet_host.compress.recipe_file import Distil
 
 from .epoch_state import weights_digest
 from .fake_quantization import working_copy
-from .task_loss import task_loss
+from .task_loss import Loss, shapes, task_loss
 from .teachers import OnnxTeacher
 from .trainer import Plan, deterministic, fit
 
@@ -40,7 +40,7 @@ def distil(model: nn.Module, config: Distil, workshop: Workshop) -> nn.Module:
     with deterministic(workshop.seed):
         learner = Learner(student, teacher, [_pair(text) for text in config.pairs] if config.hints else [], workshop.shape)
     objective = Distillation(workshop.loss, teacher.eval(), config.temperature, config.alpha, config.hints,
-                             tuple(teacher_name for _, teacher_name in learner.pairs))
+                             tuple(teacher_name for _, teacher_name in learner.pairs), workshop.distance)
     about = f"{config!r} {_identity(teacher)}"
     plan = Plan("distil", config.epochs, workshop.training.learning_rate, objective, about=hashlib.sha256(about.encode()).hexdigest())
     fit(learner, plan, workshop)
@@ -51,29 +51,31 @@ def distil(model: nn.Module, config: Distil, workshop: Workshop) -> nn.Module:
 class Distillation:
     """(1 - alpha) * task loss + alpha * T^2 * KL(teacher || student) at temperature T + hints * mean squared distance of features.
 
-    Answers that are not (N, classes) are compared by mean squared distance in place of KL.
+    A task of the user's own has its own `distance` in place of KL. Without one, answers that are not (N, classes) are compared by mean
+    squared distance.
     """
 
-    loss: Callable[[Any, torch.Tensor], torch.Tensor]
+    loss: Loss
     teacher: nn.Module
     temperature: float
     alpha: float
     hints: float
     layers: tuple[str, ...]
+    distance: Callable[[Any, Any], torch.Tensor] | None = None
 
-    def __call__(self, model: Callable[[torch.Tensor], Any], images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def __call__(self, model: Callable[[torch.Tensor], Any], images: torch.Tensor, targets: Any) -> torch.Tensor:
         answers, features = model(images)
         self.teacher.to(images.device)
         with torch.no_grad(), watched(self.teacher, self.layers) as seen:
             wanted = self.teacher(images)
-        total = self.alpha * self._distance(answers, wanted)
+        total = self.alpha * task_loss(self.distance or self._soft, answers, wanted)
         if self.alpha < 1.0:
             total = total + (1.0 - self.alpha) * task_loss(self.loss, answers, targets)
         for name, feature in zip(self.layers, features, strict=True):
             total = total + self.hints * functional.mse_loss(feature.float(), seen[name].float())
         return total
 
-    def _distance(self, answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def _soft(self, answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if answers.ndim != 2:
             return functional.mse_loss(answers.float(), wanted.float())
         t = self.temperature
@@ -91,7 +93,7 @@ class Learner(nn.Module):
         theirs = _features(teacher, [name for _, name in pairs], shape, "teacher")
         self.adapters = nn.ModuleList(_adapter(mine[one], theirs[other], one, other) for one, other in pairs)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(self, images: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
         with watched(self.student, [name for name, _ in self.pairs]) as seen:
             answers = self.student(images)
         return answers, [adapter(seen[name]) for adapter, (name, _) in zip(self.adapters, self.pairs, strict=True)]
@@ -153,8 +155,8 @@ def _adapter(mine: torch.Tensor, theirs: torch.Tensor, one: str, other: str) -> 
 def _check_answers(student: nn.Module, teacher: nn.Module, shape: tuple[int, ...]) -> None:
     with torch.no_grad():
         mine, theirs = student.eval()(torch.zeros(shape)), teacher.eval()(torch.zeros(shape))
-    if tuple(mine.shape) != tuple(theirs.shape):
-        raise InputError("build.distil", f"the student answers {tuple(mine.shape)}, the teacher {tuple(theirs.shape)}",
+    if shapes(mine) != shapes(theirs):
+        raise InputError("build.distil", f"the student answers {shapes(mine)}, the teacher {shapes(theirs)}",
                          remedy="give both the same classes")
 
 

@@ -52,7 +52,7 @@ def _answers(model: nn.Module, split: Split) -> Iterator[tuple[torch.Tensor, tor
         if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
             shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
             raise InputError("build.outputs", f"a classifier gives (N, classes), this model gives {shape}",
-                             remedy="recipes with float stages train classifiers; build this model without them")
+                             remedy="name loss and score of your own task in the recipe: [training] task = \"package.module:function\"")
         yield outputs, targets
 
 

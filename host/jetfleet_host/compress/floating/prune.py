@@ -22,7 +22,7 @@ from .channel_groups import ChannelGraph, ChannelGroup, importance_measure, outp
 from .channel_scan import scan
 from .fake_quantization import working_copy
 from .samples import batches
-from .task_loss import task_loss
+from .task_loss import task_loss, with_gradient, with_number
 from .trainer import LabelLoss, Plan, deterministic, fit
 
 _GRADIENT_IMAGES = 512
@@ -33,7 +33,7 @@ def prune(model: nn.Module, config: Prune, workshop: Workshop) -> nn.Module:
 
     Raises:
         InputError: `build.prune` names the operation that cannot be pruned, or says that there is nothing to remove.
-        RuntimeFailure: `build.diverged`.
+        RuntimeFailure: `build.diverged`, also when the loss is no number before anything is pruned.
     """
     model = working_copy(model)
     shapes = output_shapes(model, workshop.shape)
@@ -82,8 +82,8 @@ def _collect_gradients(model: nn.Module, workshop: Workshop) -> None:
     model.zero_grad(set_to_none=True)
     model.eval()
     with deterministic(workshop.seed):
-        for images, targets in batches(workshop.train, workshop.training.batch, _GRADIENT_IMAGES):
-            task_loss(workshop.loss, model(images), targets).backward()
+        for images, targets in batches(workshop.train, workshop.training.batch, _GRADIENT_IMAGES, workshop.collate):
+            with_number(with_gradient(task_loss(workshop.loss, model(images), targets))).backward()
     for parameter in model.parameters():
         if parameter.grad is None:  # a parameter that the loss does not reach has no say
             parameter.grad = torch.zeros_like(parameter)

@@ -43,7 +43,7 @@ def _watch(graph: nn.Module, places: list[str], workshop: Workshop) -> None:
     """First scales: what the float network's values reach on training images."""
     graph.eval()
     with torch.no_grad():
-        for images, _ in batches(workshop.train, workshop.training.batch, _WATCHED_IMAGES):
+        for images, _ in batches(workshop.train, workshop.training.batch, _WATCHED_IMAGES, workshop.collate):
             graph(images)
     for name in places:
         graph.get_submodule(name).observing = False

@@ -13,11 +13,12 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import msgspec
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,8 +29,8 @@ from jetfleet_host.compress.recipe_file import Training
 from .epoch_state import EpochState, weights_digest
 from .processes import Progress, Relay, compress_gradients, fabric_for, relayed, under_torchrun
 from .recomputing import recomputed
-from .samples import CachedSplit, Order, loader
-from .task_loss import task_loss
+from .samples import CachedSplit, Collate, Order, collated, loader
+from .task_loss import Loss, task_loss, with_gradient
 from .tracing import traced
 
 _WARM_UP = 0.05  # of all steps: adaptive optimizers start with poor estimates
@@ -39,7 +40,7 @@ _MOMENTUM = 0.9
 class Objective(Protocol):
     """What is made small. A value, not a closure, where several processes train: it is pickled to them."""
 
-    def __call__(self, model: Callable[[torch.Tensor], Any], images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, model: Callable[[torch.Tensor], Any], images: torch.Tensor, targets: Any) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Plan:
 class LabelLoss:
     """The task's loss on the model's outputs."""
 
-    loss: Callable[[Any, torch.Tensor], torch.Tensor]
+    loss: Loss
 
-    def __call__(self, model: Callable[[torch.Tensor], Any], images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def __call__(self, model: Callable[[torch.Tensor], Any], images: torch.Tensor, targets: Any) -> torch.Tensor:
         return task_loss(self.loss, model(images), targets)
 
 
@@ -82,6 +83,7 @@ class _Job:
     folder: Path
     state: str
     progress: Progress
+    collate: Collate | None
 
 
 class _Diverged(NamedTuple):
@@ -99,7 +101,7 @@ def fit(model: nn.Module, plan: Plan, workshop: Workshop) -> nn.Module:
     if not plan.epochs:
         return model.eval()
     job = _Job(model, plan, workshop.train, workshop.training, workshop.seed, workshop.folder, _plan_digest(model, plan, workshop),
-               workshop.progress)
+               workshop.progress, workshop.collate)
     fabric = fabric_for(workshop.training)
     if fabric.world_size > 1 and not under_torchrun():
         with relayed(workshop.progress) as relay:
@@ -189,11 +191,11 @@ class _Run:
             self._state.save(epoch, self._job.model, self._optimizer.state_dict(), self._fabric.strategy.precision.state_dict())
         self._fabric.barrier()
 
-    def _step(self, images: torch.Tensor, targets: torch.Tensor, rate: float) -> bool:
+    def _step(self, images: torch.Tensor, targets: list[NDArray[Any]], rate: float) -> bool:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad()
-        loss = self._job.plan.objective(self._model, images, targets)
+        loss = self._loss(images, targets)
         if not self._finite(loss):
             return False
         self._fabric.backward(loss)
@@ -202,12 +204,27 @@ class _Run:
             self._job.plan.after_step(self._job.model)
         return True
 
-    def _finite(self, loss: torch.Tensor) -> bool:
-        """All processes must agree to stop, or the others wait for this one's gradients for ever."""
-        bad = (~torch.isfinite(loss.detach())).float()
+    def _loss(self, images: torch.Tensor, targets: list[NDArray[Any]]) -> torch.Tensor | JetfleetError:
+        try:
+            batch = self._fabric.to_device(collated(targets, self._job.collate))
+            return with_gradient(self._job.plan.objective(self._model, images, batch))
+        except JetfleetError as error:  # of this process's part of the batch: it must not leave the others waiting
+            return error
+
+    def _finite(self, loss: torch.Tensor | JetfleetError) -> TypeGuard[torch.Tensor]:
+        """All processes must agree to stop, or the others wait for this one's gradients for ever. An error in one is raised in all."""
+        error = loss if isinstance(loss, JetfleetError) else None
+        bad = torch.ones((), device=self._fabric.device) if isinstance(loss, JetfleetError) else (~torch.isfinite(loss.detach())).float()
         if self._fabric.world_size > 1:
             bad = self._fabric.all_reduce(bad, reduce_op="sum")
-        return not bool(bad.item())
+        if not bool(bad.item()):
+            return True
+        errors = [error] * self._fabric.world_size
+        if self._fabric.world_size > 1:
+            torch.distributed.all_gather_object(errors, error)
+        for raised in filter(None, errors):
+            raise raised
+        return False
 
 
 @contextlib.contextmanager
@@ -254,5 +271,5 @@ def _state_of(job: _Job) -> EpochState:
 
 def _plan_digest(model: nn.Module, plan: Plan, workshop: Workshop) -> str:
     text = "\n".join((plan.name, str(plan.epochs), repr(plan.learning_rate), plan.about, str(workshop.seed), workshop.train.digest,
-                      msgspec.json.encode(workshop.training).decode(), weights_digest(model)))
+                      workshop.task, msgspec.json.encode(workshop.training).decode(), weights_digest(model)))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetfleet_contract.errors import InputError, StorageError
-from jetfleet_host.compress.dataset import LABELS
+from jetfleet_host.compress.dataset import LABELS, TARGET
 
 from .factories import call_factory, is_factory, said
 from .splitting import SPLITS
 
 Image = NDArray[np.uint8]
 MAX_IMAGES = 2_000_000
+_NUMBERS = ("box", "quad", "outline", "points")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def data_folder(text: str, cache: Path) -> DataInput:
 
     A ``.npz`` holds `images`, (N, H, W, 3) RGB or (N, H, W) grey, uint8; `labels` (N,), indices or names, where there are some; `classes`,
     the names in the order of the indices; `split` (N,) of names of splits. A factory gives a mapping of names of splits to (images, labels)
-    or to a loader of such batches, or to images alone, with `classes` beside; images there may also be (N, 3, H, W) and floats of 0..1.
+    to a loader of such batches, or to images alone, with `classes` beside; images there may also be (N, 3, H, W) and floats of 0..1. A
+    label may then also be a list of boxes as ``labels.json`` has them, or an array of numbers, for a task of the user's own.
 
     Raises:
         InputError: `data.not-found`, `data.npz`, `data.images`, `data.not-finite`, `data.labels`, `data.empty`, `data.split`, and those
@@ -104,7 +106,7 @@ def _batches(split: Any, text: str) -> Iterator[tuple[NDArray[Any], list[Any]]]:
     pairs: Iterable[Any] = [split] if isinstance(split, tuple) and len(split) == 2 and hasattr(split[0], "shape") else split
     try:
         for pair in pairs:
-            yield _batch(np.asarray(pair[0]), np.asarray(pair[1]), text)
+            yield _batch(np.asarray(pair[0]), _answers(pair[1]), text)
     except InputError:
         raise
     except Exception as error:  # the user's loader raises whatever it likes
@@ -112,12 +114,30 @@ def _batches(split: Any, text: str) -> Iterator[tuple[NDArray[Any], list[Any]]]:
                          remedy="a loader gives pairs of images and labels") from error
 
 
-def _batch(images: NDArray[Any], labels: NDArray[Any], text: str) -> tuple[NDArray[Any], list[Any]]:
-    if images.ndim in (2, 3) and labels.ndim == 0:
-        images, labels = images[None], labels[None]
-    if labels.shape != images.shape[:1]:
-        raise InputError("data.labels", f"a batch has {images.shape[:1]} images and labels of shape {labels.shape}", where=text)
-    return images, [label.item() for label in labels]
+def _batch(images: NDArray[Any], labels: Any, text: str) -> tuple[NDArray[Any], list[Any]]:
+    if images.ndim in (2, 3) and not isinstance(labels, list):
+        images, labels = images[None], [labels]
+    if not isinstance(labels, list) or len(labels) != len(images):
+        found = f"{len(labels)} labels" if isinstance(labels, list) else "one label"
+        raise InputError("data.labels", f"a batch has {len(images)} images and {found}", where=text)
+    return images, labels
+
+
+def _answers(labels: Any) -> Any:
+    """A list of one label a sample: an index, a name, a list of boxes or an array; or one such label."""
+    if hasattr(labels, "shape"):
+        array = np.asarray(labels)
+        return list(array) if array.ndim > 1 else array.tolist()
+    if isinstance(labels, (list, tuple)):
+        return [_answer(label) for label in labels]
+    return labels
+
+
+def _answer(label: Any) -> Any:
+    if not hasattr(label, "shape"):
+        return label
+    array = np.asarray(label)
+    return array if array.ndim else array.item()
 
 
 def _pixels(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
@@ -146,18 +166,21 @@ def _written(parts: dict[str, _Part], classes: tuple[str, ...], text: str, cache
     if set(parts) != {""} and not set(parts) <= set(SPLITS):
         unknown = min(set(parts) - set(SPLITS))
         raise InputError("data.split", f"there is no split {unknown!r}", where=text, remedy=f"splits are {', '.join(SPLITS)}")
-    named = {name: _names(part.labels, classes, text) for name, part in parts.items()}
+    targets = {name: _targets(part.labels, text) for name, part in parts.items()}
+    named = {name: None if targets[name] else _names(part.labels, classes, text) for name, part in parts.items()}
     hasher = hashlib.sha256(json.dumps([sorted(parts), named, classes], sort_keys=True).encode())
     for name in sorted(parts):
         for image in parts[name].images:
             hasher.update(f"{image.shape}".encode() + image.tobytes())
+        for target in targets[name]:
+            hasher.update(f"{target.dtype} {target.shape}".encode() + target.tobytes())
     folder = cache / f"images-{hasher.hexdigest()[:32]}"
     if folder.is_dir():
         return DataInput(folder, classes)
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")  # two builds may write the same images at once
     try:
         for name, part in parts.items():
-            _write_part(partial / name, part.images, named[name])
+            _write_part(partial / name, part.images, named[name], targets[name])
         if not folder.is_dir():
             _put_in_place(partial, folder)
     except OSError as error:
@@ -176,20 +199,43 @@ def _put_in_place(partial: Path, folder: Path) -> None:
             raise
 
 
-def _names(labels: list[Any] | None, classes: tuple[str, ...], text: str) -> list[str] | None:
-    """Labels as names; an index becomes the name of its class where there are names."""
+def _targets(labels: list[Any] | None, text: str) -> list[NDArray[Any]]:
+    """Labels that are arrays, as they are; none when they are of another kind."""
+    arrays = [label for label in labels or () if isinstance(label, np.ndarray)]
+    for array in arrays:
+        if len(arrays) != len(labels or ()) or array.dtype.kind not in "biuf":
+            raise InputError("data.labels", "some labels are arrays of numbers and some are none", where=text, remedy="give one kind")
+    return arrays
+
+
+def _names(labels: list[Any] | None, classes: tuple[str, ...], text: str) -> list[Any] | None:
+    """Labels as ``labels.json`` has them; an index becomes the name of its class where there are names."""
     if labels is None:
         return None
-    for label in labels:
-        if isinstance(label, bool) or not isinstance(label, (int, str)) or (isinstance(label, int) and label < 0):
-            raise InputError("data.labels", f"the label {label!r} is no index and no name", where=text)
-        if classes and (label not in classes if isinstance(label, str) else label >= len(classes)):
-            raise InputError("data.labels", f"the label {label!r} is none of the {len(classes)} classes", where=text,
-                             remedy="labels are indices into the classes, or their names")
-    return [classes[label] if classes and isinstance(label, int) else str(label) for label in labels]
+    return [[_thing(item, classes, text) for item in label] if isinstance(label, (list, tuple)) else _name(label, classes, text)
+            for label in labels]
 
 
-def _write_part(folder: Path, images: list[Image], labels: list[str] | None) -> None:
+def _name(label: Any, classes: tuple[str, ...], text: str) -> str:
+    if isinstance(label, bool) or not isinstance(label, (int, str)) or (isinstance(label, int) and label < 0):
+        raise InputError("data.labels", f"the label {label!r} is no index and no name", where=text)
+    if classes and (label not in classes if isinstance(label, str) else label >= len(classes)):
+        raise InputError("data.labels", f"the label {label!r} is none of the {len(classes)} classes", where=text,
+                         remedy="labels are indices into the classes, or their names")
+    return classes[label] if classes and isinstance(label, int) else str(label)
+
+
+def _thing(item: Any, classes: tuple[str, ...], text: str) -> dict[str, Any]:
+    """One labelled thing of ``labels.json``; its numbers are looked at when that is read."""
+    try:
+        numbers = {key: np.asarray(item[key], np.float64).reshape(-1).tolist() for key in _NUMBERS if key in item}
+        return {"label": _name(item["label"], classes, text), **numbers}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("data.labels", f"a label is malformed: {said(error)}", where=text,
+                         remedy='each thing is {"label": name or index, "box": [x0, y0, x1, y1]}') from None
+
+
+def _write_part(folder: Path, images: list[Image], labels: list[Any] | None, targets: list[NDArray[Any]]) -> None:
     import cv2
 
     folder.mkdir(parents=True)
@@ -198,6 +244,8 @@ def _write_part(folder: Path, images: list[Image], labels: list[str] | None) -> 
         if not ok:
             raise InputError("data.images", f"image {index} of shape {image.shape} cannot be written as PNG")
         (folder / f"{index:07d}.png").write_bytes(data.tobytes())
+    for index, target in enumerate(targets):
+        np.save(folder / f"{index:07d}{TARGET}", target, allow_pickle=False)
     if labels is not None:
         table = {f"{index:07d}.png": label for index, label in enumerate(labels)}
         (folder / LABELS).write_text(json.dumps(table), "utf-8")
