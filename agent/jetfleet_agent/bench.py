@@ -115,7 +115,7 @@ def bench(bundle: BundleFolder, capability: Capability, run: Run, wish: Wish,
     """Measure all candidates, in turns over the rounds; one that fails once is not tried again.
 
     Args:
-        run: runs one job.
+        bundle: a variant without a path is a row with that reason. run: runs one job.
         progress: told of each run before it starts: name, number, total.
 
     Returns:
@@ -125,7 +125,7 @@ def bench(bundle: BundleFolder, capability: Capability, run: Run, wish: Wish,
         InputError: `bench.candidate` when a name in `wish.only` is none of the model's.
     """
     every = _asked_for(bundle.spec, wish.only)
-    possible = [candidate for candidate in every if not why_unsupported(candidate, capability)]
+    possible = [candidate for candidate in every if not _why_not(bundle, candidate, capability)]
     total = len(possible) * (1 + wish.rounds)
     trials: dict[str, _Trials] = {}
     for position, candidate in enumerate(possible):
@@ -138,7 +138,7 @@ def bench(bundle: BundleFolder, capability: Capability, run: Run, wish: Wish,
             if trial.failed is None:
                 job = _job(bundle, candidate, wish, trial.tuning.tuning)
                 trial.timed.append(run(msgspec.structs.replace(job, source=wish.source, warmup=wish.warmup, latency_runs=wish.runs)))
-    rows = [_row(bundle, candidate, trials.get(candidate.name), why_unsupported(candidate, capability)) for candidate in every]
+    rows = [_row(bundle, candidate, trials.get(candidate.name), _why_not(bundle, candidate, capability)) for candidate in every]
     return tuple(sorted(rows, key=lambda row: (bool(row.error), row.session.p50)))
 
 
@@ -164,6 +164,11 @@ def _asked_for(spec: ModelSpec, only: tuple[str, ...]) -> tuple[Candidate, ...]:
     if unknown:
         raise InputError("bench.candidate", f"{spec.name} has no candidate {unknown[0][:80]!r}", remedy=f"it has {', '.join(every)}")
     return tuple(every[name] for name in only or every)
+
+
+def _why_not(bundle: BundleFolder, candidate: Candidate, capability: Capability) -> str:
+    """Why the candidate is not tried at all; empty when it is."""
+    return why_unsupported(candidate, capability) or ("" if candidate.variant in bundle.paths else "its weights are not on this board")
 
 
 def _first(bundle: BundleFolder, candidate: Candidate, run: Run, wish: Wish, capability: Capability) -> _Trials:

@@ -45,6 +45,8 @@ from .power import read_conditions
 from .recent_log import FORMAT, RecentLines
 from .status import CHOOSER, ENGINES, JOURNAL, model_of, read_status
 from .supervisor.audit import read_audit
+from .supervisor.bench_work import BenchWork
+from .supervisor.board_bench import BENCH
 from .supervisor.chooser import Chooser
 from .supervisor.core import Supervisor, begin_session, will
 from .supervisor.crops import Crops
@@ -216,7 +218,9 @@ def run_agent(config: AgentConfig, path: Path, capability: Capability, recent: R
                             clock, log_lines=recent.last, beat=heart.beat,
                             secret_store=SecretStore(state / "identity", config.device), crops=crops,
                             free_mb=memory.free_mb, metrics=metrics, conditions=read_conditions, engines=engines,
-                            sm=gpu_of(load_board(capability.board), l4t_release(Path("/"))).sm)
+                            sm=gpu_of(load_board(capability.board), l4t_release(Path("/"))).sm,
+                            bench=BenchWork(state / BENCH, capability, threads=config.threads, free_mb=memory.free_mb,
+                                            conditions=read_conditions, kernels=str(state)))
     server = MetricsServer(config.metrics.address, config.metrics.port, metrics.text) if config.metrics.port else None
     _stop_on_signals(inbox.stop)
     log.info("agent of %s runs on %s, session %d", config.device, capability.board, session)

@@ -28,7 +28,8 @@ class EvaluationJob(Message, frozen=True):
     alone. `tuning` is how the runtime is set up for all of that; `settings` are measured beside each other for `settings_s` seconds.
     `engine` is loaded instead of compiling the model; what was compiled is written to the file that `export` names. `timing` names a file
     of kernels' timings, which a build of TensorRT reads where it is there, and writes. `kernels` is the agent's state folder, where
-    kernels that the host signed lie; empty: only the wheel's are looked for.
+    kernels that the host signed lie; empty: only the wheel's are looked for. `share` of all time is the most that images and frames of the
+    source may take: below 1 a rest follows each.
     """
 
     model: str
@@ -48,6 +49,7 @@ class EvaluationJob(Message, frozen=True):
     export: str = ""
     timing: str = ""
     kernels: str = ""
+    share: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
 
 
 class EvaluationResult(Message, frozen=True):

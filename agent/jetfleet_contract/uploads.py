@@ -22,8 +22,8 @@ from .messages import Message
 from .topics import check_blob, check_name, upload
 from .transfer import CHUNK_HEADER_BYTES, RoundMark, decode_chunk, decode_mark, encode_chunk
 
-Kind = Literal["engine", "snapshot", "logs", "harvest"]
-ASKED_BY: dict[str, Kind] = {"logs": "logs", "snapshot": "snapshot", "engine-build": "engine"}
+Kind = Literal["engine", "snapshot", "logs", "harvest", "bench"]
+ASKED_BY: dict[str, Kind] = {"logs": "logs", "snapshot": "snapshot", "engine-build": "engine", "bench": "bench"}
 """The kind of upload that a command of this op asks for."""
 
 MAX_OFFER_BYTES = 8192

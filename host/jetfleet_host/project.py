@@ -87,12 +87,14 @@ class UploadsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_mb: Annotated[int, Meta(ge=0, le=100_000)] = 64
     harvest_mb: Annotated[int, Meta(ge=0, le=100_000)] = 512
     engine_mb: Annotated[int, Meta(ge=0, le=100_000)] = 2048
+    bench_mb: Annotated[int, Meta(ge=0, le=100_000)] = 1
     device_mb_per_day: Annotated[int, Meta(ge=0, le=10_000_000)] = 8192
     unasked: tuple[Kind, ...] = ()
 
     @property
     def bounds(self) -> Bounds:
-        most = {"logs": self.logs_mb, "snapshot": self.snapshot_mb, "harvest": self.harvest_mb, "engine": self.engine_mb}
+        most = {"logs": self.logs_mb, "snapshot": self.snapshot_mb, "harvest": self.harvest_mb, "engine": self.engine_mb,
+                "bench": self.bench_mb}
         return Bounds({kind: mb << 20 for kind, mb in most.items()}, self.device_mb_per_day << 20, self.unasked)
 
 
@@ -304,6 +306,7 @@ def _config_text(broker: BrokerSection) -> str:
 # snapshot_mb = 64
 # harvest_mb = 512
 # engine_mb = 2048
+# bench_mb = 1
 # device_mb_per_day = 8192
 # unasked = ["engine"]     # kinds that may come without a command
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jetfleet_agent.pipeline.backends import Backend, open_backend
-from jetfleet_agent.pipeline.frame_times import FrameTimes, time_frames
+from jetfleet_agent.pipeline.frame_times import FrameTimes, rest_after, time_frames
 from jetfleet_agent.pipeline.image_stats import luma_and_blur
 from jetfleet_agent.pipeline.preprocess import Image
 from jetfleet_agent.pipeline.process_memory import is_out_of_memory, resident_mb
@@ -97,6 +97,7 @@ def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[
     lane = backend.lanes[0]
     frames, predictions, raw = [], [], []
     for name in job.images:
+        began = time.perf_counter()
         image = read_image(Path(name))
         frames.append(luma_and_blur(image))
         geometry = backend.prepare(image, lane, 0, task.prepare)
@@ -104,12 +105,13 @@ def _predict(job: EvaluationJob, task: Task, backend: Backend) -> tuple[
         predictions.append(task.decode(outputs, geometry))
         if job.raw_output:
             raw.append(tuple(output.copy() for output in outputs))
+        rest_after(time.perf_counter() - began, job.share)
     return frames, predictions, raw
 
 
 def _times(job: EvaluationJob, task: Task, backend: Backend) -> tuple[FrameTimes, float]:
     if job.source:
-        return time_frames(job.source, task, backend, warmup=job.warmup, frames=job.latency_runs), 0.0
+        return time_frames(job.source, task, backend, warmup=job.warmup, frames=job.latency_runs, share=job.share), 0.0
     latencies, cpu_ms = _time_session(job, task, backend)
     return FrameTimes(tuple(latencies), {}), cpu_ms
 

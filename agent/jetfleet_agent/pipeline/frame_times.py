@@ -29,8 +29,8 @@ class FrameTimes(msgspec.Struct, frozen=True):
     stages: dict[str, tuple[float, ...]]
 
 
-def time_frames(uri: str, task: Task, backend: Backend, *, warmup: int, frames: int) -> FrameTimes:
-    """Run `frames` frames of a source after `warmup` untimed ones; a file begins again at its end.
+def time_frames(uri: str, task: Task, backend: Backend, *, warmup: int, frames: int, share: float = 1.0) -> FrameTimes:
+    """Run `frames` frames of a source after `warmup` untimed ones; a file begins again at its end. `share`: as `rest_after` has it.
 
     Raises:
         InputError: `source.uri`. SourceError: what the source says, `source.empty` when it gives no frame at all, `source.timeout` when a
@@ -51,6 +51,7 @@ def time_frames(uri: str, task: Task, backend: Backend, *, warmup: int, frames: 
         marks.append(time.perf_counter())
         backend.infer(lane)
         ended = time.perf_counter()
+        rest_after(ended - marks[0], share)
         if number < warmup:
             continue
         session.append((ended - marks[-1]) * 1e3)
@@ -58,6 +59,12 @@ def time_frames(uri: str, task: Task, backend: Backend, *, warmup: int, frames: 
             stages[name].append((end - began) * 1e3)
     images.close()
     return FrameTimes(tuple(session), {name: tuple(times) for name, times in stages.items()})
+
+
+def rest_after(seconds: float, share: float) -> None:
+    """Sleep so long after work of so many seconds that it took no more than `share` (over 0, at most 1) of the time with the rest."""
+    if share < 1.0:
+        time.sleep(seconds / share - seconds)
 
 
 def _images(uri: str) -> Generator[Image, None, None]:

@@ -11,15 +11,21 @@ from typing import Protocol
 import msgspec
 
 from jetfleet_contract import __version__, topics
+from jetfleet_contract.bench_orders import BenchAnswer, BenchOrder
+from jetfleet_contract.broker_limits import BrokerLimits, payload_room
 from jetfleet_contract.engine_use import Judged
 from jetfleet_contract.errors import JetfleetError, StorageError
-from jetfleet_contract.messages import AppState, Command, Instant, Response, encode
+from jetfleet_contract.messages import MAX_MESSAGE_BYTES, AppState, Command, Instant, Response, encode
 from jetfleet_contract.policy import Choice, Explanation
 from jetfleet_contract.uploads import Kind
+
+from .bench_work import BenchOutcome
 
 log = logging.getLogger(__name__)
 
 RESPONSE_EXPIRY_S = 3600
+IDLE_S = 3600.0
+FULL_S = 5.0
 LOG_LINES = 500
 MAX_LOG_LINES = 2000
 
@@ -27,6 +33,10 @@ MAX_LOG_LINES = 2000
 class Publishing(Protocol):
     """What is used of an MqttLink."""
 
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def limits(self) -> BrokerLimits: ...
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> bool: ...
 
 
@@ -71,10 +81,21 @@ class Engineering(Protocol):
     def judged(self) -> tuple[Judged, ...]: ...
 
 
+class Benching(Protocol):
+    """What is used of a BoardBench."""
+
+    @property
+    def outcome(self) -> BenchOutcome | None: ...
+    def begin(self, command: int, args: Mapping[str, str]) -> BenchOrder: ...
+    def tick(self) -> float: ...
+    def answered(self) -> None: ...
+
+
 class Commands:
-    """Opens commands, carries them out and answers. Used by the control thread only.
+    """Opens commands, carries them out and answers: at once, or a bench when it has ended. Used by the control thread only.
 
     Args:
+        bench: None on a board that measures nothing for the host.
         states: what each app runs now. choices: per app, the table behind the last choice made since this start.
         log_lines: the last so many lines of this agent's log. changed: called when a secret is another one now.
     """
@@ -82,7 +103,9 @@ class Commands:
     def __init__(self, device: str, link: Publishing, trust: Opening, identity: Signer, pipelines: Restarting,
                  uploads: Giving, log_lines: Callable[[int], list[str]], states: Callable[[], tuple[AppState, ...]],
                  choices: Callable[[], Mapping[str, Choice]], clock: Callable[[], Instant], secrets: Keeping,
-                 changed: Callable[[], None], engines: Engineering) -> None:
+                 changed: Callable[[], None], engines: Engineering, bench: Benching | None = None) -> None:
+        self._bench = bench
+        self._owed = b""
         self._engines = engines
         self._device = device
         self._link = link
@@ -105,10 +128,51 @@ class Commands:
         """
         command = self._trust.command(payload, self._device, self._clock())
         log.info("command %d: %s", command.seq, command.op)
-        code, detail, body = self._obey(command)
-        response = Response(self._device, command.seq, self._clock().wall, code, detail, body)
-        self._link.publish(topics.response(self._device, command.seq), self._identity.sign("response", response), qos=1,
-                           expiry_s=RESPONSE_EXPIRY_S)
+        if command.op == "bench" and self._bench is not None:
+            self._begin_bench(self._bench, command)
+        else:
+            self._publish(command.seq, self._signed(command.seq, *self._obey(command)))
+
+    def tick(self) -> float:
+        """Answer a bench that has ended, once there is a link. Seconds until the next call is wanted."""
+        if self._bench is None:
+            return IDLE_S
+        wait = self._bench.tick()
+        outcome = self._bench.outcome
+        if outcome is None or not self._link.connected:
+            return wait
+        self._owed = self._owed or self._bench_answer(outcome)
+        if not self._publish(outcome.order.command, self._owed):
+            return FULL_S
+        self._owed = b""
+        self._bench.answered()
+        return wait
+
+    def _signed(self, seq: int, code: str, detail: str, body: str) -> bytes:
+        return self._identity.sign("response", Response(self._device, seq, self._clock().wall, code, detail, body))
+
+    def _publish(self, seq: int, signed: bytes) -> bool:
+        return self._link.publish(topics.response(self._device, seq), signed, qos=1, expiry_s=RESPONSE_EXPIRY_S)
+
+    def _begin_bench(self, bench: Benching, command: Command) -> None:
+        try:
+            bench.begin(command.seq, command.args)
+        except JetfleetError as error:
+            self._publish(command.seq, self._signed(command.seq, error.code, error.what, ""))
+
+    def _bench_answer(self, outcome: BenchOutcome) -> bytes:
+        """The record itself, or where a message cannot hold it the name of the upload that follows."""
+        seq, record = outcome.order.command, outcome.record
+        if record is None:
+            return self._signed(seq, outcome.code, outcome.detail, "")
+        signed = self._signed(seq, "", f"{outcome.order.text} is measured", encode(BenchAnswer(record)).decode())
+        if len(signed) <= payload_room(self._link.limits, topics.response(self._device, seq), MAX_MESSAGE_BYTES):
+            return signed
+        try:
+            blob = self._uploads.offer_bytes(encode(record), "bench", f"bench-{seq}.json", command=seq)
+        except StorageError as error:
+            return self._signed(seq, error.code, error.what, "")
+        return self._signed(seq, "", f"{outcome.order.text} is measured, its record follows", encode(BenchAnswer(blob=blob)).decode())
 
     def _obey(self, command: Command) -> tuple[str, str, str]:
         """Code (empty when it was done), detail and body of the answer."""

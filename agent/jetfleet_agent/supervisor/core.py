@@ -29,6 +29,7 @@ import msgspec
 
 from jetfleet_agent import ipc
 from jetfleet_agent.config import AgentConfig
+from jetfleet_agent.thermal import read_thermal
 from jetfleet_contract import CONTRACT_VERSION, __version__, topics
 from jetfleet_contract.broker_limits import payload_room
 from jetfleet_contract.conditions import Conditions
@@ -47,6 +48,7 @@ from jetfleet_contract.messages import (
 )
 
 from .alarms import StandingAlarms
+from .board_bench import BENCH, BoardBench, Working
 from .bundle_reader import Blobs
 from .commands import Commands, Signer
 from .crash_log import CRASHES, CrashLog
@@ -109,6 +111,7 @@ class Supervisor:
         conditions: the board's power mode and clocks now. engines: what its class shares; without it models are compiled here.
         crops: the way out for what pipelines are not sure of; without one no picture leaves.
         sm: of this board's GPU, 0 without one: whose kernels it keeps.
+        bench: measures for the host; without it the board measures only for itself.
     """
 
     def __init__(self, config: AgentConfig, session: int, inbox: Inbox, journal: Journal, link: Link, trust: Trust, store: Blobs,
@@ -117,7 +120,7 @@ class Supervisor:
                  beat: Callable[[], None] = lambda: None, sysfs: Path = Path("/sys"),
                  secret_store: Secrets | None = None, crops: Leaving | None = None, free_mb: Callable[[], float] = lambda: 0.0,
                  metrics: Metrics | None = None, conditions: Callable[[], Conditions] = Conditions,
-                 engines: EngineCache | None = None, sm: int = 0) -> None:
+                 engines: EngineCache | None = None, sm: int = 0, bench: Working | None = None) -> None:
         self._device = config.device
         self._session = session
         self._instance = secrets.token_hex(8)
@@ -147,15 +150,18 @@ class Supervisor:
         self._runner = EffectRunner(trust, store, fetcher, chooser, pipelines, self._outbox, inbox.put, clock, settings,
                                     self._secrets, free_mb, self._engines)
         self._updater = Updater(journal, self._runner, self._outbox, clock, config.external)
+        self._alarms = StandingAlarms()
+        self._governing = Governing(pipelines, config.governor.rule, self._alarms.note, lambda: clock().mono, sysfs)
+        self._bench = BoardBench(config.state_dir / BENCH, bench, store, lambda: self._updater.states, lambda: read_thermal(sysfs),
+                                 self._governing.reasons, lambda: self._engines.building) if bench is not None else None
         self._commands = Commands(config.device, link, trust, identity, pipelines, uploads, log_lines,
                                   self._updater.app_states, lambda: self._runner.choices, clock, self._secrets,
-                                  self._updater.sources_changed, self._engines)
+                                  self._updater.sources_changed, self._engines, self._bench)
         self._class_metadata = ClassMetadata(chooser.capability.device_class, trust, store, fetcher, clock)
         self._kernels = SignedKernels(config.state_dir / RECEIVED_FOLDER, sm, trust, store, fetcher, clock)
         self._desired = Desired(config.device, msgspec.structs.replace(journal.board(), session=session), trust, journal.save_board,
                                 self._metadata_renewed, self._deploy, self._count, clock)
         now = clock()
-        self._alarms = StandingAlarms()
         self._windows = TelemetryWindows(config.device, session, config.window_s, now.mono, now.wall)
         self._window_s = config.window_s
         self._gauges = BoardGauges(pipelines.pids, sysfs)
@@ -163,12 +169,11 @@ class Supervisor:
                                lambda: clock().mono)
         self._refused: dict[str, int] = {}
         self._running = True
-        self._governing = Governing(pipelines, config.governor.rule, self._alarms.note, lambda: clock().mono, sysfs)
         again = Rechoice(conditions, chooser.chosen_under, lambda: self._updater.states, self._runner, lambda: clock().mono,
                          config.measure.settle_s)
         self._ticking: tuple[Ticking, ...] = (link, fetcher, self._updater, pipelines, uploads, self._crops, self._class_metadata,
                                               self._results, self._governing, self._heat, again, self._engines,
-                                              self._kernels)
+                                              self._kernels, self._commands)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -226,6 +231,8 @@ class Supervisor:
         self._results.close()
         self._chooser.stop()
         self._engines.close()
+        if self._bench is not None:
+            self._bench.close()
         self._fetcher.close()
         self._uploads.close()
         self._link.publish(*will(self._device, self._session), qos=1, retain=True)

@@ -83,6 +83,8 @@ class Working(Protocol):
 class NoEngines:
     """A board that compiles everything itself, and builds for nobody."""
 
+    building = False
+
     def engine(self, app: str, slot: Slot, spec: ModelSpec,  # noqa: ARG002
                candidate: Candidate, tuning: Tuning, threads: int) -> EngineFile | None:  # noqa: ARG002
         return None
@@ -121,6 +123,9 @@ class NoEngines:
 
 class EngineCache(Protocol):
     """What the supervisor uses of `Engines`."""
+
+    @property
+    def building(self) -> bool: ...
 
     def engine(self, app: str, slot: Slot, spec: ModelSpec, candidate: Candidate, tuning: Tuning, threads: int) -> EngineFile | None: ...
     def held(self, bundles: set[str]) -> set[str]: ...

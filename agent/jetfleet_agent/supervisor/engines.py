@@ -93,6 +93,11 @@ class Engines:
         self._certify: tuple[int, Passport, EngineTarget] | None = None
         self._handing: tuple[EngineAnswer, tuple[Vouched, ...]] | None = None
 
+    @property
+    def building(self) -> bool:
+        """Whether an engine is being built or tried now."""
+        return self._order is not None
+
     # --- what a model runs with -------------------------------------------------------------------------------
 
     def engine(self, app: str, slot: Slot, spec: ModelSpec, candidate: Candidate, tuning: Tuning, threads: int) -> EngineFile | None:

@@ -1,4 +1,4 @@
-"""Commands to one board: device logs, explain, restart; and device uploads, what it gave us. `serve` sends and verifies, this asks."""
+"""Commands to one board: device logs, explain, restart, bench; and device uploads, what it gave. `serve` sends and verifies, this asks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from jetfleet_contract.errors import InputError, JetfleetError, MalformedError, TransportError
-from jetfleet_host.commands import secrets
+from jetfleet_host.commands import device_bench, secrets
 
 from .database import open_database
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TAKEN_S = 10.0
 POLL_S = 0.05
 MAX_LOG_BYTES = 32 << 20
+_PASSING = ("device.offline", "device.silent", "device.busy", "bench.interrupted", "broker.down")
+"""Codes of what may be otherwise the next time."""
 
 _DIR = typer.Option(Path(), "--dir", "-d", help="Project folder, made by `jetfleet init`.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
@@ -60,6 +62,7 @@ def add_commands(device: typer.Typer) -> None:
     device.command("explain", help=_EXPLAIN)(explain)
     device.command("restart", help=_RESTART)(restart)
     device.command("uploads", help=_UPLOADS)(uploads)
+    device_bench.add_commands(device)
     secrets.add_commands(device)
 
 
@@ -73,7 +76,7 @@ def logs(device: str = _NAME, lines: int = typer.Option(500, "--lines", "-n", mi
     project = _project(folder)
     with closing(open_database(project)) as database:
         answered = ask_board(database, project, device, "logs", {"lines": str(lines)}, wait)
-        row = _upload(database, answered, wait, quiet=as_json)
+        row = awaited_upload(database, answered, wait, quiet=as_json)
     text = unpacked(UploadFiles(project.dir / "uploads").path(row.device, row.blob).read_bytes())
     if out is not None:
         write_file(out.absolute(), text.encode())
@@ -161,11 +164,13 @@ def _project(folder: Path) -> Project:
     return Project.load(folder)
 
 
-def ask_board(database: Database, project: Project, device: str, op: str, args: dict[str, str], wait: float) -> CommandRow:
-    """Leave a request and wait for the board's verified answer.
+def ask_board(database: Database, project: Project, device: str, op: str, args: dict[str, str], wait: float,
+              tell: Callable[[], None] | None = None) -> CommandRow:
+    """Leave a request and wait for the board's verified answer; `tell` is called at each look.
 
     Raises:
-        TransportError: `serve.silent`, `device.offline`, `device.silent`, `broker.down`. InputError: what the board or `serve` answered.
+        TransportError: `serve.silent`, `device.offline`, `device.silent`, `device.busy`, `bench.interrupted`, `broker.down`.
+        InputError: what else the board or `serve` answered.
     """
     from jetfleet_contract.topics import check_name
     from jetfleet_host.store import commands
@@ -187,7 +192,7 @@ def ask_board(database: Database, project: Project, device: str, op: str, args: 
         if withdrawn:
             raise TransportError("serve.silent", "jetfleet serve did not take the request; it was withdrawn", where=str(project.dir),
                                  remedy=f"start it: jetfleet serve --dir {project.dir}")
-    _until(lambda: now().state in commands.ENDED, wait + TAKEN_S)
+    _until(lambda: now().state in commands.ENDED, wait + TAKEN_S, tell)
     row = now()
     if row.state == commands.SENT:
         raise TransportError("serve.silent", "jetfleet serve ended while the board was asked", where=str(project.dir),
@@ -201,12 +206,14 @@ def _error(row: CommandRow) -> JetfleetError:
     remedies = {"device.offline": "jetfleet devices shows who is connected; try again when it is",
                 "device.silent": "is its clock right? See jetfleet events; then try again, or with a longer --timeout",
                 "device.unknown": "jetfleet devices lists the boards", "app.unknown": "jetfleet device show lists its apps",
+                "device.busy": "ask again later", "bench.interrupted": "ask again",
+                "bench.timeout": "give it longer: --wait", "bench.no-bundle": "jetfleet device explain tells what it runs",
                 "broker.down": "look at what serve says about its broker"}
-    kind = TransportError if row.code in ("device.offline", "device.silent", "broker.down") else InputError
+    kind = TransportError if row.code in _PASSING else InputError
     return kind(row.code, row.detail or f"{row.op} was not done", where=row.device, remedy=remedies.get(row.code, ""))
 
 
-def _upload(database: Database, command: CommandRow, wait: float, *, quiet: bool) -> UploadRow:
+def awaited_upload(database: Database, command: CommandRow, wait: float, *, quiet: bool) -> UploadRow:
     """Wait until what the command asked for has come.
 
     Raises:

@@ -17,7 +17,7 @@ from .cells import Provenance, Way
 
 
 def load_record(path: Path) -> BenchRecord:
-    """Read a file that ``jetfleet-agent bench --record`` wrote. InputError `matrix.record`."""
+    """Read a file that ``jetfleet-agent bench --record`` or ``jetfleet device bench --record`` wrote. InputError `matrix.record`."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_RECORD_BYTES + 1)
@@ -27,7 +27,7 @@ def load_record(path: Path) -> BenchRecord:
     except MalformedError as error:
         reason = error.what
     raise InputError("matrix.record", f"the record {path.name} cannot be used: {reason}", where=str(path),
-                     remedy="make it on the board: jetfleet-agent bench --bundle DIR --record FILE")
+                     remedy="make it on the board: jetfleet-agent bench --bundle DIR --record FILE; or: jetfleet device bench")
 
 
 @dataclass(frozen=True)
