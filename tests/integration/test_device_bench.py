@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from brokers import Mosquitto, mosquitto, until
@@ -17,8 +16,10 @@ from upload_board import DEVICE, UploadBoard, now
 from jetfleet_contract.bench_orders import BenchAnswer
 from jetfleet_contract.bench_records import BenchFigures, BenchRecord, why_unusable
 from jetfleet_contract.conditions import Conditions
+from jetfleet_contract.errors import JetfleetError
 from jetfleet_contract.messages import Command, Response, decode, encode
 from jetfleet_contract.policy import Candidate
+from jetfleet_host.commands.device_bench import bench
 from jetfleet_host.matrix.records import load_record
 from jetfleet_host.publish import publish
 
@@ -50,8 +51,8 @@ def test_a_board_measures_what_it_runs_and_a_killed_one_says_so(rig: ServedFleet
     agent = AgentProcess(tmp_path / "gate-1", "gate-1", broker.port, rig.project.root_file).start()
     try:
         until(lambda: rig.knows("gate-1"), "the board", WAIT_S)
-        rig.begin("brightness:1", "--devices", "gate-1", app="gate")
-        until(lambda: _runs(rig, "idle"), f"the update, see {agent.log}", WAIT_S)
+        rollout = rig.begin("brightness:1", "--devices", "gate-1", app="gate")
+        until(lambda: rig.phase(rollout) == "done", f"the update, see {agent.log}", WAIT_S)
         pipelines = agent.said().count("pipeline ended")
         record = tmp_path / "gate-1.json"
         told = rig.cli("device", "bench", "gate-1", "--model", "brightness:1", "--record", str(record), "--wait", "50")
@@ -64,23 +65,22 @@ def test_a_board_measures_what_it_runs_and_a_killed_one_says_so(rig: ServedFleet
         assert agent.said().count("pipeline ended") == pipelines, "the running app went on"
         assert not list((agent.folder / "state" / "bench").glob("under-way.json"))
         with ThreadPoolExecutor(1) as beside:
-            asked = beside.submit(_refused, rig, "gate-1", "--app", "gate")
-            until(lambda: (agent.folder / "state" / "bench" / "under-way.json").exists(), "the bench", WAIT_S)
+            asked = beside.submit(_refused, rig, "gate-1")
+            until((agent.folder / "state" / "bench" / "under-way.json").exists, "the bench", WAIT_S)
             agent.kill()
             agent.start()
             assert asked.result() == "bench.interrupted"
-        assert _refused(rig, "gate-1", "--app", "nobody") == "app.unknown"
-        assert _refused(rig, "gate-1", "--model", "brightness:9") == "bench.no-bundle"
-        assert _refused(rig, "gate-1") == "bench.order"
-        assert _refused(rig, "gate-1", "--app", "gate", "--record", str(tmp_path / "none" / "x.json")) == "bench.record"
+        assert _refused(rig, "gate-1", app="nobody") == "app.unknown"
+        assert _refused(rig, "gate-1", model="brightness:9") == "bench.no-bundle"
     finally:
         agent.stop()
     until(lambda: not _online(rig, "gate-1"), "its goodbye", WAIT_S)
-    assert _refused(rig, "gate-1", "--app", "gate") == "device.offline"
-    assert _refused(rig, "nobody-1", "--app", "gate") == "device.unknown"
+    assert _refused(rig, "gate-1") == "device.offline"
+    assert _refused(rig, "nobody-1") == "device.unknown"
 
 
-def test_a_record_that_no_message_holds_comes_as_an_upload(rig: ServedFleet, broker: Mosquitto, tmp_path: Path) -> None:
+def test_a_record_that_no_message_holds_comes_as_an_upload(rig: ServedFleet, broker: Mosquitto, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
     board = UploadBoard(tmp_path / "board", rig.root, broker.port)
     record = _record(200)
     data = encode(record)
@@ -94,16 +94,16 @@ def test_a_record_that_no_message_holds_comes_as_an_upload(rig: ServedFleet, bro
         until(lambda: rig.knows(DEVICE) and board.trust.versions, "the board", WAIT_S)
         board.answer = answer
         file = tmp_path / "board.json"
-        told = rig.cli("device", "bench", DEVICE, "--model", "toy:1", "--record", str(file))
+        bench(DEVICE, "", "toy:1", 20.0, file, rig.dir, as_json=False)
         assert load_record(file) == record
-        assert len(told["record"]["rows"]) == 200
-        assert [row["kind"] for row in rig.cli("device", "uploads", DEVICE)] == ["bench"]
-        assert _refused(rig, DEVICE, "--model", "other:1") == "bench.other"
+        shown = capsys.readouterr().out
+        assert shown.count("fp32 on CPUExecutionProvider") == 200
+        assert f"jetfleet matrix --record {file}" in shown
+        assert _refused(rig, DEVICE, model="other:1") == "bench.other"
         board.answer = lambda _board, asked: Response(DEVICE, asked.seq, now().wall, body="{}")
-        assert _refused(rig, DEVICE, "--app", "gate") == "bench.answer"
+        assert _refused(rig, DEVICE) == "bench.answer"
         board.answer = lambda _board, asked: Response(DEVICE, asked.seq, now().wall, code="device.busy", detail="it is hot")
-        busy = rig.cli("device", "bench", DEVICE, "--app", "gate", fails=True)["error"]
-        assert (busy["code"], busy["what"]) == ("device.busy", "it is hot")
+        assert _refused(rig, DEVICE) == "device.busy"
     finally:
         board.kill()
 
@@ -114,15 +114,10 @@ def _record(rows: int) -> BenchRecord:
     return BenchRecord("cpu-x86", "cpu-x86", "x86_64", "a CPU", (), 2, Conditions(), {}, "toy", "1", time.time(), figures)
 
 
-def _refused(rig: ServedFleet, *arguments: str) -> Any:
-    return rig.cli("device", "bench", *arguments, "--wait", "20", fails=True)["error"]["code"]
-
-
-def _runs(rig: ServedFleet, phase: str) -> bool:
-    from jetfleet_host import views
-
-    with rig.reading() as session:
-        return any(app.version == "1" and app.phase == phase for row in views.devices(session) for app in row.apps)
+def _refused(rig: ServedFleet, device: str, *, app: str = "gate", model: str = "") -> str:
+    with pytest.raises(JetfleetError) as caught:
+        bench(device, "" if model else app, model, 20.0, None, rig.dir, as_json=True)
+    return caught.value.code
 
 
 def _online(rig: ServedFleet, name: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from jetfleet_agent.bench import BenchRow, Wish, bench, record_of
+from jetfleet_agent.bench import Wish, bench, record_of
 from jetfleet_agent.bundle_folder import BundleFolder
 from jetfleet_contract.bench_orders import BenchOrder
 from jetfleet_contract.bench_records import MAX_RECORD_BYTES, BenchRecord
@@ -118,7 +118,7 @@ class BenchWork:
         wish = Wish(SOURCE, self._threads, RUNS, WARMUP)
         rows = bench(job.bundle, self._capability, guests.run, wish, _say)
         if not any(not row.error for row in rows):
-            return _nothing(job.order, rows, timed_out=guests.is_over)
+            return _nothing(job.order, (*guests.failures, *(row.error for row in rows)), timed_out=guests.is_over)
         record = record_of(job.bundle, self._capability, self._conditions(), wish, rows, time.time())
         size = len(encode(record))
         if size > MAX_RECORD_BYTES:
@@ -140,12 +140,19 @@ class _Guests:
         self._guard = threading.Lock()
         self._process: EvaluationProcess | None = None
         self.stopped = False
+        self.failures: list[str] = []
 
     @property
     def is_over(self) -> bool:
         return time.monotonic() >= self._deadline
 
     def run(self, job: EvaluationJob) -> EvaluationResult:
+        result = self._run(job)
+        if result.error:
+            self.failures.append(f"{result.detail or result.error} [{result.error}]")
+        return result
+
+    def _run(self, job: EvaluationJob) -> EvaluationResult:
         left_s, free_mb = self._deadline - time.monotonic(), self._free_mb()
         if left_s <= 0:
             return EvaluationResult(job.backend, error="bench.timeout", detail=f"the bench's {self._limit_s:g} s were over before its turn")
@@ -169,8 +176,9 @@ class _Guests:
                 self._process.stop()
 
 
-def _nothing(order: BenchOrder, rows: Sequence[BenchRow], *, timed_out: bool) -> BenchOutcome:
-    reasons = "; ".join(dict.fromkeys(row.error for row in rows[:MAX_REASONS]))
+def _nothing(order: BenchOrder, errors: Sequence[str], *, timed_out: bool) -> BenchOutcome:
+    """What came of candidates that were run is told before what this board cannot run anyway."""
+    reasons = "; ".join([*dict.fromkeys(errors)][:MAX_REASONS])
     return BenchOutcome(order, code="bench.timeout" if timed_out else "bench.nothing",
                         detail=f"nothing was measured of {order.text}: {reasons or 'it has no candidate'}"[:400])
 
