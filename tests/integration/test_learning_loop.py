@@ -69,7 +69,7 @@ class LearningSite:
 
     def run(self, *words: str | Path) -> Any:
         """A command's JSON."""
-        done = subprocess.run([sys.executable, "-m", "jetfleet_host", *map(str, words), "--json"], capture_output=True, text=True,
+        done = subprocess.run([sys.executable, "-m", "jetfleet_host", *map(str, words), "--json"], capture_output=True, encoding="utf-8",
                               timeout=240, check=False, env=self.environment)
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout)

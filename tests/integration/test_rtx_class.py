@@ -62,8 +62,8 @@ def test_a_plan_reaches_a_board_without_a_gpu_which_runs_on_with_the_next_best(t
 def explained(site: EngineClass) -> str:
     """The table that the board itself prints."""
     command = [sys.executable, "-m", "jetfleet_agent.daemon", "explain", "--config", str(site.agents["c1"].config), "--app", "gate"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    shown = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
     assert shown.returncode == 0, shown.stderr
-    rows = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=True).stdout)
+    rows = json.loads(subprocess.run([*command, "--json"], capture_output=True, encoding="utf-8", timeout=60, check=True).stdout)
     assert all(row["key"][:12] in shown.stdout for row in rows[0].get("engines", ()))
     return shown.stdout

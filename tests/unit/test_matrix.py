@@ -366,6 +366,6 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, blow: signal.Signals
         time.sleep(0.02)
     (os.kill if blow == signal.SIGKILL else os.killpg)(process.pid, blow)
     assert process.wait(60) in (-blow, 130)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"] == {"measured": 2, "floor": 2, "empty": 0, "failed": 0, "missing": 0}

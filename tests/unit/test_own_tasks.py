@@ -219,7 +219,7 @@ def test_a_detector_is_tuned_pruned_quantized_and_built(tmp_path: Path) -> None:
         [sys.executable, "-m", "jetfleet_host", "build", "detection_worlds:net", "--recipe", str(tmp_path / "r.toml"), "--task",
          "detect-yolo", "--shape", "1x3x64x64", "--data", "detection_worlds:data", "--name", "things", "--version", "1", "--target",
          "cpu-x86", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--latency-rounds", "0", "--json"],
-        capture_output=True, text=True, check=False, timeout=280, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+        capture_output=True, encoding="utf-8", check=False, timeout=280, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     floats = told["build"]["floats"]

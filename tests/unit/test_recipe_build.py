@@ -49,7 +49,7 @@ def command(folder: Path, out: str, *extra: str, model: str = "recipe_nets:net",
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=170, env=environment())
+    return subprocess.run(arguments, capture_output=True, encoding="utf-8", check=False, timeout=170, env=environment())
 
 
 def environment() -> dict[str, str]:
@@ -66,7 +66,7 @@ def test_from_a_factory_to_a_bundle_and_the_same_bytes_again(tmp_path: Path) -> 
     assert floats["stages"][0]["ending"] == "kept"
     assert floats["best"] > 0.6 > floats["baseline"]
     assert {row["variant"] for row in told["rows"]} >= {"fp32", "int8", "uint8"}
-    shown = subprocess.run([sys.executable, "-m", "jetfleet_host", "report", str(tmp_path / "one")], capture_output=True, text=True,
+    shown = subprocess.run([sys.executable, "-m", "jetfleet_host", "report", str(tmp_path / "one")], capture_output=True, encoding="utf-8",
                            check=False, timeout=60, env=environment())
     assert "120 validation samples" in shown.stdout
     again = run(command(tmp_path, "two"))

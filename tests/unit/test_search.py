@@ -140,7 +140,7 @@ def test_another_search_under_the_same_name_and_a_bad_storage_are_refused(tmp_pa
 
 def _party(url: str, trials: int, pause_s: float) -> subprocess.Popen[str]:
     command = [sys.executable, search_party.__file__, url, str(trials), str(pause_s)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
 
 
 @pytest.mark.parametrize("storage", [lambda folder: f"sqlite:///{folder / 'shared.db'}", lambda _folder: postgres_url()],
