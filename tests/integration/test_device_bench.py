@@ -44,6 +44,7 @@ def rig(tmp_path: Path, broker: Mosquitto) -> Iterator[ServedFleet]:
         yield made
 
 
+@pytest.mark.slow
 def test_a_board_measures_what_it_runs_and_a_killed_one_says_so(rig: ServedFleet, broker: Mosquitto, tmp_path: Path) -> None:
     rig.apps.write_text(APPS)
     make_model_bundle(tmp_path / "bundles" / "brightness-1", "1")
