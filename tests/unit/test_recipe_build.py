@@ -11,13 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from interrupts import interruptible
+from torch import nn
 
 from jetfleet_contract.errors import InputError
 from jetfleet_host.bundles import open_bundle
+from jetfleet_host.compress.floating.judging import label_loss
 from jetfleet_host.compress.recipe import Job, Recipe, make_task
 from jetfleet_host.compress.recipe_build import build_by_recipe, float_stages, quantize_of
-from jetfleet_host.compress.recipe_file import Prune, Quantize, RecipeFile, Tune
+from jetfleet_host.compress.recipe_file import Prune, Quantize, RecipeFile, Training, Tune
 from jetfleet_host.compress.recipe_shelf import names, read_recipe, space_names, text_of
 from jetfleet_host.search.space import parse_space
 
@@ -221,3 +224,14 @@ def test_stages_have_an_order() -> None:
     with pytest.raises(InputError, match="two 'quantize'"):
         quantize_of(RecipeFile(stage=(Quantize(), Quantize())))
     assert float_stages(RecipeFile(stage=(Tune(), Prune(), Quantize()))) == (Tune(), Prune())
+
+
+def test_smoothed_labels_reach_the_loss_and_are_no_matter_of_a_task_of_ones_own() -> None:
+    outputs, targets = torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([0])
+    plain, smoothed = (float(label_loss(Training(label_smoothing=share))(outputs, targets)) for share in (0.0, 0.3))
+    assert plain == pytest.approx(float(nn.functional.cross_entropy(outputs, targets)))
+    assert smoothed == pytest.approx(float(nn.functional.cross_entropy(outputs, targets, label_smoothing=0.3)))
+    assert smoothed > plain
+    file = RecipeFile(training=Training(task="odd_tasks:Fine", label_smoothing=0.1), stage=(Tune(),))
+    with pytest.raises(InputError, match="label_smoothing"):
+        float_stages(file)

@@ -85,6 +85,9 @@ def quantize_of(file: RecipeFile) -> Quantize | None:
 
 def float_stages(file: RecipeFile) -> tuple[FloatStageConfig, ...]:
     """The stages on torch modules, in their order. InputError `recipe.order` when one comes after the graph was quantized."""
+    if file.training.task and file.training.label_smoothing:
+        raise InputError("recipe.bad", "label_smoothing belongs to the loss of classifiers, and [training] task brings another",
+                         where=file.name or "training", remedy="leave label_smoothing out, and smooth within the task's own loss")
     stages: list[FloatStageConfig] = []
     quantized = False
     for config in file.stage:
@@ -122,16 +125,14 @@ def _workshops(model: str, splits: Splits, classes: tuple[str, ...], recipe: Rec
 
 def _of_classifier(model: str, splits: Splits, classes: tuple[str, ...], recipe: Recipe, file: RecipeFile, folder: Path,
                    progress: Progress) -> Workshop:
-    from torch.nn import functional
-
-    from .floating.judging import agreement_with, own_answers, right_answers
+    from .floating.judging import agreement_with, label_loss, own_answers, right_answers
 
     teacher = partial(module_of, model)
     train, validation = (ImageSamples(part, recipe.task.input, class_targets(part, classes)) for part in (splits.train, splits.validation))
     if splits.train.truth is None:
         train = ImageSamples(splits.train, recipe.task.input, own_answers(teacher(), train))
     score = right_answers if splits.validation.truth is not None else agreement_with(teacher)
-    return Workshop(recipe.shape, train, validation, functional.cross_entropy, score, teacher, file.training, file.seed, folder, progress)
+    return Workshop(recipe.shape, train, validation, label_loss(file.training), score, teacher, file.training, file.seed, folder, progress)
 
 
 def _of_own_task(model: str, splits: Splits, classes: tuple[str, ...], recipe: Recipe, file: RecipeFile, folder: Path,

@@ -1,21 +1,30 @@
-"""The metric of a model that is being changed, one value a sample: right answers where there are labels, else agreement."""
+"""How a classifier that is being changed is trained and judged: the loss on labels, and the metric, one value a sample: right answers where
+there are labels, else agreement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from jetfleet_contract.errors import InputError
-from jetfleet_host.compress.float_stage import Split
+from jetfleet_host.compress.float_stage import Loss, Split
+from jetfleet_host.compress.recipe_file import Training
 
 from .samples import batches
 
 _BATCH = 64
 Judge = Callable[[nn.Module, Split], NDArray[np.float64]]
+
+
+def label_loss(training: Training) -> Loss:
+    """Cross entropy of logits (N, classes) and indices (N,), with the recipe's smoothing of labels."""
+    return partial(functional.cross_entropy, label_smoothing=training.label_smoothing)
 
 
 def right_answers(model: nn.Module, split: Split) -> NDArray[np.float64]:

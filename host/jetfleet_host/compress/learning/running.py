@@ -156,15 +156,13 @@ class _Learning:
         return driver.run(module, [self.wish.tune])
 
     def _workshop(self, sets: LearningSets, which: str) -> Workshop:
-        from torch.nn import functional
-
-        from jetfleet_host.compress.floating.judging import right_answers
+        from jetfleet_host.compress.floating.judging import label_loss, right_answers
 
         train, validation = (ImageSamples(part, self.task.input, class_targets(part, self.task.labels))
                              for part in (sets.train, sets.old if which == "old" else sets.new))
         folder = self.checkpoints.folder / "learning" / self.checkpoints.key("learn", self.wish.model, train.digest, self.wish.tune)[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        return Workshop(self.shape, train, validation, functional.cross_entropy, right_answers, self._module, self.wish.training,
+        return Workshop(self.shape, train, validation, label_loss(self.wish.training), right_answers, self._module, self.wish.training,
                         self.wish.seed, folder, self.progress)
 
     def _scores(self, module: Module, sets: LearningSets, which: str) -> Scores:
