@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ from jetfleet_contract.errors import SourceError
 from jetfleet_contract.messages import Source
 
 Cameras = Callable[..., RtspCamera]
+T = TypeVar("T")
 __all__ = ["camera", "captures", "taken"]  # fixtures
 
 
@@ -39,7 +41,23 @@ def run(uri: str, taken: Taken, captures: list[Capture], fps: float = 0.0) -> Ca
     return capture
 
 
+def patiently(action: Callable[[], T]) -> T:
+    """An encoder that has just started on a crowded machine may be silent past the time-out; a board opens the camera anew then, and so do
+    we, twice at most."""
+    for _ in range(2):
+        try:
+            return action()
+        except SourceError as error:
+            if error.code != "source.no-frames":
+                raise
+    return action()
+
+
 def shots(uri: str, count: int) -> list[Shot]:
+    return patiently(lambda: opened(uri, count))
+
+
+def opened(uri: str, count: int) -> list[Shot]:
     reader = open_source(Source("front", uri))
     try:
         reader.open()
@@ -52,7 +70,7 @@ def shots(uri: str, count: int) -> list[Shot]:
 def cause(uri: str) -> str:
     """The code with which a camera cannot be opened; the error helps, and holds no password."""
     with pytest.raises(SourceError) as caught:
-        shots(uri, 1)
+        opened(uri, 1)
     error = caught.value
     assert error.remedy
     assert "s3cret" not in error.diagnostics()
@@ -246,16 +264,18 @@ def test_fifty_openings_leave_nothing_behind(camera: Cameras) -> None:
 
     def once() -> None:
         reader = NetworkCamera(many.uri())
-        reader.open()
-        assert reader.read(FreshBuffers()) is not None
-        reader.close()
+        try:
+            reader.open()
+            assert reader.read(FreshBuffers()) is not None
+        finally:
+            reader.close()
 
     for _ in range(10):
-        once()
+        patiently(once)
     gc.collect()
     files, threads, memory = process.num_fds(), process.num_threads(), process.memory_info().rss
     for _ in range(50):
-        once()
+        patiently(once)
     gc.collect()
     assert process.num_fds() <= files + 1
     assert process.num_threads() <= threads + 1
