@@ -27,9 +27,9 @@ def digits() -> dict[str, Any]:
     return {"train": (images[:900], data.target[:900]), "validation": (images[900:1020], data.target[900:1020])}
 
 
-def calibrated_in_the_dark() -> dict[str, Any]:
-    """The same digits, with a calibration set in which there is next to nothing to see."""
-    return {**digits(), "calibration": (np.random.default_rng(3).integers(0, 3, (8, 16, 16), np.uint8), np.zeros(8, np.int64))}
+def calibrated_in_fog() -> dict[str, Any]:
+    """The same digits, with a calibration set of plain grey, which is next to nothing once the mean is gone."""
+    return {**digits(), "calibration": (np.random.default_rng(3).integers(114, 118, (8, 16, 16), np.uint8), np.zeros(8, np.int64))}
 
 
 def unlabelled() -> dict[str, Any]:

@@ -147,9 +147,9 @@ calibrator = "minmax"
 
 @pytest.mark.slow
 def test_planted_bad_stages_are_rolled_back_and_the_build_ends_well(tmp_path: Path) -> None:
-    """An absurd ratio, a learning rate that destroys, and a calibration on darkness."""
+    """An absurd ratio, a learning rate that destroys, and a calibration on fog."""
     (tmp_path / "r.toml").write_text(PLANTED)
-    done = run(command(tmp_path, "out", data="recipe_nets:calibrated_in_the_dark"))
+    done = run(command(tmp_path, "out", data="recipe_nets:calibrated_in_fog"))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     tuned, pruned, spoilt = told["build"]["floats"]["stages"]
@@ -159,10 +159,8 @@ def test_planted_bad_stages_are_rolled_back_and_the_build_ends_well(tmp_path: Pa
     assert all(entry["verdict"]["outcome"] != "pass" for entry in spoilt["tried"])
     assert told["build"]["floats"]["metric"] >= tuned["metric"] - 0.03
     assert all(row["drop"] <= 3.0 for row in told["rows"] if row["verdict"] == "accepted")
-    bundle = open_bundle(tmp_path / "out")
-    shipped = {variant.name for variant in bundle.spec.variants}
-    assert "fp32" in shipped  # whatever the dark did to int8: a file is in the bundle only if some runtime stayed within the limit with it
-    assert shipped == {row.variant for row in bundle.evaluation.rows if row.verdict == "accepted"}
+    int8 = [variant.detail for variant in open_bundle(tmp_path / "out").spec.variants if variant.name == "int8"]
+    assert not any(detail.startswith("3 of 3 layers") for detail in int8)  # what the fog spoilt stays float
 
 
 @pytest.mark.slow
